@@ -1,0 +1,375 @@
+"""A recorded run: its schema, how it is written and resumed, and the checks it must pass to be read."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+
+# history: 1 = first schema
+SCHEMA_VERSION = 1
+DATA_ROOT = Path(__file__).resolve().parent.parent / "data"
+
+STATUS = ("ok", "mismatch", "unsupported", "out_of_memory", "error")
+L2_STATES = ("cold", "hot")
+LAUNCHES = ("graph", "eager")
+PARTIAL = ".partial"
+
+
+class RunError(ValueError):
+    """A run that cannot be read or written; the message names the file and what was expected."""
+
+
+def column(unit: str, meaning: str, default=dataclasses.MISSING):
+    """A column with its unit and meaning, the two things its name cannot say."""
+    return field(default=default, metadata={"unit": unit, "meaning": meaning})
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of cases.csv: a backend on a problem in one launch mode and cache state. Field order is column order."""
+
+    case_id: str = column("", "backend/problem/launch-l2_state; unique in the run")
+    backend: str = column("", "which implementation computed the product")
+    model: str = column("", "model the shape comes from; empty in a sweep")
+    layer: str = column("", "projection of that model; empty in a sweep")
+    M: int = column("tokens", "rows of x; 0 where there is no product (copy, empty node)")
+    N: int = column("features", "output features; 0 where there is no product")
+    K: int = column("features", "input features; 0 where there is no product")
+    group_size: int = column("weights", "weights along K that share a scale; -1 = the whole K; 0 = not quantised")
+    dtype: str = column("", "type of x and out")
+    bits_per_weight: float = column("bits", "stored weight, scales and zeros included")
+    l2_state: str = column("", "cold: weights rotate so that no call finds its own in L2; hot: one weight, called again")
+    launch: str = column("", "graph: calls replayed as one CUDA graph; eager: launched one by one from Python")
+    status: str = column("", "ok, mismatch (not timed), unsupported, out_of_memory, error")
+    message: str = column("", "why a case is not ok; empty otherwise", "")
+    form: str = column("", "kernel form of the launch config; empty for code that is not ours", "")
+    block_m: int | None = column("rows", "tile of M", None)
+    block_n: int | None = column("features", "tile of N", None)
+    block_k: int | None = column("features", "tile of K walked at a time by one program", None)
+    split_k: int | None = column("", "programs that share one output tile along K", None)
+    num_warps: int | None = column("", "warps of one program", None)
+    num_stages: int | None = column("", "software pipeline depth", None)
+    config_source: str = column("", "where the launch config comes from: table, rule, predicted, default, or the peer's own tuner", "")
+    n_calls: int = column("calls", "calls in one timed sample", 0)
+    n_copies: int = column("", "copies of the weight that the calls rotate over", 0)
+    n_samples: int = column("samples", "rows in samples.csv", 0)
+    max_err: float | None = column("RMS of reference", "largest error against the float64 reference", None)
+    rms_err: float | None = column("RMS of reference", "RMS error against the float64 reference", None)
+    flops: int = column("FLOP", "2 M N K", 0)
+    bytes_min: int = column("bytes", "every operand read once and the output written once", 0)
+    sm_clock_mhz: float | None = column("MHz", "median while timing", None)
+    mem_clock_mhz: float | None = column("MHz", "median while timing", None)
+    power_w: float | None = column("W", "median while timing", None)
+    temp_c: float | None = column("degC", "median while timing", None)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of samples.csv: one timed replay, in measured order, nothing removed."""
+
+    case_id: str = column("", "the case")
+    sample: int = column("", "0, 1, 2, ... in measured order; sample i of every contender was taken in round i")
+    latency_us: float = column("us", "duration of the sample / n_calls, on the GPU's clock")
+
+
+@dataclass(frozen=True)
+class Counter:
+    """One row of counters.csv: one metric of one kernel launch, as Nsight Compute printed it."""
+
+    case_id: str = column("", "the case that was profiled")
+    launch: int = column("", "0, 1, ... kernels in launch order; several may make up one call")
+    call: int = column("", "which call of the case the kernel belongs to")
+    kernel_name: str = column("", "kernel, as ncu names it")
+    metric: str = column("", "metric, as ncu names it")
+    value: float = column("see unit", "the value, thousands separators removed")
+    unit: str = column("", "unit, as ncu printed it")
+
+
+TABLES = {"cases.csv": Case, "samples.csv": Sample, "counters.csv": Counter}
+
+
+def case_id(backend: str, problem, launch: str, l2_state: str) -> str:
+    """The id of a case; `problem` is a GemmProblem, or a plain word where there is no product."""
+    return f"{backend}/{problem}/{launch}-{l2_state}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recorded run, checked and loaded.
+
+    cases, samples, counters: DataFrames with the columns of Case, Sample, Counter; counters may be empty
+    provenance:               the content of provenance.json
+    """
+
+    path: Path
+    provenance: dict
+    cases: pd.DataFrame
+    samples: pd.DataFrame
+    counters: pd.DataFrame
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def gpu(self) -> dict:
+        return self.provenance["gpu"]
+
+
+# --- reading -----------------------------------------------------------------------------------------------------------
+
+
+def load_run(path: Path | str, *, allow_dirty: bool = False) -> Run:
+    """Read a run and refuse it unless every file is what the run wrote.
+
+    raises: RunError naming the file: missing, unfinished, another schema, changed since it was written,
+            wrong columns, or measured from a dirty tree (unless allow_dirty)
+    """
+    path = Path(path)
+    if path.name.endswith(PARTIAL):
+        raise RunError(f"{path} is an unfinished run; finish it with `tinygemm record --resume {path}`")
+    file = path / "provenance.json"
+    if not file.is_file():
+        raise RunError(f"{path} is not a recorded run: provenance.json is missing")
+    try:
+        provenance = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise RunError(f"{file}:{error.lineno}: not JSON: {error.msg}") from None
+    if provenance.get("schema_version") != SCHEMA_VERSION:
+        raise RunError(f"{file}: schema version {provenance.get('schema_version')!r}, this code reads {SCHEMA_VERSION}")
+    if provenance["dirty"] and not allow_dirty:
+        raise RunError(f"{path}: measured from a tree with uncommitted changes; measure again from a clean commit")
+    for name, entry in provenance["files"].items():
+        if not (path / name).is_file():
+            raise RunError(f"{path / name} is missing; provenance.json lists it")
+        if sha256(path / name) != entry["sha256"]:
+            raise RunError(f"{path / name} differs from what the run wrote (sha256); runs are never edited")
+    unlisted = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()} - set(provenance["files"])
+    if extra := sorted(unlisted - {"provenance.json"}):
+        raise RunError(f"{path}: {', '.join(extra)} not listed in provenance.json; runs are never added to")
+    tables = {name: read_table(path / name) for name in TABLES}
+    for name, table in tables.items():
+        if name in provenance["files"] and len(table) != provenance["files"][name]["rows"]:
+            raise RunError(f"{path / name}: {len(table)} rows, provenance.json says {provenance['files'][name]['rows']}")
+    return Run(path, provenance, *(tables[name] for name in ("cases.csv", "samples.csv", "counters.csv")))
+
+
+def read_table(file: Path) -> pd.DataFrame:
+    """Read one table of a run by column name; a counters.csv that does not exist is an empty table."""
+    row_type = TABLES[file.name]
+    expected = columns_of(row_type)
+    if not file.is_file():
+        if row_type is Counter:
+            return pd.DataFrame(columns=expected)
+        raise RunError(f"{file} is missing")
+    text = {f.name for f in dataclasses.fields(row_type) if f.type == "str"}
+    try:
+        table = pd.read_csv(file, dtype={name: "str" for name in text}, keep_default_na=False, na_values=[""])
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
+        raise RunError(f"{file}: not a readable CSV: {error}") from None
+    if list(table.columns) != expected:
+        raise RunError(f"{file}:1: columns are {', '.join(table.columns)}; expected {', '.join(expected)}")
+    return table.assign(**{name: table[name].fillna("") for name in expected if name in text})
+
+
+def recorded_runs(gpu: str | None = None, root: Path = DATA_ROOT) -> list[Path]:
+    """Finished runs, oldest first; of one GPU, or of all."""
+    found = [p.parent for p in root.glob("*/*/provenance.json") if not p.parent.name.endswith(PARTIAL)]
+    return sorted((p for p in found if gpu in (None, p.parent.name)), key=lambda p: p.name)
+
+
+def latest_run(gpu: str | None = None, root: Path = DATA_ROOT, *, allow_dirty: bool = False) -> Run:
+    """The newest recorded run of a GPU; raises RunError that says how to record one."""
+    runs = [p for p in recorded_runs(gpu, root) if allow_dirty or not p.name.endswith("-dirty")]
+    if not runs:
+        have = sorted({p.parent.name for p in recorded_runs(root=root)})
+        raise RunError(
+            f"no recorded run of {gpu or 'any GPU'} in {root}"
+            f" (recorded: {', '.join(have) or 'none'}); on a machine with that GPU, run `tinygemm record`"
+        )
+    return load_run(runs[-1], allow_dirty=allow_dirty)
+
+
+# --- writing -----------------------------------------------------------------------------------------------------------
+
+
+class RunWriter:
+    """Appends to a run in `<root>/<gpu>/<run_id>.partial/` until `finish` seals it under its own name.
+
+    Every group of cases is on disk before the next one starts, so a run that is killed loses only the group in flight;
+    opening the folder again drops what that group had half-written.
+    """
+
+    def __init__(self, path: Path, header: dict):
+        self.path, self.header = path, header
+
+    @classmethod
+    def create(cls, gpu: dict, parameters: dict, command: str, root: Path = DATA_ROOT) -> RunWriter:
+        """Start a run. gpu: hardware.snapshot(); parameters: what decides which cases are measured."""
+        commit, dirty = git_state()
+        run_id = f"{datetime.now(UTC):%Y-%m-%dT%H%MZ}-{commit[:7]}" + ("-dirty" if dirty else "")
+        path = root / gpu["key"] / (run_id + PARTIAL)
+        if path.exists() or path.with_name(run_id).exists():
+            raise RunError(f"{path} exists; resume it, or wait a minute for a new run id")
+        path.mkdir(parents=True)
+        header = {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": run_id,
+            "command": command,
+            "parameters": parameters,
+            "commit": commit,
+            "dirty": dirty,
+            "gpu": gpu,
+            "software": software_versions(),
+            "started": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        }
+        _write_atomically(path / "header.json", json.dumps(header, indent=1))
+        return cls(path, header)
+
+    @classmethod
+    def resume(cls, path: Path, gpu: dict, parameters: dict) -> RunWriter:
+        """Open an unfinished run again; raises RunError where it would mix two GPUs, commits or sets of parameters."""
+        path = Path(path)
+        try:
+            header = json.loads((path / "header.json").read_text())
+        except FileNotFoundError:
+            raise RunError(f"{path} is not an unfinished run: header.json is missing") from None
+        commit, dirty = git_state()
+        now = {"commit": commit, "dirty": dirty, "gpu": gpu, "parameters": json.loads(json.dumps(parameters))}
+        for key, value in now.items():
+            if header[key] != value:
+                raise RunError(f"{path} cannot be resumed: its {key} was {header[key]!r}, now it is {value!r}")
+        writer = cls(path, header)
+        writer._drop_torn_rows()
+        return writer
+
+    @classmethod
+    def unfinished(cls, gpu_key: str, parameters: dict, root: Path = DATA_ROOT) -> Path | None:
+        """The newest unfinished run of this GPU, commit and parameters, or None."""
+        commit, dirty = git_state()
+        same = {"commit": commit, "dirty": dirty, "parameters": json.loads(json.dumps(parameters))}
+        for path in sorted((root / gpu_key).glob("*" + PARTIAL), reverse=True):
+            header_file = path / "header.json"
+            if header_file.is_file():
+                header = json.loads(header_file.read_text())
+                if all(header[key] == value for key, value in same.items()):
+                    return path
+        return None
+
+    def done(self) -> set[str]:
+        """Ids of the cases already written."""
+        file = self.path / "cases.csv"
+        return set(read_table(file)["case_id"]) if file.is_file() else set()
+
+    def append(self, cases: list[Case], samples: list[Sample]) -> None:
+        """Write one group of contenders: samples first, so that a case on disk always has its samples."""
+        self._append_rows("samples.csv", samples, Sample)
+        self._append_rows("cases.csv", cases, Case)
+
+    def write_counters(self, counters: list[Counter], raw: dict[str, str]) -> None:
+        """Write counters.csv whole, and beside it under ncu/ each raw CSV: file name -> text."""
+        (self.path / "ncu").mkdir(exist_ok=True)
+        for name, text in raw.items():
+            (self.path / "ncu" / name).write_text(text)
+        (self.path / "counters.csv").unlink(missing_ok=True)
+        self._append_rows("counters.csv", counters, Counter)
+
+    def finish(self) -> Path:
+        """Seal the run: hash every file, write provenance.json, drop the .partial ending. Returns the run's folder."""
+        files = {}
+        for file in sorted(p for p in self.path.rglob("*") if p.is_file() and p.name != "header.json"):
+            entry = {"sha256": sha256(file)}
+            if file.name in TABLES:
+                entry["rows"] = len(read_table(file))
+            files[file.relative_to(self.path).as_posix()] = entry
+        provenance = self.header | {"finished": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "files": files}
+        _write_atomically(self.path / "provenance.json", json.dumps(provenance, indent=1) + "\n")
+        (self.path / "header.json").unlink()
+        return self.path.rename(self.path.with_name(self.header["run_id"]))
+
+    def _append_rows(self, name: str, rows: list, row_type: type) -> None:
+        file = self.path / name
+        new = not file.exists()
+        with file.open("a", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            if new:
+                writer.writerow(columns_of(row_type))
+            writer.writerows(dataclasses.astuple(row) for row in rows)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def _drop_torn_rows(self) -> None:
+        """Cut a half-written last line, then samples whose case was never written."""
+        for name in ("cases.csv", "samples.csv"):
+            file = self.path / name
+            if file.is_file():
+                text = file.read_text()
+                _write_atomically(file, text[: text.rfind("\n") + 1])
+        if (file := self.path / "samples.csv").is_file():
+            known = self.done()
+            lines = file.read_text().splitlines(keepends=True)
+            _write_atomically(file, "".join(lines[:1] + [line for line in lines[1:] if line.split(",")[0] in known]))
+
+
+# --- what both need ----------------------------------------------------------------------------------------------------
+
+
+def columns_of(row_type: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(row_type)]
+
+
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def git_state() -> tuple[str, bool]:
+    """Commit of this checkout and whether tracked or new files differ from it; ("unknown", True) outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*arguments):
+        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip(), bool(git("status", "--porcelain").strip())
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return "unknown", True
+
+
+def software_versions() -> dict:
+    """Versions that decide what was measured; null where a package or tool is absent."""
+    import platform
+    from importlib import metadata
+
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "triton", "numpy", "pandas", "gemlite", "bitsandbytes"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    try:
+        import torch
+
+        versions["cuda"] = torch.version.cuda
+    except ImportError:
+        versions["cuda"] = None
+    try:
+        output = subprocess.run(["ncu", "--version"], capture_output=True, text=True, check=True).stdout
+        versions["ncu"] = output.strip().splitlines()[-1].removeprefix("Version ")
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        versions["ncu"] = None
+    return versions
+
+
+def _write_atomically(file: Path, text: str) -> None:
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(file)
