@@ -52,7 +52,7 @@ clean: ## remove what was built; the environment and the recorded runs stay
 # The lock holds exact versions, so an environment that matches it is made once: the stamp is written when pip has finished.
 $(VENV)/.has-%: pyproject.toml requirements.lock.txt | $(VENV)/.created
 	@echo "installing tinygemm[$(subst +,$(comma),$*)] into $(VENV)"
-	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint requirements.lock.txt --editable ".[$(subst +,$(comma),$*)]"
+	@$(PY) -m pip install --no-compile --quiet --disable-pip-version-check --constraint requirements.lock.txt --editable ".[$(subst +,$(comma),$*)]"
 	@touch $@
 
 $(VENV)/.created:
