@@ -1,0 +1,208 @@
+"""A synthetic recorded run with known answers: times follow from a few planted numbers, files are those of a real run.
+
+The defaults resemble an H200, so that figures made from them look like the real ones; they are not measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tinygemm.problem import LAYER_OF_SHAPE, REPORT_SHAPES, STUDY_SHAPES, GemmProblem
+from tinygemm.runs import SCHEMA_VERSION, Case, Counter, Run, RunWriter, Sample, case_id, load_run
+
+COMMIT = "5e6f0c1" + "0" * 33
+PRODUCTS = (
+    "fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4-gemv", "int4-splitk", "int4",
+    "int4-load-only", "aten-int4mm",
+)  # fmt: skip
+GPUS = {
+    "h200": {
+        "key": "h200", "name": "NVIDIA H200", "compute_capability": "9.0", "sm_count": 132, "l2_bytes": 62914560,
+        "memory_bytes": 150110011392, "power_limit_w": 700.0, "ecc": True, "mig": False, "max_sm_clock_mhz": 1980,
+        "max_mem_clock_mhz": 3201, "clocks_locked": False, "driver": "580.159",
+    },
+    "a10g": {
+        "key": "a10g", "name": "NVIDIA A10G", "compute_capability": "8.6", "sm_count": 80, "l2_bytes": 6291456,
+        "memory_bytes": 23609475072, "power_limit_w": 300.0, "ecc": True, "mig": False, "max_sm_clock_mhz": 1710,
+        "max_mem_clock_mhz": 6251, "clocks_locked": False, "driver": "580.159",
+    },
+}  # fmt: skip
+SOFTWARE = {
+    "python": "3.12.3", "torch": "2.11.0", "triton": "3.6.0", "numpy": "2.3.5", "pandas": "3.1.1", "gemlite": None,
+    "bitsandbytes": None, "cuda": "13.0", "ncu": "2025.3.1.0",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The planted answers.
+
+    copy_gb_s:   copy bandwidth, 1e9 bytes/s                      empty_us:  one empty graph node
+    host_us:     time Python needs to launch one call             noise:     relative spread of one sample
+    drift:       relative spread of a whole round, shared by all contenders of a group
+    factors:     multiplies the graph-cold latency of a backend, or of (backend, K, N); the second wins
+    dram, sm:    backend -> fraction of peak in the counters
+    """
+
+    copy_gb_s: float = 4280.0
+    empty_us: float = 0.98
+    host_us: float = 14.0
+    noise: float = 0.006
+    drift: float = 0.02
+    factors: dict = field(default_factory=dict)
+    dram: dict = field(default_factory=lambda: {"fp16-cublas": 0.84, "int4-static": 0.29, "int4": 0.55})
+    sm: dict = field(default_factory=lambda: {"fp16-cublas": 0.27, "int4-static": 0.34, "int4": 0.44})
+
+    def latency_us(self, backend: str, problem: GemmProblem, launch: str = "graph", l2_state: str = "cold") -> float:
+        """Device time of one call: the number that the median of its samples estimates."""
+        fp16, int4 = (problem.bytes_min(bits) / (self.copy_gb_s * 1e3) for bits in (16, problem.int4_bits_per_weight()))
+        load_only = 2.2 + int4
+        formulas: dict[str, Callable[[], float]] = {
+            "fp16-cublas": lambda: 4.8 + 0.95 * fp16,
+            "fp16-triton": lambda: 2.4 + fp16,
+            "dequant-only": lambda: 2.5 + 1.1 * (fp16 + int4),
+            "dequant-fp16": lambda: 7.3 + 2.05 * fp16 + 1.1 * int4,
+            "int4-static": lambda: 8.2 * problem.K / 4096 + 1.5 * int4,
+            "int4-gemv": lambda: 1.30 * load_only,
+            "int4-splitk": lambda: 1.38 * load_only,
+            "int4": lambda: (1.30 if problem.M == 1 else 1.38) * load_only,
+            "int4-load-only": lambda: load_only,
+            "aten-int4mm": lambda: (3.4 + 2.0 * int4) * (0.9 + 0.1 * problem.M),
+        }
+        factor = self.factors.get((backend, problem.K, problem.N), self.factors.get(backend, 1.0))
+        device = formulas[backend]() * factor
+        if l2_state == "hot":
+            device = 1.5 + 0.55 * (device - 1.5)
+        if launch == "eager":
+            device = max(device + 1.2, self.host_us * (2 if backend == "dequant-fp16" else 1))
+        return device
+
+
+def write_run(
+    root: Path,
+    *,
+    gpu: str = "h200",
+    truth: Truth | None = None,
+    m_list: tuple[int, ...] = (1, 2, 4, 8, 16),
+    shapes: tuple[tuple[int, int], ...] = REPORT_SHAPES,
+    backends: tuple[str, ...] = PRODUCTS,
+    modes: tuple[tuple[str, str], ...] = (("graph", "cold"), ("graph", "hot"), ("eager", "cold"), ("eager", "hot")),
+    n_samples: int = 30,
+    counters: bool = True,
+    dirty: bool = False,
+    minute: str = "2026-11-23T1412Z",
+    seed: int = 0,
+) -> Path:
+    """Write a sealed run into `root/<gpu>/<run_id>/` and return that folder.
+
+    shapes: (K, N); the counters are of the wide and the narrow study shape where they are among them
+    """
+    truth, rng = truth or Truth(), np.random.default_rng(seed)
+    run_id = f"{minute}-{COMMIT[:7]}" + ("-dirty" if dirty else "")
+    parameters = {
+        "m_list": list(m_list),
+        "shapes": [list(shape) for shape in shapes],
+        "rep": n_samples,
+        "group_size": 128,
+    }
+    path = Path(root) / gpu / f"{run_id}.partial"
+    path.mkdir(parents=True)
+    header = {
+        "schema_version": SCHEMA_VERSION, "run_id": run_id, "command": "tinygemm record", "parameters": parameters,
+        "commit": COMMIT, "dirty": dirty, "gpu": GPUS[gpu], "software": SOFTWARE, "started": "2026-11-23T14:12:05Z",
+    }  # fmt: skip
+    (path / "header.json").write_text("{}")
+    writer = RunWriter(path, header)
+    _write_ideals(writer, truth, n_samples, rng)
+    problems = [GemmProblem(M, N, K) for K, N in shapes for M in m_list]
+    for problem in problems:
+        for launch, l2_state in modes:
+            _write_group(writer, truth, problem, launch, l2_state, backends, n_samples, rng)
+    if counters:
+        writer.write_counters(*_counters(truth, problems, backends))
+    return writer.finish()
+
+
+def load(root: Path, **kwargs) -> Run:
+    """`write_run`, then `runs.load_run`."""
+    return load_run(write_run(root, **kwargs), allow_dirty=kwargs.get("dirty", False))
+
+
+def _write_group(writer, truth, problem, launch, l2_state, backends, n_samples, rng) -> None:
+    rounds = 1 + truth.drift * rng.standard_normal(n_samples)
+    cases, samples = [], []
+    for backend in backends:
+        identity = case_id(backend, problem, launch, l2_state)
+        latency = truth.latency_us(backend, problem, launch, l2_state)
+        times = latency * rounds * (1 + truth.noise * rng.standard_normal(n_samples))
+        samples += [Sample(identity, i, round(float(t), 4)) for i, t in enumerate(times)]
+        cases.append(_case(identity, backend, problem, launch, l2_state, n_samples))
+    writer.append(cases, samples)
+
+
+def _case(identity, backend, problem, launch, l2_state, n_samples) -> Case:
+    layer = LAYER_OF_SHAPE.get((problem.K, problem.N))
+    quantised = not backend.startswith("fp16")
+    bits = problem.int4_bits_per_weight() if quantised else 16.0
+    measured = {"sm_clock_mhz": 1980.0, "mem_clock_mhz": 3201.0, "power_w": 412.0, "temp_c": 46.0}
+    if backend == "dequant-only":  # INT4 read, FP16 written, no activations
+        measured |= {"bytes_min": round(problem.N * problem.K * (bits + 16) / 8)}
+    else:
+        errors = (2.1e-3, 4.0e-4) if quantised else (1.4e-3, 2.6e-4)
+        measured |= {"bytes_min": problem.bytes_min(bits), "flops": problem.flops}
+        measured |= dict(zip(("max_err", "rms_err"), errors, strict=True))
+    config = {}
+    if backend.startswith("int4"):
+        form = {"int4-static": "static", "int4-splitk": "splitk"}.get(backend, "gemv")
+        config = {"form": form, "block_m": 16, "block_n": 128, "block_k": 128, "num_warps": 2, "num_stages": 3}
+        config |= {"split_k": 1 if form == "static" else 4, "config_source": "table"}
+    return Case(
+        identity, backend, layer.model if layer else "", layer.layer if layer else "",
+        problem.M, problem.N, problem.K, problem.group_size if quantised else 0,
+        "bfloat16" if backend == "aten-int4mm" else "float16", bits, l2_state, launch, "ok",
+        n_calls=64, n_copies=24 if l2_state == "cold" else 1, n_samples=n_samples, **config, **measured,
+    )  # fmt: skip
+
+
+def _write_ideals(writer, truth, n_samples, rng) -> None:
+    """The copy bandwidth and the empty graph node: cases of their own, with no product."""
+    n_bytes = 2 * 2**30
+    planted = {"copy": ("1GiB", n_bytes, n_bytes / (truth.copy_gb_s * 1e3)), "empty-node": ("node", 0, truth.empty_us)}
+    for backend, (word, bytes_min, latency) in planted.items():
+        identity = case_id(backend, word, "graph", "cold")
+        case = Case(
+            identity, backend, "", "", 0, 0, 0, 0, "float16", 0.0, "cold", "graph", "ok",
+            n_calls=64, n_copies=1, n_samples=n_samples, bytes_min=bytes_min,
+        )  # fmt: skip
+        times = latency * (1 + 0.002 * rng.standard_normal(n_samples))
+        writer.append([case], [Sample(identity, i, round(float(t), 5)) for i, t in enumerate(times)])
+
+
+def _counters(truth, problems, backends, calls: int = 2) -> tuple[list[Counter], dict[str, str]]:
+    """Counters at the wide and the narrow shape; FP16 at the narrow one is two kernels per call, as cuBLAS does it."""
+    rows = []
+    for problem in problems:
+        if (problem.K, problem.N) not in (STUDY_SHAPES[0], STUDY_SHAPES[2]):
+            continue
+        for backend in (b for b in backends if b in truth.dram):
+            identity = case_id(backend, problem, "graph", "cold")
+            bits = 16 if backend.startswith("fp16") else problem.int4_bits_per_weight()
+            two = backend == "fp16-cublas" and STUDY_SHAPES[0] == (problem.K, problem.N)
+            kernels = {"gemm": 0.8, "splitKreduce": 0.2} if two else {f"{backend}_kernel": 1.0}
+            latency = truth.latency_us(backend, problem)
+            launches = [(call, name, share) for call in range(calls) for name, share in kernels.items()]
+            for launch, (call, name, share) in enumerate(launches):
+                values = {
+                    "gpu__time_duration.sum": (1000 * share * latency, "nsecond"),
+                    "dram__bytes_read.sum": (share * problem.bytes_min(bits), "byte"),
+                    "dram__throughput.avg.pct_of_peak_sustained_elapsed": (100 * truth.dram[backend], "%"),
+                    "sm__throughput.avg.pct_of_peak_sustained_elapsed": (100 * truth.sm[backend], "%"),
+                    "sm__issue_active.avg.pct_of_peak_sustained_elapsed": (90 * truth.sm[backend], "%"),
+                    "sm__warps_active.avg.pct_of_peak_sustained_active": (35.0, "%"),
+                }
+                rows += [Counter(identity, launch, call, name, metric, *v) for metric, v in values.items()]
+    return rows, {"synthetic.csv": "no profiler wrote this\n"}

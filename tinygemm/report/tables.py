@@ -1,0 +1,222 @@
+"""From a recorded run to the tables of the report: DataFrame in, DataFrame out, every join validated."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from tinygemm.report.counters import summarize_counters
+from tinygemm.report.intervals import difference_of_medians, interval_table, median, ratio_of_medians, sample_matrix
+
+BASELINE = "fp16-cublas"
+NO_PRODUCT = ("copy", "empty-node", "dequant-only")  # timed beside the products, never compared with them
+GROUP = ["problem", "launch", "l2_state"]  # contenders of one group were timed in the same rounds
+SHAPE = ["M", "K", "N"]
+LATENCY = ["latency_us_p50", "latency_us_low", "latency_us_high"]
+
+# the kernel ladder, slowest step first; each adjacent pair differs by one thing, named by the factor
+LADDER = {"fp16-cublas": "", "fp16-triton": "kernel", "int4-load-only": "traffic", "int4": "dequantisation"}
+
+
+def report_table(run) -> pd.DataFrame:
+    """One row per case of a run, with everything the figures draw: `summarize`, `ideals` and `speedups` joined.
+
+    run:     runs.Run, or anything with its `cases` and `samples`
+    returns: the columns of cases, then problem, latency_us_p50, _low, _high, achieved_gb_s, tflop_s, frac_peak_bw,
+             floor_us, frac_floor, ideal_speedup, speedup_vs_fp16, _low, _high
+    """
+    table = ideals(summarize(run.cases, run.samples))
+    speedup = speedups(run.cases, run.samples).rename(columns=lambda name: name.replace("speedup", "speedup_vs_fp16"))
+    return table.merge(speedup, on="case_id", how="left", validate="one_to_one")
+
+
+def summarize(cases: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
+    """One row per case: the median latency with its 95 % bootstrap interval, and the rates that follow from it.
+
+    cases, samples: as in cases.csv and samples.csv
+    returns:        cases in their order, plus problem (the middle of case_id), latency_us_p50, _low, _high,
+                    achieved_gb_s (1e9 bytes/s), tflop_s, frac_peak_bw (of the copy bandwidth of this run);
+                    NaN for a case without samples
+    raises:         ValueError naming a case whose samples are not the n_samples it claims
+    """
+    matrix = sample_matrix(cases, samples)
+    quantiles = interval_table(matrix.index.to_frame(index=False, name="case_id"), matrix, median, ["case_id"])
+    quantiles = quantiles.rename(columns={"value": LATENCY[0], "low": LATENCY[1], "high": LATENCY[2]})
+    table = cases.merge(quantiles, on="case_id", how="left", validate="one_to_one")
+    seconds = table["latency_us_p50"] * 1e-6
+    table = table.assign(
+        problem=problem_of(table),
+        achieved_gb_s=table["bytes_min"] / seconds / 1e9,
+        tflop_s=table["flops"] / seconds / 1e12,
+    )
+    return table.assign(frac_peak_bw=table["achieved_gb_s"] / copy_bandwidth_gb_s(table))
+
+
+def ideals(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the ideal beside every measurement.
+
+    table:   summarize()
+    returns: plus floor_us = bytes_min / copy bandwidth + one empty graph node, both of this run;
+             frac_floor = floor_us / latency, 1 at the floor; ideal_speedup = bytes of FP16 / bytes of this case
+    """
+    fp16_bytes = table.loc[table["backend"] == BASELINE, [*GROUP, "bytes_min"]]
+    fp16_bytes = fp16_bytes.rename(columns={"bytes_min": "fp16_bytes"})
+    table = table.merge(fp16_bytes, on=GROUP, how="left", validate="many_to_one")
+    product = ~table["backend"].isin(NO_PRODUCT)
+    floor = (table["bytes_min"] / (copy_bandwidth_gb_s(table) * 1e3) + empty_node_us(table)).where(product)
+    return table.assign(
+        floor_us=floor,
+        frac_floor=floor / table["latency_us_p50"],
+        ideal_speedup=(table["fp16_bytes"] / table["bytes_min"]).where(product),
+    ).drop(columns="fp16_bytes")
+
+
+def copy_bandwidth_gb_s(table: pd.DataFrame) -> float:
+    """Bandwidth of the run's device-to-device copy, read and written bytes, in 1e9 bytes/s; NaN if not measured."""
+    return float(table.loc[table["backend"] == "copy", "achieved_gb_s"].max())
+
+
+def empty_node_us(table: pd.DataFrame) -> float:
+    """Time of one empty node of a CUDA graph in the run; NaN if not measured."""
+    return float(table.loc[table["backend"] == "empty-node", "latency_us_p50"].min())
+
+
+def speedups(cases: pd.DataFrame, samples: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
+    """How many times faster each case is than the baseline of its group, measured in the same rounds.
+
+    returns: case_id, speedup, speedup_low, speedup_high: ratio of medians with its paired 95 % interval;
+             no row for a case that was not timed, or whose baseline was not
+    """
+    timed = _timed(cases)
+    base = timed.loc[timed["backend"] == baseline, [*GROUP, "case_id"]].rename(columns={"case_id": "baseline"})
+    products = timed[~timed["backend"].isin(NO_PRODUCT)]
+    pairs = products.merge(base, on=GROUP, validate="many_to_one")[["baseline", "case_id"]]
+    result = interval_table(pairs, sample_matrix(cases, samples), ratio_of_medians, ["baseline", "case_id"])
+    names = {"value": "speedup", "low": "speedup_low", "high": "speedup_high"}
+    return result.drop(columns="baseline").rename(columns=names)
+
+
+def breakdown(run, fused: str = "int4", launch: str = "graph", l2_state: str = "cold") -> pd.DataFrame:
+    """Where the time of a fused INT4 kernel goes, one row per problem.
+
+    `int4-load-only` reads the same words and scales and does no dequantisation, so fused - load-only is what
+    dequantisation costs inside the kernel. That is the number to hold against a loss, not the time of a dequantisation
+    kernel on its own, which also writes the FP16 weight to memory.
+
+    returns: problem, M, K, N, then in us: fp16_us, fused_us, load_only_us, dequant_only_us (to memory, no product),
+             dequant_fp16_us (to memory, then FP16), dequant_in_kernel_us with _low and _high, dequant_share,
+             speedup and speedup_without_dequant (fp16 / load-only), each with _low and _high; NaN for a missing part
+    """
+    cases, samples = run.cases, run.samples
+    names = {
+        BASELINE: "fp16_us",
+        fused: "fused_us",
+        "int4-load-only": "load_only_us",
+        "dequant-only": "dequant_only_us",
+        "dequant-fp16": "dequant_fp16_us",
+    }
+    chosen = cases[(cases["launch"] == launch) & (cases["l2_state"] == l2_state) & cases["backend"].isin(names)]
+    medians = summarize(chosen, samples[samples["case_id"].isin(chosen["case_id"])])
+    wide = medians.pivot(index="problem", columns="backend", values="latency_us_p50")
+    wide = wide.reindex(columns=list(names)).rename(columns=names).reset_index()
+    shapes = medians[["problem", *SHAPE]].drop_duplicates()
+    result = shapes.merge(wide, on="problem", validate="one_to_one")
+    parts = {
+        "dequant_in_kernel_us": (fused, "int4-load-only", difference_of_medians),
+        "speedup": (BASELINE, fused, ratio_of_medians),
+        "speedup_without_dequant": (BASELINE, "int4-load-only", ratio_of_medians),
+    }
+    for name, (left, right, statistic) in parts.items():
+        part = paired(chosen, samples, left, right, statistic)[["problem", "value", "low", "high"]]
+        part = part.rename(columns={"value": name, "low": f"{name}_low", "high": f"{name}_high"})
+        result = result.merge(part, on="problem", how="left", validate="one_to_one")
+    return result.assign(dequant_share=result["dequant_in_kernel_us"] / result["fused_us"])
+
+
+def ladder(run, launch: str = "graph", l2_state: str = "cold") -> pd.DataFrame:
+    """The speedup of `int4` as a product of factors, one row per problem and factor.
+
+    kernel = fp16-cublas / fp16-triton, traffic = fp16-triton / int4-load-only, dequantisation = int4-load-only / int4
+    (below 1: a cost), total = fp16-cublas / int4. Without fp16-triton the first two are one, `kernel and traffic`.
+
+    returns: problem, M, K, N, factor, value, low, high; the factors of a problem multiply to its total
+    """
+    cases = run.cases[(run.cases["launch"] == launch) & (run.cases["l2_state"] == l2_state)]
+    timed = _timed(cases)
+    rows = []
+    for problem, group in timed.groupby("problem", sort=False):
+        steps = [backend for backend in LADDER if backend in set(group["backend"])]
+        if {BASELINE, "int4-load-only", "int4"} <= set(steps):
+            names = [LADDER[step] for step in steps[1:]]
+            if "fp16-triton" not in steps:
+                names[0] = "kernel and traffic"
+            pairs = [*zip(steps, steps[1:], names, strict=False), (BASELINE, "int4", "total")]
+            rows += [(problem, left, right, name) for left, right, name in pairs]
+    plan = pd.DataFrame(rows, columns=["problem", "left", "right", "factor"])
+    ids = timed.set_index(["problem", "backend"])["case_id"]
+    for side in ("left", "right"):
+        plan[side] = [ids[key] for key in zip(plan["problem"], plan[side], strict=True)]
+    values = interval_table(plan, sample_matrix(cases, run.samples), ratio_of_medians, ["left", "right"])
+    shapes = timed[["problem", *SHAPE]].drop_duplicates()
+    result = shapes.merge(values, on="problem", validate="one_to_many")
+    return result[["problem", *SHAPE, "factor", "value", "low", "high"]]
+
+
+def paired(
+    cases: pd.DataFrame, samples: pd.DataFrame, left: str, right: str, statistic=ratio_of_medians
+) -> pd.DataFrame:
+    """A statistic of two backends wherever both were timed in the same rounds.
+
+    left, right: backends
+    returns:     problem, launch, l2_state, M, K, N, value, low, high
+    """
+    timed = _timed(cases)
+    sides = [timed.loc[timed["backend"] == backend, [*GROUP, *SHAPE, "case_id"]] for backend in (left, right)]
+    pairs = sides[0].merge(sides[1].drop(columns=SHAPE), on=GROUP, suffixes=("_left", "_right"), validate="one_to_one")
+    operands = ["case_id_left", "case_id_right"]
+    return interval_table(pairs, sample_matrix(cases, samples), statistic, operands).drop(columns=operands)
+
+
+def launch_cost(table: pd.DataFrame) -> pd.DataFrame:
+    """What launching from Python adds to a call: graph_us, eager_us and launch_us = eager - graph, one row per backend,
+    problem and cache state that was timed both ways."""
+    return _contrast(table, "launch", "graph", "eager", "launch_us")
+
+
+def cold_vs_hot(table: pd.DataFrame) -> pd.DataFrame:
+    """What finding the weight in L2 saves: hot_us, cold_us and miss_us = cold - hot, one row per backend, problem and
+    launch mode that was timed both ways."""
+    return _contrast(table, "l2_state", "hot", "cold", "miss_us")
+
+
+def _contrast(table: pd.DataFrame, axis: str, low: str, high: str, name: str) -> pd.DataFrame:
+    other = {"launch": "l2_state", "l2_state": "launch"}[axis]
+    timed = table[(table["status"] == "ok") & ~table["backend"].isin(NO_PRODUCT)].assign(problem=problem_of(table))
+    index = ["backend", "problem", *SHAPE, other]
+    wide = timed.pivot(index=index, columns=axis, values="latency_us_p50").reindex(columns=[low, high])
+    wide = wide.rename(columns={low: f"{low}_us", high: f"{high}_us"}).dropna().reset_index().rename_axis(columns=None)
+    return wide.assign(**{name: wide[f"{high}_us"] - wide[f"{low}_us"]})
+
+
+def counters_table(run) -> pd.DataFrame:
+    """The counters of a run, one row per profiled case, beside what was timed without a profiler.
+
+    returns: the columns of report_table(run), then those of summarize_counters, and
+             traffic_ratio = bytes read and written in DRAM / bytes_min (1 = nothing read twice)
+    raises:  ValueError naming a profiled case that cases.csv does not have
+    """
+    counters = summarize_counters(run.counters)
+    if unknown := sorted(set(counters["case_id"]) - set(run.cases["case_id"])):
+        raise ValueError(f"counters.csv has {unknown[0]!r}, which is not a case of cases.csv")
+    table = report_table(run).merge(counters, on="case_id", validate="one_to_one")
+    moved = table.get("dram_read_bytes", np.nan) + table.get("dram_write_bytes", 0)
+    return table.assign(traffic_ratio=moved / table["bytes_min"])
+
+
+def problem_of(table: pd.DataFrame) -> pd.Series:
+    """The problem of each case as its case_id writes it: `M1-K4096-N1024-g128`, or the word of a copy or empty node."""
+    return table["case_id"].str.split("/").str[1]
+
+
+def _timed(cases: pd.DataFrame) -> pd.DataFrame:
+    return cases[cases["status"] == "ok"].assign(problem=problem_of(cases))
