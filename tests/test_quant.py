@@ -1,0 +1,259 @@
+"""What the bits mean: the packed format, quantisation, and their errors."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from operands import assert_close, make_operands
+
+from tinygemm.kernel.quant import (
+    PackedInt4,
+    dequantize,
+    pack,
+    quantize,
+    random_packed,
+    reference_gemm,
+    unpack,
+)
+
+GROUP_SIZES = (32, 64, 128, -1)
+
+
+@st.composite
+def shapes(draw):
+    """(N, K, group_size): odd N, K of any number of groups, K not a multiple of 128."""
+    group_size = draw(st.sampled_from(GROUP_SIZES))
+    K = draw(st.integers(1, 300)) if group_size == -1 else group_size * draw(st.integers(1, 6))
+    return draw(st.integers(1, 40)), K, group_size
+
+
+@st.composite
+def weights(draw):
+    """A finite weight [N, K] with its group size: any float type, rows of very different magnitude, some constant."""
+    N, K, group_size = draw(shapes())
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    weight = torch.randn(N, K, generator=generator) * torch.logspace(-7, draw(st.integers(-7, 3)), N)[:, None]
+    weight = weight * draw(st.sampled_from([0.0, 1.0])) + draw(st.sampled_from([0.0, 0.5, -2.0]))
+    return weight.to(draw(st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))), group_size
+
+
+def expand(per_group, K):
+    """[groups, N] -> [N, K]"""
+    return per_group.double().repeat_interleave(K // len(per_group), 0).T
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes(), st.booleans(), st.integers(0, 2**31))
+def test_unpack_gives_back_what_pack_was_given(shape, symmetric, seed):
+    N, K, group_size = shape
+    operands = make_operands(1, max(N, 16), K, group_size, symmetric, seed)
+    codes, scales = operands.codes[:N], operands.scales[:, :N]
+    zeros = None if symmetric else operands.zeros[:, :N]
+    w = pack(codes, scales, zeros, group_size)
+    assert w.shape == (N, K)
+    assert w.qweight.dtype == torch.int32
+    assert w.qweight.shape == (-(-N // 16), -(-K // 128), 16, 16)
+    assert torch.equal(unpack(w), codes)
+    assert torch.equal(w.scales, scales)
+    assert w.zeros is None if symmetric else torch.equal(w.zeros, zeros)
+
+
+def test_each_code_lies_where_the_format_says():
+    """Word j of row n of a tile holds k = 32 p + 2 j + h at bits 4 (p + 4 h): checked code by code."""
+    N, K = 33, 272
+    operands = make_operands(1, N, K, -1)
+    qweight = pack(operands.codes, operands.scales, None, -1).qweight.tolist()
+    for n in range(N):
+        for k in range(K):
+            p, j, h = k % 128 // 32, k % 32 // 2, k % 2
+            word = qweight[n // 16][k // 128][n % 16][j]
+            assert word >> 4 * (p + 4 * h) & 15 == operands.codes[n, k], f"n={n} k={k}"
+
+
+def test_padding_stands_for_zero():
+    """Rows beyond N and columns beyond K hold code 8, which is zero where nothing else is known."""
+    w = pack(torch.full((3, 32), 15, dtype=torch.uint8), torch.ones(1, 3, dtype=torch.float16), None, 32)
+    codes = unpack(PackedInt4(w.qweight, w.scales, None, 16, 128, -1))
+    assert (codes[:3, :32] == 15).all()
+    assert (codes[3:] == 8).all()
+    assert (codes[:, 32:] == 8).all()
+
+
+@settings(max_examples=80, deadline=None)
+@given(weights(), st.booleans())
+def test_the_error_of_a_weight_is_at_most_half_its_scale(weight_and_group, symmetric):
+    weight, group_size = weight_and_group
+    w = quantize(weight, group_size, symmetric)
+    K = weight.shape[1]
+    error = (dequantize(w, torch.float64) - weight.double()).abs()
+    # the scale itself is rounded to float16: up to 2^-11 of the largest weight of the group (15 codes wide) on top
+    bound = expand(w.scales, K) * (0.5 + 15 * 2**-11)
+    assert (error <= bound).all(), f"worst {(error / expand(w.scales, K)).max():.4f} scales"
+
+
+@settings(max_examples=40, deadline=None)
+@given(shapes(), st.booleans(), st.integers(0, 2**31))
+def test_quantising_a_dequantised_weight_changes_nothing(shape, symmetric, seed):
+    """Weights that INT4 can express exactly, with the outermost codes in every group, survive bit for bit."""
+    N, K, group_size = shape
+    generator = torch.Generator().manual_seed(seed)
+    groups = 1 if group_size == -1 else K // group_size
+    codes = torch.randint(1, 16, (N, K), generator=generator, dtype=torch.uint8)
+    starts = torch.arange(groups) * (K // groups)
+    codes[:, starts] = 15  # at zero 8 the scale is absmax / 7, at zero 0 it is max / 15
+    scales = 2.0 ** torch.randint(-8, 2, (groups, N), generator=generator).half()
+    zeros = None if symmetric else torch.zeros(groups, N, dtype=torch.uint8)
+    exact = dequantize(pack(codes, scales.half(), zeros, group_size), torch.float32)
+    assert torch.equal(dequantize(quantize(exact, group_size, symmetric), torch.float32), exact)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_dequantize_is_code_minus_zero_times_scale(symmetric):
+    operands = make_operands(1, 24, 192, 64, symmetric)
+    zeros = torch.full_like(operands.scales, 8) if symmetric else operands.zeros
+    expected = (operands.codes.double() - expand(zeros, 192)) * expand(operands.scales, 192)
+    w = pack(operands.codes, operands.scales, operands.zeros, 64)
+    assert torch.equal(dequantize(w, torch.float64), expected)
+    assert torch.equal(dequantize(w), expected.half())
+    assert torch.equal(dequantize(w, torch.bfloat16), expected.float().bfloat16())
+
+
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_reference_equals_the_definition(group_size, symmetric):
+    operands = make_operands(3, 20, 384, group_size, symmetric)
+    out = reference_gemm(operands.x, pack(operands.codes, operands.scales, operands.zeros, group_size))
+    assert out.dtype == torch.float64
+    assert_close(out, operands.reference(), max_err=1e-12, rms_err=1e-12)
+
+
+def test_quantisation_keeps_a_product_within_a_few_percent():
+    """Gaussian weights, group 128: the error of 4 bits is about a tenth of the weights' spread, averaged over K."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(64, 512, generator=generator)
+    x = torch.randn(4, 512, generator=generator).half()
+    exact = x.double() @ weight.double().T
+    for symmetric in (True, False):
+        error = reference_gemm(x, quantize(weight, 128, symmetric)) - exact
+        assert error.square().mean().sqrt() < 0.15 * exact.square().mean().sqrt()
+
+
+def test_asymmetric_groups_use_all_codes_of_a_one_sided_weight():
+    weight = torch.linspace(0, 3, 128).expand(4, 128)
+    one_sided = quantize(weight, 128, symmetric=False)
+    assert unpack(one_sided).unique().tolist() == list(range(16))
+    assert (one_sided.zeros == 0).all()
+    error = (dequantize(one_sided, torch.float64) - weight).abs().max()
+    assert error < (dequantize(quantize(weight, 128), torch.float64) - weight).abs().max() / 2
+
+
+def test_a_group_of_zeros_stays_zero():
+    assert (dequantize(quantize(torch.zeros(16, 128)), torch.float64) == 0).all()
+    assert (dequantize(quantize(torch.zeros(16, 128), symmetric=False), torch.float64) == 0).all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite_are_refused(value):
+    weight = torch.ones(16, 128)
+    weight[3, 70] = value
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        quantize(weight)
+
+
+def test_weights_whose_scale_overflows_float16_are_refused():
+    with pytest.raises(ValueError, match="overflows float16"):
+        quantize(torch.full((16, 128), 1e6))
+
+
+def scales_like(groups, N):
+    return torch.ones(groups, N, dtype=torch.float16)
+
+
+CODES = torch.zeros(16, 128, dtype=torch.uint8)
+REFUSED = {
+    "integer weight": (lambda: quantize(torch.ones(16, 128, dtype=torch.int32)), "weight must be float16"),
+    "float64 weight": (lambda: quantize(torch.ones(16, 128).double()), "weight must be float16"),
+    "weight of three dimensions": (lambda: quantize(torch.ones(2, 16, 128)), "[N, K]"),
+    "empty weight": (lambda: quantize(torch.ones(0, 128)), "non-empty"),
+    "K not divisible": (lambda: quantize(torch.ones(16, 130)), "K=130 must be divisible by group_size=128"),
+    "unknown group size": (lambda: quantize(torch.ones(16, 96), group_size=48), "group_size must be one of"),
+    "codes of another type": (lambda: pack(CODES.int(), scales_like(1, 16), None), "codes must be uint8"),
+    "code 16": (lambda: pack(CODES + 16, scales_like(1, 16), None), "codes must lie in 0..15, got 16"),
+    "zero 16": (
+        lambda: pack(CODES, scales_like(1, 16), torch.full((1, 16), 16, dtype=torch.uint8)),
+        "zeros must lie in 0..15",
+    ),
+    "scales transposed": (lambda: pack(CODES, scales_like(16, 1), None), "scales must be torch.float16 [1, 16]"),
+    "scales of another type": (lambda: pack(CODES, scales_like(1, 16).float(), None), "scales must be torch.float16"),
+    "zeros of another shape": (
+        lambda: pack(CODES, scales_like(1, 16), torch.zeros(2, 16, dtype=torch.uint8)),
+        "zeros must be torch.uint8 [1, 16]",
+    ),
+    "scales elsewhere": (
+        lambda: pack(CODES, scales_like(1, 16).to("meta"), None),
+        "scales must be on the device of codes, cpu",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_refused_with_the_constraint_in_words(case):
+    call, message = REFUSED[case]
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        call()
+
+
+def test_strided_weights_and_codes_are_read_by_value():
+    """A transposed view is the usual way to get a weight [N, K] out of a [K, N] checkpoint."""
+    weight = torch.randn(256, 32)
+    assert torch.equal(quantize(weight.T).qweight, quantize(weight.T.contiguous()).qweight)
+    operands = make_operands(1, 32, 256, symmetric=False)
+    strided = [t.T.contiguous().T for t in (operands.codes, operands.scales, operands.zeros)]
+    w = pack(*strided)
+    assert torch.equal(unpack(w), operands.codes)
+    assert all(tensor.is_contiguous() for tensor in w.tensors())
+
+
+def test_size_in_bytes_counts_codes_scales_and_zeros():
+    symmetric = random_packed(32, 256, 128)
+    assert symmetric.nbytes == 32 * 256 // 2 + 2 * 32 * 2
+    assert symmetric.bits_per_weight == 4.125
+    assert random_packed(32, 256, 128, symmetric=False).bits_per_weight == 4.125 + 8 / 128
+
+
+def test_a_clone_shares_nothing():
+    w = random_packed(16, 128, symmetric=False)
+    copy = w.clone()
+    for mine, theirs in zip(w.tensors(), copy.tensors(), strict=True):
+        assert torch.equal(mine, theirs)
+        assert mine.data_ptr() != theirs.data_ptr()
+
+
+def test_moving_a_weight_moves_all_of_it():
+    w = random_packed(16, 128, symmetric=False).to("meta")
+    assert {tensor.device.type for tensor in w.tensors()} == {"meta"} == {w.device.type}
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_random_weights_make_every_index_matter(symmetric):
+    w = random_packed(48, 512, 64, symmetric, seed=3)
+    assert unpack(w).unique().tolist() == list(range(16))
+    per_group = [w.scales] if symmetric else [w.scales, w.zeros]
+    for tensor in per_group:
+        for dim in (0, 1):
+            assert (tensor != tensor.roll(1, dim)).any(1 - dim).all()
+    x = torch.randn(1, 512, generator=torch.Generator().manual_seed(0)).half()
+    reference = reference_gemm(x, w)
+    assert 0.2 < reference.std() < 5
+    for field in ["scales"] if symmetric else ["scales", "zeros"]:
+        moved = pack(unpack(w), w.scales, w.zeros, 64)
+        getattr(moved, field).copy_(getattr(w, field).roll(1, 0))
+        with pytest.raises(AssertionError, match="error"):
+            assert_close(reference_gemm(x, moved), reference)
+
+
+def test_the_same_seed_gives_the_same_weight_and_another_seed_another():
+    assert torch.equal(random_packed(16, 128, seed=1).qweight, random_packed(16, 128, seed=1).qweight)
+    assert not torch.equal(random_packed(16, 128, seed=1).qweight, random_packed(16, 128, seed=2).qweight)
