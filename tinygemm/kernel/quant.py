@@ -1,14 +1,14 @@
 """What the bits of a packed INT4 weight mean: quantise, pack, unpack, dequantise, and the float64 reference.
 
-The format. `qweight[N / 16, K / 128, 16, 16]` int32: one tile is 16 output features x 128 inputs, 1 KiB in one piece, so
-any tiling of a kernel reads whole cache lines, and the same bytes serve every GPU and launch config. Word j of a row holds
-eight codes:
+The format. `qweight[N / 16, K / 128, 16, 16]` int32: one tile is 16 output features x 128 inputs, 1 KiB in one piece,
+so any tiling of a kernel reads whole cache lines, and the same bytes serve every GPU and launch config. Word j of a
+row holds eight codes:
 
     k = 32 p + 2 j + h  (p = 0..3, h = 0..1)   at bits 4 (p + 4 h) .. 4 (p + 4 h) + 3
 
-so `word & 0x000f000f` holds the codes of k = 2j and 2j + 1 in the low bits of its two halves: a pair of neighbours in k,
-where one fp16x2 instruction turns both into numbers. N is padded to 16 and K to 128; padding is never stored to the output
-nor multiplied with anything but zero.
+so `word & 0x000f000f` holds the codes of k = 2j and 2j + 1 in the low bits of its two halves: a pair of neighbours in
+k, where one fp16x2 instruction turns both into numbers. N is padded to 16 and K to 128; padding is never stored to
+the output nor multiplied with anything but zero.
 """
 
 from __future__ import annotations
@@ -142,9 +142,8 @@ def pack(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, 
 
     padded = torch.full(_padded(N, K), SYMMETRIC_ZERO, dtype=torch.uint8, device=codes.device)
     padded[:N, :K] = codes
-    tiles = padded.view(
-        padded.shape[0] // TILE_N, TILE_N, padded.shape[1] // TILE_K, 4, WORDS, 2
-    )  # [n, row, k, p, j, h]
+    n_tiles, k_tiles = padded.shape[0] // TILE_N, padded.shape[1] // TILE_K
+    tiles = padded.view(n_tiles, TILE_N, k_tiles, 4, WORDS, 2)  # [n, row, k, p, j, h]
     tiles = tiles.permute(0, 2, 1, 4, 3, 5)  # [n, k, row, j, p, h]
     words = torch.zeros(tiles.shape[:4], dtype=torch.int32, device=codes.device)
     for p in range(4):
