@@ -41,13 +41,14 @@ GPUS = {
     for spec in (
         GpuSpec(
             "h200", "NVIDIA H200", (9, 0), 132, 4800, 989.5, 60 * MIB, 228 * KIB, 64,
-            "NVIDIA H200 Tensor Core GPU datasheet (4.8 TB/s; 1,979 TFLOP/s FP16 with sparsity, half of it dense); "
-            "SM count and L2 as the CUDA runtime reports them; CUDA C++ Programming Guide, compute capability 9.0",
+            "NVIDIA H200 datasheet, SXM: 4.8 TB/s, 1,979 TFLOP/s FP16 with sparsity, of which dense is half; "
+            "SM count and L2: as the CUDA runtime reports them; per SM: NVIDIA Hopper Tuning Guide, Occupancy",
         ),
         GpuSpec(
             "a10g", "NVIDIA A10G", (8, 6), 80, 600, 70, 6 * MIB, 100 * KIB, 48,
-            "NVIDIA A10G datasheet as published for Amazon EC2 G5 (600 GB/s; 70 TFLOP/s FP16 dense); "
-            "CUDA C++ Programming Guide, compute capability 8.6",
+            "NVIDIA A10G datasheet as published by AWS (NVIDIA_AWS_A10G_DataSheet_FINAL_02_17_2022.pdf): 80 SMs, "
+            "600 GB/s, 70 TFLOP/s FP16 dense, 140 with sparsity (the plain A10 is another chip with 125 dense); "
+            "L2: NVIDIA Ampere GA102 whitepaper; per SM: NVIDIA Ampere Tuning Guide, Occupancy",
         ),
     )
 }  # fmt: skip
@@ -108,13 +109,15 @@ def snapshot() -> dict:
             "sm_count": properties.multi_processor_count,
             "l2_bytes": properties.L2_cache_size,
             "memory_bytes": properties.total_memory,
-            "power_limit_w": _or_none(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000),
-            "ecc": _or_none(lambda: bool(pynvml.nvmlDeviceGetEccMode(handle)[0])),
-            "mig": _or_none(lambda: bool(pynvml.nvmlDeviceGetMigMode(handle)[0])),
-            "max_sm_clock_mhz": _or_none(lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)),
-            "max_mem_clock_mhz": _or_none(lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM)),
+            "power_limit_w": reading_or_none(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000),
+            "ecc": reading_or_none(lambda: bool(pynvml.nvmlDeviceGetEccMode(handle)[0])),
+            "mig": reading_or_none(lambda: bool(pynvml.nvmlDeviceGetMigMode(handle)[0])),
+            "max_sm_clock_mhz": reading_or_none(lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)),
+            "max_mem_clock_mhz": reading_or_none(
+                lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM)
+            ),
             "clocks_locked": False,  # this project never locks clocks; the readings per case show what they did
-            "driver": _or_none(pynvml.nvmlSystemGetDriverVersion),
+            "driver": reading_or_none(pynvml.nvmlSystemGetDriverVersion),
         }
     finally:
         pynvml.nvmlShutdown()
@@ -131,7 +134,7 @@ def nvml_handle():
     return pynvml.nvmlDeviceGetHandleByPciBusId(address.encode())
 
 
-def _or_none(read):
+def reading_or_none(read):
     """A reading that this GPU or driver does not offer is recorded as null."""
     import pynvml
 
