@@ -1,0 +1,81 @@
+"""What every test shares: the interpreter or the GPU, the browser, and the built book."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+REQUIRE_BROWSER = "TINYGEMM_REQUIRE_BROWSER"
+
+
+def pytest_configure(config):
+    """Kernels run in Triton's interpreter, unless this process was asked for what the interpreter rules out."""
+    compiled = any(config.getoption("markexpr") == mark for mark in ("aot", "gpu"))
+    if compiled:
+        os.environ.pop("TRITON_INTERPRET", None)
+    else:
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(config, items):
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    other_process = [item for item in items if interpreted and {"aot", "gpu"} & {mark.name for mark in item.iter_markers()}]
+    if other_process:
+        config.hook.pytest_deselected(items=other_process)
+        items[:] = [item for item in items if item not in other_process]
+    if browser_path() is None:
+        missing = pytest.mark.skip(reason=f"no browser: none of {', '.join(BROWSERS)} is installed")
+        for item in items:
+            if item.get_closest_marker("browser"):
+                item.add_marker(missing)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Where the browser tests are required, one that is left out is a failure."""
+    report = yield
+    if report.skipped and item.get_closest_marker("browser") and os.environ.get(REQUIRE_BROWSER) == "1":
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was left out, and {REQUIRE_BROWSER}=1 asks for it: {report.longrepr[-1]}"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter):
+    if left_out := [report.nodeid for report in terminalreporter.getreports("skipped") if "browser" in report.keywords]:
+        terminalreporter.section("browser tests left out: no Chromium was found", sep="-")
+        for nodeid in left_out:
+            terminalreporter.line(nodeid)
+
+
+def browser_path() -> str | None:
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@pytest.fixture(scope="session")
+def recorded_or_synthetic(tmp_path_factory) -> dict:
+    """Notebook parameters of the run that the book tests read: the newest recorded run, or a synthetic one before there is any."""
+    import synthetic
+    from tinygemm.runs import recorded_runs
+
+    if recorded_runs():
+        return {"source": "recorded"}
+    root = tmp_path_factory.mktemp("data")
+    synthetic.write_run(root)
+    return {"source": "recorded", "data_root": str(root)}
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory, recorded_or_synthetic) -> Path:
+    """The book of this checkout, built once: the folder of its pages."""
+    from tinygemm.report.build import build
+
+    root = tmp_path_factory.mktemp("checkout")
+    for name in ("book", "notebooks"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("executed", "__pycache__", ".ipynb_checkpoints"))
+    shutil.copy2(ROOT / "_config.yml", root)
+    return build(root, recorded_or_synthetic).parent
