@@ -1,9 +1,5 @@
 """The PTX emulator and the memory guard: the two instruments the kernel tests rely on."""
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"
-
 import numpy as np
 import pytest
 import torch

@@ -1,0 +1,200 @@
+"""What a kernel costs on a GPU that need not be here, read from its machine code: Triton compiles for any target, and
+the disassembler comes in its wheel. Compiling and Triton's interpreter cannot share a process."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+
+from tinygemm.hardware import GpuSpec
+
+# CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"
+MAX_CTAS_PER_SM = {(8, 0): 32, (8, 6): 16, (8, 9): 24, (9, 0): 32}
+REGISTERS_PER_SM = 65536
+SM_PARTITIONS = 4  # each has a quarter of the registers, and a warp lives in one of them
+REGISTER_UNIT = 256  # registers are given to a warp in multiples of this
+SHARED_UNIT = 128  # bytes
+SHARED_RESERVED = 1024  # bytes of each CTA that the system keeps, from compute capability 8.0 on
+
+POINTERS = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
+}
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One machine instruction: `LDG.E.128 R4, [R2.64]` at byte 0x120 of the kernel."""
+
+    address: int
+    opcode: str
+    operands: str
+
+
+@dataclass(frozen=True)
+class StaticCost:
+    """The cost of one compiled kernel on one GPU.
+
+    registers:     per thread
+    spills:        loads and stores of local memory in the whole kernel
+    shared_bytes:  per CTA, what the system reserves not counted
+    ctas_per_sm:   CTAs that fit into one SM at a time; 0: the kernel cannot be launched
+    warps_per_sm:  the same in warps
+    body, loop:    how often each opcode occurs, in the kernel and in one pass of its main loop (per thread); the main
+                   loop is the longest of the innermost ones, and empty where everything is unrolled
+    """
+
+    kernel: str
+    gpu: str
+    num_warps: int
+    registers: int
+    spills: int
+    shared_bytes: int
+    ctas_per_sm: int
+    warps_per_sm: int
+    body: Counter
+    loop: Counter
+
+    def loop_count(self, opcode: str, *modifiers: str) -> int:
+        """Occurrences in the main loop: loop_count("LDG", "128") counts LDG.E.128 and LDG.E.128.CONSTANT."""
+        return count(self.loop, opcode, *modifiers)
+
+
+def count(opcodes: Counter, opcode: str, *modifiers: str) -> int:
+    """How many of `opcodes` are `opcode` and carry all `modifiers`."""
+    wanted = set(modifiers)
+    return sum(n for name, n in opcodes.items() if name.split(".")[0] == opcode and wanted <= set(name.split(".")))
+
+
+def compile_kernel(kernel, arguments: dict, arch: int, *, num_warps: int, num_stages: int, **options) -> CompiledKernel:
+    """Compile as a launch with these arguments would, for any NVIDIA GPU.
+
+    kernel:    a function under @triton.jit
+    arguments: by name: a torch dtype where the launch passes a tensor (16-byte aligned), else the value itself;
+               integers are specialised like Triton's launcher does (1, and multiples of 16)
+    arch:      86 for compute capability 8.6
+    raises:    RuntimeError under Triton's interpreter, ValueError naming an argument the kernel does not have or miss
+    """
+    if triton.knobs.runtime.interpret:
+        raise RuntimeError("kernels cannot be compiled while TRITON_INTERPRET is set; start a process without it")
+    names = [parameter.name for parameter in kernel.params]
+    if wrong := sorted(set(names) ^ set(arguments)):
+        raise ValueError(f"{kernel.__name__}: arguments unknown or missing: {', '.join(wrong)}")
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        aligned = False
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+            signature[parameter.name] = "constexpr"
+            constants[parameter.name] = value
+        elif isinstance(value, torch.dtype):
+            signature[parameter.name], aligned = POINTERS[value], True
+        elif isinstance(value, int):
+            signature[parameter.name], aligned = "i32" if abs(value) < 2**31 else "i64", value % 16 == 0
+        else:
+            signature[parameter.name] = "fp32"
+        if aligned:
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True} | options
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def read_cost(compiled: CompiledKernel, spec: GpuSpec) -> StaticCost:
+    """Disassemble a compiled kernel and count."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        sass = _run(triton.knobs.nvidia.nvdisasm.path, "-c", cubin)
+        usage = _run(triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin)
+    registers = int(re.search(r"REG:(\d+)", usage)[1])
+    num_warps, shared_bytes = compiled.metadata.num_warps, compiled.metadata.shared
+    instructions, labels = parse_sass(sass)
+    body = Counter(instruction.opcode for instruction in instructions)
+    ctas = ctas_per_sm(spec, registers, num_warps, shared_bytes)
+    return StaticCost(
+        kernel=compiled.metadata.name,
+        gpu=spec.key,
+        num_warps=num_warps,
+        registers=registers,
+        spills=count(body, "LDL") + count(body, "STL"),
+        shared_bytes=shared_bytes,
+        ctas_per_sm=ctas,
+        warps_per_sm=ctas * num_warps,
+        body=body,
+        loop=Counter(instruction.opcode for instruction in main_loop(instructions, labels)),
+    )
+
+
+def ctas_per_sm(spec: GpuSpec, registers: int, num_warps: int, shared_bytes: int) -> int:
+    """CTAs resident in one SM, as NVIDIA's occupancy calculator (cuda_occupancy.h) counts them.
+
+    registers:    per thread
+    shared_bytes: per CTA
+    returns:      0 where one CTA alone asks for more than an SM has
+    """
+    per_warp = _round_up(registers * 32, REGISTER_UNIT)
+    warps_by_registers = REGISTERS_PER_SM // SM_PARTITIONS // per_warp * SM_PARTITIONS
+    return min(
+        MAX_CTAS_PER_SM[spec.compute_capability],
+        spec.max_warps_per_sm // num_warps,
+        warps_by_registers // num_warps,
+        spec.smem_per_sm // _round_up(shared_bytes + SHARED_RESERVED, SHARED_UNIT),
+    )
+
+
+def parse_sass(sass: str) -> tuple[list[Instruction], dict[str, int]]:
+    """The instructions of nvdisasm's listing, fillers that never execute left out; and the addresses of its labels."""
+    instructions, labels, waiting = [], {}, []
+    for line in sass.splitlines():
+        if label := re.match(r"(\.L_\w+):", line):
+            waiting.append(label[1])
+        elif code := re.match(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:(@\S+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;", line):
+            address = int(code[1], 16)
+            labels |= dict.fromkeys(waiting, address)
+            waiting.clear()
+            if code[2] != "@!PT":
+                instructions.append(Instruction(address, code[3], code[4]))
+    return instructions, labels
+
+
+def main_loop(instructions: list[Instruction], labels: dict[str, int]) -> list[Instruction]:
+    """The longest of the innermost loops; empty without a loop. A loop ends in a branch backwards."""
+    spans = []
+    for instruction in instructions:
+        target = re.search(r"`\((\.L_\w+)\)", instruction.operands)
+        # the branch to itself behind every kernel's end is no loop
+        if instruction.opcode.startswith("BRA") and target and labels[target[1]] < instruction.address:
+            spans.append((labels[target[1]], instruction.address))
+    innermost = [
+        (first, last)
+        for first, last in spans
+        if not any(first <= a and b <= last and (a, b) != (first, last) for a, b in spans)
+    ]
+    if not innermost:
+        return []
+    first, last = max(innermost, key=lambda span: span[1] - span[0])
+    return [instruction for instruction in instructions if first <= instruction.address <= last]
+
+
+def _run(*command) -> str:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{Path(command[0]).name} failed: {result.stderr.strip()}")
+    return result.stdout
+
+
+def _round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
