@@ -1,0 +1,122 @@
+"""Launch configs: one static table per GPU, and the rule for shapes that are not in it. Plain data; no device is asked."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from importlib import resources
+
+from tinygemm.hardware import GPUS
+from tinygemm.problem import GemmProblem
+
+FORMS = ("static", "splitk", "gemv")
+M_BUCKETS = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """How a kernel is cut into programs.
+
+    form:       which kernel: static (the obvious one), splitk (tensor cores, any M up to block_m per tile), gemv (M = 1)
+    block_m:    rows of x in one tile
+    block_n:    output features in one tile, a multiple of 16
+    block_k:    input features walked at a time; splitk: 128 per warp; gemv: a multiple of 128
+    split_k:    programs that share one tile along K
+    num_warps, num_stages: warps of a program, depth of its software pipeline
+    raises:     ValueError naming the field and the constraint
+    """
+
+    form: str
+    block_m: int
+    block_n: int
+    block_k: int
+    split_k: int
+    num_warps: int
+    num_stages: int
+
+    def __post_init__(self):
+        if self.form not in FORMS:
+            raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
+        for field in fields(self)[1:]:
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{field.name} must be a positive integer, got {value!r}")
+        for name in ("block_m", "block_n", "num_warps"):
+            if getattr(self, name).bit_count() != 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be a power of two")
+        if self.block_n < 16:
+            raise ValueError(f"block_n={self.block_n} must be at least 16, the rows of a packed tile")
+        if self.form == "splitk" and self.block_k != 128 * self.num_warps:
+            raise ValueError(f"block_k={self.block_k} must be 128 * num_warps={128 * self.num_warps}: one block per warp")
+        if self.form == "gemv" and (self.block_m != 1 or self.block_k % 128):
+            raise ValueError(f"gemv needs block_m=1 and block_k a multiple of 128, got {self.block_m} and {self.block_k}")
+        if self.form == "static" and self.split_k != 1:
+            raise ValueError(f"static does not split K, got split_k={self.split_k}")
+
+
+STATIC = LaunchConfig("static", 16, 64, 64, 1, 4, 3)
+
+
+def select(problem: GemmProblem, gpu: str, form: str | None = None) -> tuple[LaunchConfig, str]:
+    """The launch config of a problem on a GPU.
+
+    problem: M may be anything; above 16 the tiles repeat along M
+    gpu:     key of `hardware.GPUS`; a GPU without a table uses the table of the nearest compute capability
+    form:    only configs of this kernel; None: the fastest form
+    returns: (config, source); source is `table` (this problem was tuned), `predicted` (from the static model),
+             `rule` (the nearest tuned problem: same M bucket, then nearest K x N on a log scale), or `default`
+    raises:  ValueError for a form that cannot compute the problem
+    """
+    if form == "static":
+        return STATIC, "default"
+    if form not in (None, *FORMS):
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+    if form == "gemv" and (problem.M != 1 or problem.group_length < 128):
+        raise ValueError(f"gemv serves M = 1 and groups of 128 or the whole K, not {problem}")
+    rows, source = table(gpu)
+    bucket = next((m for m in M_BUCKETS if problem.M <= m), M_BUCKETS[-1])
+    usable = [row for row in rows if row["M"] == bucket and form in (None, row["config"].form)]
+    if problem.group_length < 128:
+        usable = [row for row in usable if row["config"].form != "gemv"]
+    exact = [row for row in usable if (row["K"], row["N"]) == (problem.K, problem.N)]
+    if exact:
+        return min(exact, key=lambda row: row["latency_us"])["config"], source
+    nearest = min(usable, key=lambda row: (_distance(row, problem), row["latency_us"]))
+    return nearest["config"], "rule"
+
+
+@functools.cache
+def table(gpu: str) -> tuple[list[dict], str]:
+    """The tuned rows of a GPU as (rows, source): each row has M, K, N, latency_us (0 where predicted) and a LaunchConfig."""
+    name = gpu if (_folder() / f"{gpu}.json").is_file() else _nearest_table(gpu)
+    content = json.loads((_folder() / f"{name}.json").read_text())
+    rows = [row | {"config": LaunchConfig(**row["config"])} for row in content["rows"]]
+    return rows, content["source"] if name == gpu else "rule"
+
+
+def tables() -> list[str]:
+    """Keys of the GPUs that have a table."""
+    return sorted(file.name.removesuffix(".json") for file in _folder().iterdir() if file.name.endswith(".json"))
+
+
+def write_table(path, rows: list[dict], source: str, about: str) -> None:
+    """Write a table file: one row per line, so that a new tuning reads well as a diff."""
+    lines = ",\n".join("  " + json.dumps(row | {"config": asdict(row["config"])}) for row in rows)
+    path.write_text(f'{{\n "source": {json.dumps(source)},\n "about": {json.dumps(about)},\n "rows": [\n{lines}\n ]\n}}\n')
+
+
+def _folder():
+    return resources.files("tinygemm.kernel") / "configs"
+
+
+def _nearest_table(gpu: str) -> str:
+    spec = GPUS.get(gpu)
+    arch = spec.arch if spec else 80
+    return min(tables(), key=lambda key: abs(GPUS[key].arch - arch))
+
+
+def _distance(row: dict, problem: GemmProblem) -> float:
+    """How far two shapes are apart: K and N count alike, on a log scale."""
+    return abs(math.log(row["K"] / problem.K)) + abs(math.log(row["N"] / problem.N))

@@ -1,0 +1,418 @@
+"""The Triton kernels, each step of the ladder from the obvious one to the fast one.
+
+Every kernel reads the packed format of quant.py. A tile is BLOCK_N output features; `qweight` holds them as BLOCK_N / 16 rows of
+[K / 128] blocks of 16 x 16 words. Names: `kb` counts blocks of 128 k; KB is how many there are; GROUP is min(group_size, 128).
+"""
+
+import triton
+import triton.language as tl
+
+# --- dequantisation: one word -> eight fp16 numbers `code - zero`, exactly --------------------------------------------------
+#
+# An fp16 in [1024, 2048) has a spacing of 1, so OR-ing a code into the mantissa of 0x6400 (1024.0) makes the number 1024 + code:
+# no conversion instruction. Codes one nibble higher arrive as 1024 + 16 code, which one fma brings back: (1024 + 16 code) / 16.
+#   lo: (1024 + code) - (1024 + zero)                 = code - zero        z_lo = 1024 + zero, both halves
+#   hi: (1024 + 16 code) * 0x2c00 (1/16) - (64 + zero) = code - zero        z_hi = -(64 + zero), both halves
+# Every intermediate is an integer or a multiple of 1/16 below 2048: representable, hence exact. lop3 0xea is (a & b) | c.
+# Word j: nibbles p and p + 4 are k = 32 p + 2 j and its neighbour, so each fp16x2 is a pair that lies side by side in k.
+_UNPACK_WORD = """
+    {
+    .reg .b32 word_hi, p0, p1, p2, p3, sixteenth;
+    mov.b32 sixteenth, 0x2c002c00;
+    shr.u32 word_hi, $8, 8;
+    lop3.b32 p0, $8, 0x000f000f, 0x64006400, 0xea;
+    lop3.b32 p1, $8, 0x00f000f0, 0x64006400, 0xea;
+    lop3.b32 p2, word_hi, 0x000f000f, 0x64006400, 0xea;
+    lop3.b32 p3, word_hi, 0x00f000f0, 0x64006400, 0xea;
+    sub.rn.f16x2 p0, p0, $9;
+    fma.rn.f16x2 p1, p1, sixteenth, $10;
+    sub.rn.f16x2 p2, p2, $11;
+    fma.rn.f16x2 p3, p3, sixteenth, $12;
+    mov.b32 {$0, $1}, p0;
+    mov.b32 {$2, $3}, p1;
+    mov.b32 {$4, $5}, p2;
+    mov.b32 {$6, $7}, p3;
+    }
+"""
+UNPACK_WORD = tl.constexpr(_UNPACK_WORD)
+
+
+@triton.jit
+def pair_zeros(zero):
+    """uint8 zeros -> the two fp16x2 constants that UNPACK_WORD subtracts: 1024 + zero and -(64 + zero)."""
+    zero = zero.to(tl.int32)
+    z_lo = (0x6400 + zero) * 0x10001
+    z_hi = (0xD400 + zero * 16) * 0x10001  # 0xd400 is -64, where the spacing is 1/16
+    return z_lo, z_hi
+
+
+@triton.jit
+def unpack_word(word, z0, z1, z2, z3):
+    """int32 [...] -> float16 `code - zero` as four [..., 2]: the pairs p = 0..3, each with its zero from `pair_zeros`."""
+    a0, b0, a1, b1, a2, b2, a3, b3 = tl.inline_asm_elementwise(
+        UNPACK_WORD, "=h,=h,=h,=h,=h,=h,=h,=h,r,r,r,r,r", [word, z0, z1, z2, z3],
+        dtype=(tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16),
+        is_pure=True, pack=1,
+    )  # fmt: skip
+    return tl.join(a0, b0), tl.join(a1, b1), tl.join(a2, b2), tl.join(a3, b3)
+
+
+# --- loads, shares of K, and the store that all forms use ------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def load_inside(ptrs, mask, EVEN: tl.constexpr):
+    """Load, with zeros outside `mask`; where EVEN promises that nothing lies outside, no mask is computed."""
+    return tl.load(ptrs) if EVEN else tl.load(ptrs, mask=mask, other=0)
+
+
+@triton.jit
+def k_range(KB, pid_k, STEP: tl.constexpr, SPLIT_K: tl.constexpr):
+    """Blocks [first, last) of this program: SPLIT_K shares that differ by at most one step of STEP blocks."""
+    steps = tl.cdiv(KB, STEP)
+    first = pid_k * steps // SPLIT_K * STEP
+    last = tl.minimum((pid_k + 1) * steps // SPLIT_K * STEP, KB)
+    return first, last
+
+
+@triton.jit
+def store_split(acc, out_ptr, partial_ptr, counter_ptr, offs_m, offs_n, M, N, pid_n, pid_k, SPLIT_K: tl.constexpr):
+    """Store acc [BLOCK_N, BLOCK_M] as out[m, n]; with SPLIT_K > 1 the program that arrives last adds the shares in fixed order.
+
+    partial_ptr: [SPLIT_K, M, N] float32; counter_ptr: one int32 per pid_n, zero before the launch and zero after it
+    """
+    mask = (offs_m[None, :] < M) & (offs_n[:, None] < N)
+    offs_out = offs_m[None, :].to(tl.int64) * N + offs_n[:, None]
+    if SPLIT_K == 1:
+        tl.store(out_ptr + offs_out, acc.to(out_ptr.dtype.element_ty), mask=mask)
+    else:
+        tl.store(partial_ptr + pid_k.to(tl.int64) * M * N + offs_out, acc, mask=mask)
+        tl.debug_barrier()  # every thread's share is written before one of them announces it
+        arrived = tl.atomic_add(counter_ptr + pid_n, 1, sem="acq_rel")
+        if arrived == SPLIT_K - 1:
+            total = tl.zeros_like(acc)
+            for share in tl.static_range(SPLIT_K):
+                total += tl.load(partial_ptr + share * M * N + offs_out, mask=mask, other=0.0, cache_modifier=".cg")
+            tl.store(out_ptr + offs_out, total.to(out_ptr.dtype.element_ty), mask=mask)
+            tl.store(counter_ptr + pid_n, 0)
+
+
+# --- the fast kernel: tensor cores, K shared by the warps of a program and by SPLIT_K programs ------------------------------
+
+
+@triton.jit
+def subgroup(p0, p1, p2, p3, SUB: tl.constexpr, GROUP: tl.constexpr, WARPS_K: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The pairs of group SUB within a block of 128, in the natural order of k: [WARPS_K, BLOCK_N, GROUP]."""
+    if GROUP == 128:
+        pairs = tl.join(tl.join(p0, p1), tl.join(p2, p3)).permute(0, 1, 5, 4, 2, 3)  # [w, n, j, h, p & 1, p / 2]
+    elif GROUP == 64:
+        pairs = (tl.join(p0, p1) if SUB == 0 else tl.join(p2, p3)).permute(0, 1, 4, 2, 3)
+    else:
+        pairs = p0 if SUB == 0 else p1 if SUB == 1 else p2 if SUB == 2 else p3
+    return pairs.reshape(WARPS_K, BLOCK_N, GROUP)
+
+
+@triton.jit
+def kernel_gemm_packed_int4_splitk(
+    x_ptr, qweight_ptr, scales_ptr, zeros_ptr, out_ptr, partial_ptr, counter_ptr,
+    M, N, K, KB, stride_xm,
+    GROUP: tl.constexpr, WHOLE_K: tl.constexpr, HAS_ZEROS: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WARPS_K: tl.constexpr, SPLIT_K: tl.constexpr,
+    NUM_STAGES: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """out[M, N] = x[M, K] @ weight.T: warp i of a program walks blocks i, i + WARPS_K, ... of the program's share of K.
+
+    The batched dot gives each warp its own slice of K, so no weight is dequantised twice, and words go from the packed tile
+    straight into operand registers: weights are the A operand, whose tile of 16 rows is the packed tile, and the few
+    tokens are the narrow B operand. EVEN promises that N and K fill the tiles, so that no load of a weight needs a mask.
+    """
+    pid_n, pid_k = tl.program_id(0), tl.program_id(1)
+    if PDL:  # the next kernel may be placed now; it waits for this one before it reads
+        tl.extra.cuda.gdc_launch_dependents()
+
+    # which tile of `out` is mine, and which blocks of K
+    first, last = k_range(KB, pid_k, WARPS_K, SPLIT_K)
+    warp = tl.arange(0, WARPS_K)[:, None]
+    row = tl.arange(0, BLOCK_N)
+    offs_n = pid_n * BLOCK_N + row
+    offs_m = tl.arange(0, BLOCK_M)
+    offs_k = tl.arange(0, GROUP)
+    SUBGROUPS: tl.constexpr = 128 // GROUP
+    SCALE_ROWS: tl.constexpr = 0 if WHOLE_K else SUBGROUPS  # rows of scales per block of 128 k
+    q_ptrs = qweight_ptr + pid_n.to(tl.int64) * (BLOCK_N // 16) * KB * 256
+    q_ptrs += ((row // 16 * KB * 256 + row % 16 * 16)[None, :] + warp * 256)[:, :, None] + tl.arange(0, 16)[None, None, :]
+    x_ptrs = x_ptr + offs_m[None, None, :].to(tl.int64) * stride_xm + (warp * 128 + offs_k[None, :])[:, :, None]
+    offs_g = warp * SCALE_ROWS * N + offs_n[None, :]  # [WARPS_K, BLOCK_N]
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+
+    # walk K, WARPS_K blocks of 128 at a time
+    acc = tl.zeros((WARPS_K, BLOCK_N, BLOCK_M), dtype=tl.float32)
+    for kb in tl.range(first, last, WARPS_K, num_stages=NUM_STAGES):
+        k0 = (kb + warp) * 128  # [WARPS_K, 1]
+        n_mask = (offs_n < N)[None, :]
+        word = load_inside(q_ptrs + kb * 256, (n_mask & (k0 < K))[:, :, None], EVEN)
+        z0, z1, z2, z3 = 0x64086408, -0x2B7F2B80, 0x64086408, -0x2B7F2B80  # pair_zeros(8)
+        if HAS_ZEROS:
+            z_ptrs = zeros_ptr + kb * SCALE_ROWS * N + offs_g
+            z0 = pair_zeros(load_inside(z_ptrs, n_mask & (k0 < K), EVEN))[0][:, :, None]
+            z1 = pair_zeros(load_inside(z_ptrs + 32 // GROUP * N, n_mask & (k0 + 32 < K), EVEN))[1][:, :, None]
+            z2 = pair_zeros(load_inside(z_ptrs + 64 // GROUP * N, n_mask & (k0 + 64 < K), EVEN))[0][:, :, None]
+            z3 = pair_zeros(load_inside(z_ptrs + 96 // GROUP * N, n_mask & (k0 + 96 < K), EVEN))[1][:, :, None]
+        p0, p1, p2, p3 = unpack_word(word, z0, z1, z2, z3)
+        for sub in tl.static_range(SUBGROUPS):
+            w = subgroup(p0, p1, p2, p3, sub, GROUP, WARPS_K, BLOCK_N)
+            k = k0[:, :, None] + sub * GROUP + offs_k[None, :, None]
+            m_mask = offs_m[None, None, :] < M
+            x = tl.load(x_ptrs + kb * 128 + sub * GROUP, mask=m_mask if EVEN else m_mask & (k < K), other=0.0)
+            product = tl.dot(w, x)  # [WARPS_K, BLOCK_N, BLOCK_M] float32
+            if not WHOLE_K:
+                s_ptrs = scales_ptr + (kb * SUBGROUPS + sub) * N + offs_g
+                scale = load_inside(s_ptrs, n_mask & (k0 + sub * GROUP < K), EVEN)
+                product *= scale.to(tl.float32)[:, :, None]
+            acc += product
+
+    # add the warps' shares, then the programs'
+    total = tl.sum(acc, 0)  # [BLOCK_N, BLOCK_M]
+    if WHOLE_K:
+        total *= tl.load(scales_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[:, None]
+    store_split(total, out_ptr, partial_ptr, counter_ptr, offs_m, offs_n, M, N, pid_n, pid_k, SPLIT_K)
+
+
+# --- the GEMV: one token, no tensor cores -----------------------------------------------------------------------------------
+#
+# Products are summed in fp16x2 over the four pairs of a word, then in float32. Weights are dequantised 32 times too small, so
+# that no sum of four overflows whatever x is: 4 * 65504 * 8 / 32 = 65504. (1024 + code) / 32 - (1024 + zero) / 32 is exact,
+# for 0x2800 is 1/32 and 0x1800 is 1/512; the epilogue multiplies by 32.
+_DOT_WORD = """
+    {
+    .reg .b32 word_hi, p0, p1, p2, p3, lo, hi;
+    .reg .b16 even, odd;
+    .reg .f32 a, b;
+    mov.b32 lo, 0x28002800;
+    mov.b32 hi, 0x18001800;
+    shr.u32 word_hi, $1, 8;
+    lop3.b32 p0, $1, 0x000f000f, 0x64006400, 0xea;
+    lop3.b32 p1, $1, 0x00f000f0, 0x64006400, 0xea;
+    lop3.b32 p2, word_hi, 0x000f000f, 0x64006400, 0xea;
+    lop3.b32 p3, word_hi, 0x00f000f0, 0x64006400, 0xea;
+    fma.rn.f16x2 p0, p0, lo, $6;
+    fma.rn.f16x2 p1, p1, hi, $7;
+    fma.rn.f16x2 p2, p2, lo, $8;
+    fma.rn.f16x2 p3, p3, hi, $9;
+    mul.rn.f16x2 p0, p0, $2;
+    fma.rn.f16x2 p0, p1, $3, p0;
+    fma.rn.f16x2 p0, p2, $4, p0;
+    fma.rn.f16x2 p0, p3, $5, p0;
+    mov.b32 {even, odd}, p0;
+    cvt.f32.f16 a, even;
+    cvt.f32.f16 b, odd;
+    add.f32 $0, a, b;
+    }
+"""
+DOT_WORD = tl.constexpr(_DOT_WORD)
+
+
+@triton.jit
+def pair_zeros_32nd(zero):
+    """uint8 zeros -> the fp16x2 constants of DOT_WORD: -(1024 + zero) / 32 and -(64 + zero) / 32."""
+    zero = zero.to(tl.int32)
+    z_lo = (0xD000 + zero) * 0x10001  # 0xd000 is -32, where the spacing is 1/32
+    z_hi = (0xC000 + zero * 16) * 0x10001  # 0xc000 is -2, where the spacing is 1/512
+    return z_lo, z_hi
+
+
+@triton.jit
+def kernel_gemv_packed_int4(
+    x_ptr, qweight_ptr, scales_ptr, zeros_ptr, out_ptr, partial_ptr, counter_ptr,
+    N, K, KB,
+    WHOLE_K: tl.constexpr, HAS_ZEROS: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCKS_K: tl.constexpr, SPLIT_K: tl.constexpr, NUM_STAGES: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """out[N] = x[K] @ weight.T for one token and groups of 128 or the whole K; x contiguous, read as fp16 pairs."""
+    pid_n, pid_k = tl.program_id(0), tl.program_id(1)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+
+    # which outputs are mine, and which blocks of K
+    first, last = k_range(KB, pid_k, BLOCKS_K, SPLIT_K)
+    row = tl.arange(0, BLOCK_N)
+    block = tl.arange(0, BLOCKS_K)
+    j = tl.arange(0, 16)[None, None, :]
+    offs_n = pid_n * BLOCK_N + row
+    q_ptrs = qweight_ptr + pid_n.to(tl.int64) * (BLOCK_N // 16) * KB * 256
+    q_ptrs += (row // 16 * KB * 256 + row % 16 * 16)[:, None, None] + block[None, :, None] * 256 + j
+    x_ptrs = x_ptr.to(tl.pointer_type(tl.int32)) + block[None, :, None] * 64 + j  # [1, BLOCKS_K, 16]
+    SCALE_ROWS: tl.constexpr = 0 if WHOLE_K else 1
+    offs_g = block[None, :] * SCALE_ROWS * N + offs_n[:, None]  # [BLOCK_N, BLOCKS_K]
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+
+    # walk K, BLOCKS_K blocks of 128 at a time
+    acc = tl.zeros((BLOCK_N, BLOCKS_K, 16), dtype=tl.float32)
+    for kb in tl.range(first, last, BLOCKS_K, num_stages=NUM_STAGES):
+        k0 = (kb + block) * 128
+        g_mask = (offs_n < N)[:, None] & (k0 < K)[None, :]  # [BLOCK_N, BLOCKS_K]
+        k = k0[None, :, None] + 2 * j
+        word = load_inside(q_ptrs + kb * 256, g_mask[:, :, None], EVEN)
+        x0 = load_inside(x_ptrs + kb * 64, k < K, EVEN)  # [1, BLOCKS_K, 16]
+        x1 = load_inside(x_ptrs + kb * 64 + 16, k + 32 < K, EVEN)
+        x2 = load_inside(x_ptrs + kb * 64 + 32, k + 64 < K, EVEN)
+        x3 = load_inside(x_ptrs + kb * 64 + 48, k + 96 < K, EVEN)
+        z_lo, z_hi = -0x2FF72FF8, -0x3F7F3F80  # pair_zeros_32nd(8)
+        if HAS_ZEROS:
+            z_lo, z_hi = pair_zeros_32nd(load_inside(zeros_ptr + kb * SCALE_ROWS * N + offs_g, g_mask, EVEN)[:, :, None])
+        product = tl.inline_asm_elementwise(
+            DOT_WORD, "=f,r,r,r,r,r,r,r,r,r", [word, x0, x1, x2, x3, z_lo, z_hi, z_lo, z_hi],
+            dtype=tl.float32, is_pure=True, pack=1,
+        )  # fmt: skip
+        if WHOLE_K:
+            acc += product
+        else:
+            scale = load_inside(scales_ptr + kb * N + offs_g, g_mask, EVEN)
+            acc += product * scale.to(tl.float32)[:, :, None]
+
+    # add over the words of a row, then over the programs
+    total = 32.0 * tl.sum(tl.sum(acc, 2), 1)[:, None]  # [BLOCK_N, 1]
+    if WHOLE_K:
+        total *= tl.load(scales_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[:, None]
+    offs_m = tl.arange(0, 1)
+    store_split(total, out_ptr, partial_ptr, counter_ptr, offs_m, offs_n, 1, N, pid_n, pid_k, SPLIT_K)
+
+
+# --- the obvious kernel, the naive route, and the yardsticks ----------------------------------------------------------------
+
+
+@triton.jit
+def kernel_gemm_packed_int4_static(
+    x_ptr, qweight_ptr, scales_ptr, zeros_ptr, out_ptr,
+    M, N, K, KB, stride_xm,
+    GROUP: tl.constexpr, WHOLE_K: tl.constexpr, HAS_ZEROS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """out[M, N] = x[M, K] @ weight.T the straightforward way: shift, mask, scale, dot; one program walks the whole K."""
+    # which tile of `out` is mine
+    offs_m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_mask, n_mask = (offs_m < M)[:, None], (offs_n < N)[None, :]
+    n_words = (offs_n // 16).to(tl.int64) * KB * 256 + offs_n % 16 * 16
+
+    # walk K
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for k0 in range(0, K, BLOCK_K):
+        k = k0 + tl.arange(0, BLOCK_K)
+        k_mask = k < K
+        x = tl.load(x_ptr + offs_m[:, None].to(tl.int64) * stride_xm + k[None, :], mask=m_mask & k_mask[None, :], other=0.0)
+        word_of_k = k // 128 * 256 + k % 32 // 2
+        mask = k_mask[:, None] & n_mask
+        word = tl.load(qweight_ptr + word_of_k[:, None] + n_words[None, :], mask=mask, other=0)  # [BLOCK_K, BLOCK_N]
+        code = (word >> (4 * (k % 128 // 32 + 4 * (k % 2)))[:, None]) & 0xF
+        group = k * 0 if WHOLE_K else k // GROUP
+        offs_g = group[:, None] * N + offs_n[None, :]
+        scale = tl.load(scales_ptr + offs_g, mask=mask, other=0.0)
+        zero = tl.load(zeros_ptr + offs_g, mask=mask, other=0).to(tl.float16) if HAS_ZEROS else 8.0
+        weight = (code.to(tl.float16) - zero) * scale  # [BLOCK_K, BLOCK_N]
+        acc = tl.dot(x, weight.to(tl.float16), acc)
+
+    tl.store(out_ptr + offs_m[:, None].to(tl.int64) * N + offs_n[None, :], acc.to(out_ptr.dtype.element_ty), mask=m_mask & n_mask)
+
+
+@triton.jit
+def kernel_dequantize_int4(
+    qweight_ptr, scales_ptr, zeros_ptr, weight_ptr,
+    N, K, KB,
+    GROUP: tl.constexpr, WHOLE_K: tl.constexpr, HAS_ZEROS: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """weight[N, K] float16 from its packed form: one program writes BLOCK_N rows x 128 k."""
+    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    kb = tl.program_id(1)
+    n_words = (offs_n // 16).to(tl.int64) * KB * 256 + offs_n % 16 * 16
+    n_mask = (offs_n < N)[:, None]
+    word = tl.load(qweight_ptr + kb * 256 + n_words[:, None] + tl.arange(0, 16)[None, :], mask=n_mask, other=0)
+
+    zero_pair = 0x64086408, -0x2B7F2B80
+    p0, p1, p2, p3 = unpack_word(word, zero_pair[0], zero_pair[1], zero_pair[0], zero_pair[1])
+    code = tl.join(tl.join(p0, p1), tl.join(p2, p3)).permute(0, 4, 3, 1, 2).reshape(BLOCK_N, 128)  # code - 8
+
+    k = kb * 128 + tl.arange(0, 128)[None, :]
+    mask = n_mask & (k < K)
+    offs_g = (k * 0 if WHOLE_K else k // GROUP) * N + offs_n[:, None]
+    scale = tl.load(scales_ptr + offs_g, mask=mask, other=0.0).to(tl.float32)
+    if HAS_ZEROS:
+        code += 8.0 - tl.load(zeros_ptr + offs_g, mask=mask, other=0).to(tl.float16)
+    tl.store(weight_ptr + offs_n[:, None].to(tl.int64) * K + k, (code.to(tl.float32) * scale).to(tl.float16), mask=mask)
+
+
+@triton.jit
+def kernel_load_only_int4(
+    qweight_ptr, scales_ptr, checksum_ptr,
+    N, KB,
+    SCALE_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, WARPS_K: tl.constexpr, SPLIT_K: tl.constexpr, NUM_STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """Read every word and scale, compute nothing with them: checksum[SPLIT_K, N] int32 is the XOR of what each row read.
+
+    The ceiling of every INT4 kernel: the same tiles, shares and pipeline as the fast kernel. Scales are read as their bits;
+    symmetric weights whose N and K fill the tiles only.
+    """
+    pid_n, pid_k = tl.program_id(0), tl.program_id(1)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    first, last = k_range(KB, pid_k, WARPS_K, SPLIT_K)
+    warp = tl.arange(0, WARPS_K)
+    row = tl.arange(0, BLOCK_N)
+    offs_n = pid_n * BLOCK_N + row
+    q_ptrs = qweight_ptr + pid_n.to(tl.int64) * (BLOCK_N // 16) * KB * 256
+    q_ptrs += ((row // 16 * KB * 256 + row % 16 * 16)[None, :] + warp[:, None] * 256)[:, :, None] + tl.arange(0, 16)[None, None, :]
+    s_ptrs = scales_ptr.to(tl.pointer_type(tl.int16)) + warp[:, None] * SCALE_ROWS * N + offs_n[None, :]
+
+    acc = tl.zeros((WARPS_K, BLOCK_N, 16), dtype=tl.int32)
+    scale_acc = tl.zeros((WARPS_K, BLOCK_N), dtype=tl.int16)
+    for kb in tl.range(first, last, WARPS_K, num_stages=NUM_STAGES):
+        acc ^= tl.load(q_ptrs + kb * 256)
+        for group in tl.static_range(SCALE_ROWS):
+            scale_acc ^= tl.load(s_ptrs + (kb * SCALE_ROWS + group) * N)
+    checksum = tl.xor_sum(tl.xor_sum(acc, 2), 0) ^ tl.xor_sum(scale_acc.to(tl.int32), 0)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    tl.store(checksum_ptr + pid_k * N + offs_n, checksum)
+
+
+@triton.jit
+def kernel_gemm_fp16_splitk(
+    x_ptr, weight_ptr, out_ptr, partial_ptr, counter_ptr,
+    M, N, K, KB, stride_xm,
+    EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WARPS_K: tl.constexpr, SPLIT_K: tl.constexpr,
+    NUM_STAGES: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """The FP16 twin of the fast kernel: out[M, N] = x[M, K] @ weight[N, K].T with the same tiles, shares and pipeline."""
+    pid_n, pid_k = tl.program_id(0), tl.program_id(1)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    first, last = k_range(KB, pid_k, WARPS_K, SPLIT_K)
+    warp = tl.arange(0, WARPS_K)[:, None, None]
+    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_m = tl.arange(0, BLOCK_M)
+    offs_k = tl.arange(0, 128)
+    w_ptrs = weight_ptr + offs_n[None, :, None].to(tl.int64) * K + warp * 128 + offs_k[None, None, :]
+    x_ptrs = x_ptr + offs_m[None, None, :].to(tl.int64) * stride_xm + warp * 128 + offs_k[None, :, None]
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+
+    acc = tl.zeros((WARPS_K, BLOCK_N, BLOCK_M), dtype=tl.float32)
+    for kb in tl.range(first, last, WARPS_K, num_stages=NUM_STAGES):
+        k0 = (kb + warp) * 128
+        w = load_inside(w_ptrs + kb * 128, (offs_n < N)[None, :, None] & (k0 + offs_k[None, None, :] < K), EVEN)
+        m_mask = offs_m[None, None, :] < M
+        k_mask = k0 + offs_k[None, :, None] < K
+        x = tl.load(x_ptrs + kb * 128, mask=m_mask if EVEN else m_mask & k_mask, other=0.0)
+        acc += tl.dot(w, x)
+
+    total = tl.sum(acc, 0)  # [BLOCK_N, BLOCK_M]
+    store_split(total, out_ptr, partial_ptr, counter_ptr, offs_m, offs_n, M, N, pid_n, pid_k, SPLIT_K)
+
+
+@triton.jit
+def kernel_empty():
+    """Nothing: what one node of a CUDA graph costs."""
