@@ -30,6 +30,11 @@ def report_table(run) -> pd.DataFrame:
     return table.merge(speedup, on="case_id", how="left", validate="one_to_one")
 
 
+def primary(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the primary number: timed as a CUDA graph with a cold L2."""
+    return table[(table["status"] == "ok") & (table["launch"] == "graph") & (table["l2_state"] == "cold")]
+
+
 def summarize(cases: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     """One row per case: the median latency with its 95 % bootstrap interval, and the rates that follow from it.
 

@@ -1,0 +1,247 @@
+"""Each finding as a computed claim: holds, does not hold, or undecided, with the sentence and the numbers behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from tinygemm.report.tables import BASELINE, SHAPE, breakdown, counters_table, primary, report_table
+
+HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+
+# A projection is wide when it expands (the up and gate projections of an FFN, N >= 2 K) and narrow when it shrinks to a
+# quarter or less (the KV projections of grouped-query attention). The rest, N close to K, belongs to neither claim.
+WIDE_N_PER_K = 2
+NARROW_N_PER_K = 1 / 4
+
+# Nsight Compute's own rules: below 60 % of peak neither compute nor memory limits a kernel, latency does; and two
+# utilisations less than 10 points apart are balanced (section SpeedOfLight, thresholds 60 and 10).
+BOUND_FRACTION = 0.60
+CLEAR_SHIFT = 0.10
+# Counters come from a few profiled calls and have no interval: within 2 points of a threshold they do not decide.
+COUNTER_MARGIN = 0.02
+
+SUBJECT = {"int4": "The tuned INT4 kernel", "int4-static": "The simple INT4 kernel", "aten-int4mm": "aten-int4mm"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim and what the run says about it.
+
+    state:    "holds", "does not hold" or "undecided" (a tie, an interval that covers the boundary, or no data)
+    sentence: the answer in words, with its numbers
+    numbers:  plain floats for the text: latencies in us, speedups as ratios, shares in 0..1
+    """
+
+    claim: str
+    state: str
+    sentence: str
+    numbers: dict[str, float]
+
+
+def of_run(run) -> dict[str, Verdict]:
+    """Every verdict of a run at M = 1: A, B, C (and the parts of C, C_loses and C_cause) for the tuned kernel; the same
+    keys with `_static` for the simple one."""
+    table, tuned = report_table(run), breakdown(run)
+    counters = counters_table(run) if len(run.counters) else None
+    verdicts = {}
+    for suffix, backend in {"": "int4", "_static": "int4-static"}.items():
+        loses = narrow_loses(table, backend)
+        cause = dequantisation_decides(tuned if backend == "int4" else breakdown(run, backend), tuned, backend)
+        verdicts |= {
+            f"A{suffix}": wide_helps(table, backend),
+            f"B{suffix}": bottleneck_shifts(counters, backend),
+            f"C{suffix}": narrow_loses_to_dequantisation(loses, cause),
+            f"C_loses{suffix}": loses,
+            f"C_cause{suffix}": cause,
+        }
+    return verdicts
+
+
+def wide_helps(table: pd.DataFrame, backend: str = "int4", M: int = 1) -> Verdict:
+    """A: INT4 is faster than FP16 at every projection of the run with N >= 2 K.
+
+    table: report_table(run)
+    """
+    claim = f"INT4 helps wide FFN shapes, M = {M}"
+    rows = _speedups(table, backend, M)
+    rows = rows[rows["N"] >= WIDE_N_PER_K * rows["K"]]
+    state = _for_all(rows["speedup_vs_fp16_low"] > 1, rows["speedup_vs_fp16_high"] < 1)
+    if rows.empty:
+        return Verdict(claim, state, f"The run has no timing of {backend} with N of at least 2 K.", {})
+    worst, best = _extremes(rows)
+    span = (
+        f"{worst.speedup_vs_fp16:.2f}× to {best.speedup_vs_fp16:.2f}×, where the bytes allow {best.ideal_speedup:.2f}×"
+    )
+    answer = {
+        HOLDS: f"is faster than FP16 at every wide projection measured, {_shapes(rows)}: {span}",
+        FAILS: f"is slower than FP16 at {_shape(worst)}: {_interval(worst)}",
+        UNDECIDED: f"cannot be told apart from FP16 at {_shape(worst)}: {_interval(worst)}",
+    }[state]
+    numbers = _numbers("worst", worst) | _numbers("best", best)
+    numbers |= {"ideal_speedup": float(best.ideal_speedup), "n_shapes": float(len(rows))}
+    return Verdict(claim, state, f"{_subject(backend)} {answer}.", numbers)
+
+
+def bottleneck_shifts(
+    counters: pd.DataFrame | None, backend: str = "int4", M: int = 1, K: int = 4096, N: int = 14336
+) -> Verdict:
+    """B: the counters show the bottleneck move: DRAM limits FP16; INT4 keeps DRAM less busy and is limited elsewhere.
+
+    counters: counters_table(run), or None for a run without counters
+    """
+    claim = f"Hardware counters show the bottleneck shift, M = {M}, {K}×{N}"
+    pair = _counter_pair(counters, backend, (M, K, N))
+    if pair is None:
+        return Verdict(claim, UNDECIDED, f"The run has no counters of {BASELINE} and {backend} at {K}×{N}.", {})
+    fp16, int4 = pair
+    shift = fp16["frac_dram"] - int4["frac_dram"]
+    margins = pd.Series([fp16["frac_dram"] - BOUND_FRACTION, BOUND_FRACTION - int4["frac_dram"], shift - CLEAR_SHIFT])
+    state = _for_all(margins > COUNTER_MARGIN, margins < -COUNTER_MARGIN)
+    sentence = f"FP16 {_use(fp16)}. {_subject(backend)} {_use(int4)}."
+    numbers = {f"{name}_{part}": float(row[f"frac_{part}"]) for name, row in zip(("fp16", "int4"), pair, strict=True)
+               for part in ("dram", "sm")}  # fmt: skip
+    return Verdict(claim, state, sentence, numbers | {"dram_shift": float(shift)})
+
+
+def narrow_loses(table: pd.DataFrame, backend: str = "int4", M: int = 1) -> Verdict:
+    """First part of C: INT4 is slower than FP16 at every projection of the run with N <= K / 4.
+
+    table: report_table(run)
+    """
+    claim = f"INT4 loses on narrow projections, M = {M}"
+    rows = _speedups(table, backend, M)
+    rows = rows[rows["N"] <= NARROW_N_PER_K * rows["K"]]
+    state = _for_all(rows["speedup_vs_fp16_high"] < 1, rows["speedup_vs_fp16_low"] > 1)
+    if rows.empty:
+        return Verdict(claim, state, f"The run has no timing of {backend} with N of at most K / 4.", {})
+    worst, best = _extremes(rows)
+    answer = {
+        HOLDS: f"is slower than FP16 at every narrow projection measured, {_shapes(rows)}: at best {_interval(best)}",
+        FAILS: f"is faster than FP16 at {_shape(best)}: {_interval(best)}",
+        UNDECIDED: f"cannot be told apart from FP16 at {_shape(best)}: {_interval(best)}",
+    }[state]
+    numbers = _numbers("worst", worst) | _numbers("best", best) | {"n_shapes": float(len(rows))}
+    return Verdict(claim, state, f"{_subject(backend)} {answer}.", numbers)
+
+
+def dequantisation_decides(parts: pd.DataFrame, tuned: pd.DataFrame, backend: str = "int4", M: int = 1) -> Verdict:
+    """Second part of C: where INT4 loses on a narrow projection, it would win if dequantisation were free.
+
+    Judged at the narrow projection where INT4 does worst, by two experiments. `int4-load-only` reads the same bytes and
+    does not dequantise: if even that loses to FP16, dequantisation is not the cause. The tuned kernel dequantises as
+    many weights as the simple one: where the tuned one wins, the loss of the simple one has another cause.
+
+    parts: breakdown(run, backend)        tuned: breakdown(run)
+    """
+    claim = f"Dequantisation is why INT4 loses on narrow projections, M = {M}"
+    control = tuned[["problem", "speedup_low", "dequant_in_kernel_us", "dequant_share"]]
+    rows = parts.drop(columns=["dequant_in_kernel_us", "dequant_share"]).merge(
+        control, on="problem", suffixes=("", "_tuned"), validate="one_to_one"
+    )
+    rows = rows[(rows["M"] == M) & (rows["N"] <= NARROW_N_PER_K * rows["K"])].dropna(
+        subset=["speedup_low", "speedup_without_dequant_low", "speedup_low_tuned"]
+    )
+    if rows.empty:
+        return Verdict(claim, UNDECIDED, f"The run did not time {backend}, int4-load-only and int4 side by side.", {})
+    row = rows.loc[rows["speedup"].idxmin()]
+    numbers = {
+        "fp16_us": row["fp16_us"],
+        "fused_us": row["fused_us"],
+        "load_only_us": row["load_only_us"],
+        "dequant_us": row["dequant_in_kernel_us"],
+        "dequant_share": row["dequant_share"],
+        "speedup": row["speedup"],
+        "speedup_without_dequant": row["speedup_without_dequant"],
+        "N": row["N"],
+        "K": row["K"],
+    }
+    cost = f"{row['dequant_in_kernel_us']:.2f} µs, {row['dequant_share']:.0%} of its time"
+    state, answer = _cause(row)
+    sentence = f"At {_shape(row)} {answer}. Dequantising costs the tuned kernel {cost}."
+    return Verdict(claim, state, sentence, {name: float(value) for name, value in numbers.items()})
+
+
+def narrow_loses_to_dequantisation(loses: Verdict, cause: Verdict) -> Verdict:
+    """C: both parts together; it holds only if both do, and fails if either does."""
+    claim = "INT4 loses on narrow projections because dequantisation is not amortised"
+    states = pd.Series([loses.state, cause.state])
+    state = _for_all(states == HOLDS, states == FAILS)
+    numbers = loses.numbers | {f"cause_{name}": value for name, value in cause.numbers.items()}
+    return Verdict(claim, state, f"{loses.sentence} {cause.sentence}", numbers)
+
+
+def _cause(row: pd.Series) -> tuple[str, str]:
+    """State of the claim about the cause, and the clause that says why."""
+    now, without = f"{row['speedup']:.2f}×", f"{row['speedup_without_dequant']:.2f}× if dequantisation were free"
+    if row["speedup_low"] > 1:
+        return FAILS, f"there is no loss to explain: {now}, and {without}"
+    if row["speedup_high"] >= 1:
+        return UNDECIDED, f"it is not certain that there is a loss: {now}, and {without}"
+    if row["speedup_low_tuned"] > 1:
+        return FAILS, f"the tuned kernel dequantises the same weights and wins, so the loss, {now}, has another cause"
+    if row["speedup_without_dequant_low"] > 1:
+        return HOLDS, f"the loss, {now}, would be a win: {without}"
+    if row["speedup_without_dequant_high"] < 1:
+        return FAILS, f"the loss, {now}, would stay a loss: {without}"
+    return UNDECIDED, f"the loss, {now}, would become a tie: {without}"
+
+
+def _for_all(confirmed: pd.Series, refuted: pd.Series) -> str:
+    """A claim about every row: one clear counterexample refutes it, only clear agreement of all confirms it."""
+    if refuted.any():
+        return FAILS
+    return HOLDS if len(confirmed) and confirmed.all() else UNDECIDED
+
+
+def _speedups(table: pd.DataFrame, backend: str, M: int) -> pd.DataFrame:
+    rows = primary(table)
+    return rows[(rows["backend"] == backend) & (rows["M"] == M)].dropna(subset=["speedup_vs_fp16_low"]).sort_values("N")
+
+
+def _extremes(rows: pd.DataFrame):
+    return rows.loc[rows["speedup_vs_fp16"].idxmin()], rows.loc[rows["speedup_vs_fp16"].idxmax()]
+
+
+def _numbers(prefix: str, row) -> dict[str, float]:
+    columns = {"speedup": "speedup_vs_fp16", "low": "speedup_vs_fp16_low", "high": "speedup_vs_fp16_high"}
+    columns |= {"latency_us": "latency_us_p50", "K": "K", "N": "N"}
+    return {f"{prefix}_{name}": float(row[column]) for name, column in columns.items()}
+
+
+def _counter_pair(counters: pd.DataFrame | None, backend: str, shape: tuple[int, int, int]):
+    if counters is None or not {"frac_dram", "frac_sm"} <= set(counters.columns):
+        return None
+    rows = counters[(counters[SHAPE] == shape).all(axis=1) & (counters["l2_state"] == "cold")].dropna(
+        subset=["frac_dram", "frac_sm"]
+    )
+    sides = [rows[rows["backend"] == name] for name in (BASELINE, backend)]
+    return None if any(side.empty for side in sides) else [side.iloc[0] for side in sides]
+
+
+def _use(row: pd.Series) -> str:
+    return f"keeps DRAM {row['frac_dram']:.0%} busy and the SMs {row['frac_sm']:.0%}: {_limit(row)}"
+
+
+def _limit(row: pd.Series) -> str:
+    if max(row["frac_dram"], row["frac_sm"]) < BOUND_FRACTION:
+        return "neither limits it, latency does"
+    return "DRAM limits it" if row["frac_dram"] >= row["frac_sm"] else "the SMs limit it"
+
+
+def _subject(backend: str) -> str:
+    return SUBJECT.get(backend, backend)
+
+
+def _shape(row) -> str:
+    return f"{int(row['K'])}×{int(row['N'])}"
+
+
+def _shapes(rows: pd.DataFrame) -> str:
+    return ", ".join(_shape(row) for _, row in rows.iterrows())
+
+
+def _interval(row) -> str:
+    low, high = row["speedup_vs_fp16_low"], row["speedup_vs_fp16_high"]
+    return f"{row['speedup_vs_fp16']:.2f}× (95 % interval {low:.2f} to {high:.2f})"
