@@ -24,7 +24,9 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    other_process = [item for item in items if interpreted and {"aot", "gpu"} & {mark.name for mark in item.iter_markers()}]
+    other_process = [
+        item for item in items if interpreted and {"aot", "gpu"} & {mark.name for mark in item.iter_markers()}
+    ]
     if other_process:
         config.hook.pytest_deselected(items=other_process)
         items[:] = [item for item in items if item not in other_process]
@@ -58,8 +60,9 @@ def browser_path() -> str | None:
 
 @pytest.fixture(scope="session")
 def recorded_or_synthetic(tmp_path_factory) -> dict:
-    """Notebook parameters of the run that the book tests read: the newest recorded run, or a synthetic one before there is any."""
+    """Parameters of the run that the book tests read: the newest recorded run, else a synthetic one."""
     import synthetic
+
     from tinygemm.runs import recorded_runs
 
     if recorded_runs():
@@ -76,6 +79,8 @@ def book(tmp_path_factory, recorded_or_synthetic) -> Path:
 
     root = tmp_path_factory.mktemp("checkout")
     for name in ("book", "notebooks"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("executed", "__pycache__", ".ipynb_checkpoints"))
+        shutil.copytree(
+            ROOT / name, root / name, ignore=shutil.ignore_patterns("executed", "__pycache__", ".ipynb_checkpoints")
+        )
     shutil.copy2(ROOT / "_config.yml", root)
     return build(root, recorded_or_synthetic).parent

@@ -36,7 +36,9 @@ def copy_mathjax(app, exception) -> None:
     """Copy the one MathJax file that pages load; in book/_static every page would load it, formulas or not."""
     if exception or app.builder.format != "html":
         return
-    script = metadata.distribution("sphinx-mathjax-offline").locate_file("sphinx-mathjax-offline/static/mathjax/tex-svg.js")
+    script = metadata.distribution("sphinx-mathjax-offline").locate_file(
+        "sphinx-mathjax-offline/static/mathjax/tex-svg.js"
+    )
     target = Path(app.outdir, "_static", app.config.mathjax_path)
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(script, target)

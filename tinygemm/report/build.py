@@ -49,7 +49,9 @@ def build(root: Path = ROOT, parameters: dict | None = None) -> Path:
         raise BuildError(f"{root / 'notebooks'} has no {FIRST}.ipynb, which opens the run")
     seconds = execute(first, executed, parameters, show_output=True)
     _say(1, len(notebooks), first, seconds)
-    run_dir = os.path.relpath(glued(executed / first.name, "run_dir"), first.parent)  # pages show it: no machine's paths
+    run_dir = os.path.relpath(
+        glued(executed / first.name, "run_dir"), first.parent
+    )  # pages show it: no machine's paths
     parameters |= {"source": "recorded", "run_dir": run_dir}
     rest = [notebook for notebook in notebooks if notebook != first]
     context = multiprocessing.get_context("spawn")
@@ -76,7 +78,9 @@ def check_parameters(notebook: Path, parameters: dict) -> None:
         default = ast.literal_eval(known[name]["default"])
         if type(value) is not type(default):
             wanted, got = type(default).__name__, type(value).__name__
-            raise BuildError(f"{notebook.name}: parameter {name!r} must be {wanted}, as {default!r} is; got {got} {value!r}")
+            raise BuildError(
+                f"{notebook.name}: parameter {name!r} must be {wanted}, as {default!r} is; got {got} {value!r}"
+            )
 
 
 def execute(notebook: Path, folder: Path, parameters: dict, show_output: bool = False) -> float:
@@ -91,10 +95,16 @@ def execute(notebook: Path, folder: Path, parameters: dict, show_output: bool = 
     aside, start = folder / ".aside" / notebook.name, time.perf_counter()
     try:
         papermill.execute_notebook(
-            str(notebook), str(aside), parameters, kernel_name="python3", cwd=str(notebook.parent), progress_bar=show_output,
-            stdout_file=sys.stdout if show_output else None, stderr_file=sys.stderr if show_output else None,
+            str(notebook),
+            str(aside),
+            parameters,
+            kernel_name="python3",
+            cwd=str(notebook.parent),
+            progress_bar=show_output,
+            stdout_file=sys.stdout if show_output else None,
+            stderr_file=sys.stderr if show_output else None,
             extra_arguments=["--IPKernelApp.log_level=ERROR"],
-        )  # fmt: skip
+        )
     except PapermillExecutionError as error:
         line = error.source.strip().splitlines()[0]
         raise BuildError(
@@ -144,7 +154,9 @@ def _say(done: int, total: int, notebook: Path, seconds: float) -> None:
 
 
 @click.command()
-@click.option("-f", "--params", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML of notebook parameters.")
+@click.option(
+    "-f", "--params", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML of notebook parameters."
+)
 @click.option("--headline", is_flag=True, help="Only draw the README's figure again.")
 def main(params: Path | None, headline: bool) -> None:
     """Build the report from the newest recorded run, or from what PARAMS says."""
