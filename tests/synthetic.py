@@ -182,7 +182,7 @@ def _case(identity, backend, problem, launch, l2_state, n_samples) -> Case:
 def _write_ideals(writer, truth, n_samples, rng) -> None:
     """The copy bandwidth and the empty graph node: cases of their own, with no product."""
     n_bytes = 2 * 2**30
-    planted = {"copy": ("1GiB", n_bytes, n_bytes / (truth.copy_gb_s * 1e3)), "empty-node": ("node", 0, truth.empty_us)}
+    planted = {"copy": ("1GiB", n_bytes, n_bytes / (truth.copy_gb_s * 1e3)), "empty-node": ("empty", 0, truth.empty_us)}
     for backend, (word, bytes_min, latency) in planted.items():
         identity = case_id(backend, word, "graph", "cold")
         case = Case(

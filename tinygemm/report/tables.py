@@ -21,13 +21,14 @@ LADDER = {"fp16-cublas": "", "fp16-triton": "kernel", "int4-load-only": "traffic
 def report_table(run) -> pd.DataFrame:
     """One row per case of a run, with everything the figures draw: `summarize`, `ideals` and `speedups` joined.
 
-    run:     runs.Run, or anything with its `cases` and `samples`
+    run:     runs.Run
     returns: the columns of cases, then problem, latency_us_p50, _low, _high, achieved_gb_s, tflop_s, frac_peak_bw,
-             floor_us, frac_floor, ideal_speedup, speedup_vs_fp16, _low, _high
+             floor_us, frac_floor, ideal_speedup, speedup_vs_fp16, _low, _high, and gpu and run_id for the captions
     """
     table = ideals(summarize(run.cases, run.samples))
     speedup = speedups(run.cases, run.samples).rename(columns=lambda name: name.replace("speedup", "speedup_vs_fp16"))
-    return table.merge(speedup, on="case_id", how="left", validate="one_to_one")
+    table = table.merge(speedup, on="case_id", how="left", validate="one_to_one")
+    return table.assign(gpu=run.gpu["name"], run_id=run.run_id)
 
 
 def primary(table: pd.DataFrame) -> pd.DataFrame:

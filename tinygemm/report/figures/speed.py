@@ -1,0 +1,242 @@
+"""How fast: speedups, latencies and their distance from the ideal, per projection and against N."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from tinygemm.problem import STUDY_SHAPES
+from tinygemm.report import style
+from tinygemm.report.tables import BASELINE, copy_bandwidth_gb_s, primary
+
+CASE = ["backend", "M", "K", "N", "launch", "l2_state", "status"]
+SPEEDUP = ["speedup_vs_fp16", "speedup_vs_fp16_low", "speedup_vs_fp16_high"]
+LATENCY = ["latency_us_p50", "latency_us_low", "latency_us_high"]
+CONTENDERS = ("int4-static", "aten-int4mm", "int4")
+LAYER_NAMES = {
+    (4096, 1024): "KV",
+    (4096, 4096): "Q",
+    (4096, 6144): "QKV",
+    (4096, 14336): "FFN up",
+    (4096, 28672): "FFN gate+up",
+    (14336, 4096): "FFN down",
+}
+
+
+@mpl.rc_context(style.STYLE)
+def headline(table: pd.DataFrame, M: int = 1, backends=CONTENDERS, shapes=STUDY_SHAPES) -> Figure:
+    """The one figure of the report: INT4 over FP16 at the four projections of the study, each with the ideal.
+
+    table: report_table(run), or the CSV of `tinygemm bench` (cases with latencies and speedups)
+    """
+    style.require(table, [*CASE, *SPEEDUP, LATENCY[0], "bits_per_weight"], "headline")
+    rows = _at(table, M, (*backends, BASELINE), shapes, "headline")
+    shown = [backend for backend in backends if backend in set(rows["backend"])]
+    handles = [Patch(color=style.colour(backend), label=style.name(backend)) for backend in shown]
+    where = style.conditions(rows[rows["backend"].isin(shown)], f"M = {M}")
+    fig, ax = style.canvas("What INT4 gains over FP16 in decode", where, legend=handles, height=4.5)
+    _bars(ax, rows, shown, shapes, "speedup_vs_fp16", "{:.1f}×")
+    ax.axhline(1, color=style.COLOURS[BASELINE], lw=1.4, zorder=1)
+    ideal = _ideal(rows)
+    ax.axhline(ideal, color=style.IDEAL, lw=1.2, ls=(0, (4, 3)))
+    ax.text(-0.48, ideal, f"ideal: 16 / {16 / ideal:.4g} bits = {ideal:.2f}×", va="bottom", size=9.5)
+    ax.text(len(shapes) - 0.5, 1, "FP16 ", va="bottom", ha="right", size=9.5, color=style.COLOURS[BASELINE])
+    _name_shapes(ax, shapes, [_gain(rows, shape, "int4") for shape in shapes])
+    ax.set(ylabel="speedup over FP16", ylim=(0, ideal * 1.12), xlim=(-0.5, len(shapes) - 0.5))
+    ax.grid(axis="x", visible=False)
+    return fig
+
+
+@mpl.rc_context(style.STYLE)
+def speedup_vs_n(table: pd.DataFrame, K: int = 4096, m_list=(1, 8), backends=CONTENDERS) -> Figure:
+    """Finding A: the speedup over FP16 against N at one K, one panel per M.
+
+    table:  report_table(run), or the CSV of `tinygemm bench`
+    m_list: those of them that the table has are shown; all of the table's if it has none
+    """
+    style.require(table, [*CASE, *SPEEDUP, "bits_per_weight"], "speedup_vs_n")
+    rows = primary(table)
+    rows = rows[(rows["K"] == K) & rows["backend"].isin(backends)].dropna(subset=["speedup_vs_fp16"])
+    if rows.empty:
+        raise ValueError(
+            f"speedup_vs_n: the table has no speedup of {', '.join(backends)} at K = {K}, graph, cold L2;"
+            f" time them together with {BASELINE}"
+        )
+    shown = [backend for backend in backends if backend in set(rows["backend"])]
+    panels = [M for M in m_list if M in set(rows["M"])] or sorted(set(rows["M"]))
+    title, height = "Speedup of INT4 over FP16 as the projection widens", 1.4 + 2.1 * len(panels)
+    where = style.conditions(rows, f"K = {K}")
+    fig, axes = style.canvas(
+        title, where, legend=_line_handles(shown), height=height, nrows=len(panels), sharex=True, squeeze=False
+    )
+    for ax, M in zip(axes[:, 0], panels, strict=True):
+        at_m = rows[rows["M"] == M]
+        _lines(ax, at_m, shown, "speedup_vs_fp16")
+        ideal = _ideal(at_m)
+        ax.axhline(1, color=style.COLOURS[BASELINE], lw=1.4, zorder=1)
+        ax.axhline(ideal, color=style.IDEAL, lw=1.2, ls=(0, (4, 3)))
+        ax.set(ylabel="speedup", ylim=(0, max(ideal, at_m["speedup_vs_fp16"].max()) * 1.16))
+        right = ax.get_yaxis_transform()
+        ax.text(0.995, ideal, f"ideal {ideal:.2f}×", transform=right, ha="right", va="bottom", size=9.5)
+        ax.text(0.995, 1, "FP16", transform=right, ha="right", va="top", size=9.5, color=style.COLOURS[BASELINE])
+        _corner(ax, f"M = {M}")
+    _n_axis(axes[-1, 0], sorted(set(rows["N"])))
+    return fig
+
+
+@mpl.rc_context(style.STYLE)
+def decode_latency(table: pd.DataFrame, M: int = 1, backends=(BASELINE, *CONTENDERS), shapes=STUDY_SHAPES) -> Figure:
+    """Latency of one call per projection, and where the table knows it the floor: every byte once at copy bandwidth.
+
+    table: report_table(run), or the CSV of `tinygemm bench`
+    """
+    style.require(table, [*CASE, *LATENCY], "decode_latency")
+    rows = _at(table, M, backends, shapes, "decode_latency")
+    shapes = [shape for shape in shapes if ((rows["K"] == shape[0]) & (rows["N"] == shape[1])).any()]
+    shown = [backend for backend in backends if backend in set(rows["backend"])]
+    handles = [Patch(color=style.colour(backend), label=style.name(backend)) for backend in shown]
+    floors = "floor_us" in rows and rows["floor_us"].notna().any()
+    if floors:
+        handles.append(Line2D([], [], color=style.IDEAL, lw=2, label="floor: its bytes at copy speed"))
+    quantised = rows[rows["backend"] != BASELINE]
+    where = style.conditions(quantised if len(quantised) else rows, f"M = {M}")
+    fig, ax = style.canvas("Latency of one decode GEMM", where, legend=handles, legend_columns=2, height=4.6)
+    _bars(
+        ax, rows, shown, shapes, "latency_us_p50", "{:.0f}" if rows["latency_us_p50"].min() > 99 else "{:.1f}", floors
+    )
+    _name_shapes(ax, shapes)
+    ax.set(ylabel="latency (µs)", xlim=(-0.5, len(shapes) - 0.5))
+    ax.margins(y=0.1)
+    ax.grid(axis="x", visible=False)
+    return fig
+
+
+@mpl.rc_context(style.STYLE)
+def bandwidth_vs_n(table: pd.DataFrame, K: int = 4096, M: int = 1, backends=(BASELINE, *CONTENDERS)) -> Figure:
+    """Achieved bandwidth, every byte counted once, against N, under the copy bandwidth measured in the same run.
+
+    table: report_table(run)
+    """
+    fig, ax, rows = _against_n(
+        table, K, M, backends, "achieved_gb_s", "Bandwidth a decode GEMM reaches", "bandwidth_vs_n"
+    )
+    copy = copy_bandwidth_gb_s(table)
+    if np.isfinite(copy):
+        ax.axhline(copy, color=style.IDEAL, lw=1.2, ls=(0, (4, 3)))
+        label = f"copy in this run: {copy:,.0f} GB/s"
+        ax.text(0.01, copy, label, transform=ax.get_yaxis_transform(), va="bottom", size=9.5)
+    top = np.nanmax([copy, rows["achieved_gb_s"].max()])
+    ax.set(ylabel="achieved bandwidth (GB/s)", ylim=(0, top * 1.12))
+    ax.yaxis.set_major_formatter("{x:,.0f}")
+    return fig
+
+
+@mpl.rc_context(style.STYLE)
+def frac_of_floor(table: pd.DataFrame, K: int = 4096, M: int = 1, backends=(BASELINE, *CONTENDERS)) -> Figure:
+    """How near each backend comes to its own floor (its bytes at copy bandwidth, plus one empty graph node), against N.
+
+    table: report_table(run)
+    """
+    fig, ax, _ = _against_n(
+        table, K, M, backends, "frac_floor", "How near the floor each kernel comes", "frac_of_floor"
+    )
+    ax.axhline(1, color=style.IDEAL, lw=1.2, ls=(0, (4, 3)))
+    label = "floor: its bytes at copy speed, plus an empty node"
+    ax.text(0.01, 1, label, transform=ax.get_yaxis_transform(), va="bottom", size=9.5)
+    ax.set(ylabel="floor / latency", ylim=(0, 1.12))
+    ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=0))
+    return fig
+
+
+def _against_n(table, K, M, backends, column, title, figure):
+    style.require(table, [*CASE, column], figure)
+    rows = primary(table)
+    rows = rows[(rows["K"] == K) & (rows["M"] == M) & rows["backend"].isin(backends)].dropna(subset=[column])
+    if rows.empty:
+        raise ValueError(f"{figure}: the table has no {column} of {', '.join(backends)} at M = {M}, K = {K}")
+    shown = [backend for backend in backends if backend in set(rows["backend"])]
+    where = style.conditions(rows[rows["backend"] != BASELINE], f"M = {M}", f"K = {K}")
+    fig, ax = style.canvas(title, where, legend=_line_handles(shown), legend_columns=2, height=4.4)
+    _lines(ax, rows, shown, column)
+    _n_axis(ax, sorted(set(rows["N"])))
+    return fig, ax, rows
+
+
+def _at(table: pd.DataFrame, M: int, backends, shapes, figure: str) -> pd.DataFrame:
+    rows = primary(table)
+    chosen = pd.MultiIndex.from_frame(rows[["K", "N"]]).isin(list(shapes))
+    rows = rows[chosen & (rows["M"] == M) & rows["backend"].isin(backends)]
+    if rows.empty:
+        wanted = ", ".join(f"{K}×{N}" for K, N in shapes)
+        raise ValueError(f"{figure}: the table has no {', '.join(backends)} at M = {M}, {wanted}, graph, cold L2")
+    return rows
+
+
+def _bars(ax: Axes, rows: pd.DataFrame, backends, shapes, value: str, label: str, floors: bool = False) -> None:
+    """Bars in groups of one shape, each with its interval and its number; `floors` draws the floor of each bar."""
+    width = 0.84 / len(backends)
+    for i, backend in enumerate(backends):
+        mine = rows[rows["backend"] == backend].set_index(["K", "N"]).reindex(shapes)
+        x = np.arange(len(shapes)) + (i - (len(backends) - 1) / 2) * width
+        bars = ax.bar(x, mine[value], 0.92 * width, color=style.colour(backend), zorder=2)
+        spread = style.spread(mine, value)
+        ax.errorbar(x, mine[value], spread, fmt="none", ecolor=style.INK, elinewidth=1, capsize=2, zorder=3)
+        texts = ["" if np.isnan(number) else label.format(number) for number in mine[value]]
+        bold = "bold" if backend == "int4" else "normal"
+        ax.bar_label(bars, texts, padding=3, size=9 if len(backends) < 4 else 8.5, weight=bold)
+        if floors:
+            ax.hlines(mine["floor_us"], x - 0.46 * width, x + 0.46 * width, color=style.IDEAL, lw=2, zorder=4)
+
+
+def _lines(ax: Axes, rows: pd.DataFrame, backends, column: str) -> None:
+    for backend in backends:
+        mine = rows[rows["backend"] == backend].sort_values("N")
+        look = {"color": style.colour(backend), "marker": style.marker(backend), "ms": 6, "lw": 2, "mec": "white"}
+        interval = style.spread(mine, column) if f"{column}_low" in mine else None
+        ax.errorbar(mine["N"], mine[column], interval, capsize=2, elinewidth=1, **look)
+
+
+def _line_handles(backends) -> list[Line2D]:
+    return [
+        Line2D([], [], color=style.colour(b), marker=style.marker(b), ms=6, lw=2, mec="white", label=style.name(b))
+        for b in backends
+    ]
+
+
+def _name_shapes(ax: Axes, shapes, notes=None) -> None:
+    labels = [f"{LAYER_NAMES.get(shape, '')}\n{shape[0]}×{shape[1]}".strip() for shape in shapes]
+    if notes:
+        labels = [f"{label}\n{note}" for label, note in zip(labels, notes, strict=True)]
+    ax.set_xticks(range(len(shapes)), labels)
+    ax.tick_params(axis="x", length=0)
+    ax.set_xlabel("projection, K×N" + (", FP16 → tuned INT4" if notes else ""))
+
+
+def _gain(rows: pd.DataFrame, shape, backend: str) -> str:
+    """`7.7 → 4.1 µs`; empty where a side is missing."""
+    mine = rows[(rows["K"] == shape[0]) & (rows["N"] == shape[1])].set_index("backend")["latency_us_p50"]
+    if not {BASELINE, backend} <= set(mine.index):
+        return ""
+    return f"{mine[BASELINE]:.3g} → {mine[backend]:.3g} µs"
+
+
+def _ideal(rows: pd.DataFrame) -> float:
+    """What fewer bits alone allow: 16 bits over those stored per quantised weight."""
+    quantised = rows.loc[rows["bits_per_weight"].between(0, 16, inclusive="neither"), "bits_per_weight"]
+    return 16 / quantised.min()
+
+
+def _n_axis(ax: Axes, values) -> None:
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(values, [f"{N / 1024:.3g}k" if N >= 1024 else str(N) for N in values])
+    ax.minorticks_off()
+    ax.set_xlabel("N, output features (1k = 1024)")
+
+
+def _corner(ax: Axes, text: str) -> None:
+    ax.text(0.012, 0.93, text, transform=ax.transAxes, va="top", weight="bold", size=11)

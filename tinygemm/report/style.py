@@ -1,0 +1,185 @@
+"""How every figure looks: one colour and name per backend, title and conditions above, files that do not vary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, told apart with the common colour-vision deficiencies; FP16 grey, our kernels orange and blue
+COLOURS = {
+    "fp16-cublas": "#5F6368",
+    "fp16-triton": "#A8ADB3",
+    "dequant-only": "#E3A8C8",
+    "dequant-fp16": "#B5568F",
+    "int4-static": "#E69F00",
+    "int4": "#0072B2",
+    "int4-gemv": "#56B4E9",
+    "int4-splitk": "#003E66",
+    "int4-load-only": "#009E73",
+    "aten-int4mm": "#D55E00",
+    "gemlite": "#8C6D00",
+    "marlin": "#7A4FBF",
+    "bitsandbytes-nf4": "#44796B",
+}
+NAMES = {
+    "fp16-cublas": "FP16 (cuBLAS)",
+    "fp16-triton": "FP16 (our kernel)",
+    "dequant-only": "dequantise only",
+    "dequant-fp16": "dequantise, then FP16",
+    "int4-static": "INT4, simple kernel",
+    "int4": "INT4, tuned kernel",
+    "int4-gemv": "INT4, GEMV form",
+    "int4-splitk": "INT4, split-K form",
+    "int4-load-only": "INT4, reads only",
+    "aten-int4mm": "INT4, PyTorch (aten)",
+    "gemlite": "INT4, GemLite",
+    "marlin": "INT4, Marlin",
+    "bitsandbytes-nf4": "NF4, bitsandbytes",
+}
+MARKERS = {
+    "fp16-cublas": "s",
+    "fp16-triton": "D",
+    "int4-static": "^",
+    "int4": "o",
+    "int4-gemv": "v",
+    "int4-splitk": "P",
+    "int4-load-only": "d",
+    "aten-int4mm": "X",
+}
+INK, FAINT, IDEAL = "#202124", "#6B7075", "#111111"
+
+WIDTH = 6.4  # inches; with 11-point text a figure stays legible at 375 pixels
+TITLE, CONDITIONS, LEGEND_ROW = 0.34, 0.26, 0.28  # inches kept free above the axes
+STYLE = {
+    **sns.axes_style("whitegrid"),
+    "font.family": "DejaVu Sans",  # ships with matplotlib
+    "font.size": 11,
+    "axes.labelsize": 11,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "axes.edgecolor": "#C4C7CA",
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "grid.color": "#E4E6E8",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.facecolor": "white",  # also in a dark page
+    "figure.dpi": 110,
+    "hatch.linewidth": 0.8,
+}
+DPI = 200
+
+
+def colour(backend: str) -> str:
+    return COLOURS.get(backend, "#999999")
+
+
+def name(backend: str) -> str:
+    return NAMES.get(backend, backend)
+
+
+def marker(backend: str) -> str:
+    return MARKERS.get(backend, "o")
+
+
+def in_order(backends) -> list[str]:
+    """Backends in the order of the colour table, unknown ones last."""
+    known = {backend: i for i, backend in enumerate(COLOURS)}
+    return sorted(set(backends), key=lambda backend: (known.get(backend, len(known)), backend))
+
+
+def canvas(
+    title: str, conditions: str, *, legend=(), legend_columns: int = 3, height: float = 4.2, **subplots
+) -> tuple[Figure, Axes]:
+    """A figure with its title, the line of conditions and the legend above the axes, where they cover no data.
+
+    legend:   handles with labels
+    height:   inches, all included
+    subplots: for plt.subplots
+    returns:  the figure, which pyplot no longer holds, and its axes
+    """
+    rows = -(-len(legend) // legend_columns)
+    top = TITLE + CONDITIONS + rows * LEGEND_ROW
+    fig, axes = plt.subplots(figsize=(WIDTH, height), **subplots)
+    plt.close(fig)  # shown once, where it is returned
+    fig.set_layout_engine("constrained", rect=(0.01, 0.01, 0.98, 1 - top / height - 0.01), h_pad=0.06, hspace=0.04)
+    fig.text(0.015, 1 - 0.08 / height, title, va="top", weight="bold", size=12.5)
+    fig.text(0.015, 1 - TITLE / height, conditions, va="top", size=8.5, color=FAINT)
+    if legend:
+        corner = (0.005, 1 - (TITLE + CONDITIONS - 0.06) / height)
+        fig.legend(
+            handles=legend, loc="upper left", bbox_to_anchor=corner, ncols=legend_columns, borderpad=0.2,
+            columnspacing=1.2, handlelength=1.4, handletextpad=0.5,
+        )  # fmt: skip
+    return fig, axes
+
+
+def conditions(table: pd.DataFrame, *facts: str) -> str:
+    """The small line under a title: the GPU and run where the table knows them, then what the numbers are of.
+
+    table: rows shown; columns gpu, run_id, launch, l2_state and group_size are used where present
+    facts: more of them, such as "M = 1"
+    """
+    parts = [_only(table, "gpu"), *facts]
+    sizes = sorted({int(size) for size in table.get("group_size", []) if size != 0})
+    if len(sizes) == 1:
+        parts.append("one group per row" if sizes[0] == -1 else f"groups of {sizes[0]}")
+    if (l2_state := _only(table, "l2_state")) is not None:
+        parts.append(f"{l2_state} L2")
+    if (launch := _only(table, "launch")) is not None:
+        parts.append({"graph": "CUDA graph", "eager": "launched from Python"}[launch])
+    if (run_id := _only(table, "run_id")) is not None:
+        parts.append(f"run {run_id}")
+    return "  ·  ".join(part for part in parts if part)
+
+
+def _only(table: pd.DataFrame, column: str):
+    """The one value of a column; None if it is absent or varies."""
+    values = table[column].dropna().unique() if column in table else []
+    return values[0] if len(values) == 1 else None
+
+
+def save(fig: Figure, path: Path | str) -> Path:
+    """Write a figure as PNG or SVG, by the ending of `path`; the same figure gives the same bytes.
+
+    raises: ValueError for another ending
+    """
+    path = Path(path)
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "svg"):
+        raise ValueError(f"a figure is written as .png or .svg, not {path.suffix or 'without an ending'!r}: {path}")
+    metadata = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[kind]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context({"svg.hashsalt": "tinygemm", "svg.fonttype": "path"}):
+        fig.savefig(path, format=kind, dpi=DPI, metadata=metadata)
+    return path
+
+
+def require(table: pd.DataFrame, columns, figure: str) -> None:
+    """Raise ValueError naming the columns that a figure needs and the table lacks, or that there are no rows."""
+    if missing := [column for column in columns if column not in table.columns]:
+        raise ValueError(
+            f"{figure} needs the columns {', '.join(missing)}; the table has {', '.join(map(str, table.columns))}"
+        )
+    if table.empty:
+        raise ValueError(f"{figure}: the table has no rows")
+
+
+def spread(rows: pd.DataFrame, value: str) -> np.ndarray:
+    """Lengths of the error bars [2, rows] below and above a median, from the columns `<value>_low` and `<value>_high`;
+    latency_us_p50 has latency_us_low and latency_us_high. Zero where an interval is missing."""
+    stem = value.removesuffix("_p50")
+    low, high = (rows[f"{stem}_{end}"].to_numpy(dtype=float) for end in ("low", "high"))
+    middle = rows[value].to_numpy(dtype=float)
+    return np.nan_to_num(np.clip([middle - low, high - middle], 0, None))
