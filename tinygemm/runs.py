@@ -7,7 +7,9 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,7 +49,7 @@ class Case:
     group_size: int = column("weights", "weights along K that share a scale; -1 = the whole K; 0 = not quantised")
     dtype: str = column("", "type of x and out")
     bits_per_weight: float = column("bits", "stored weight, scales and zeros included")
-    l2_state: str = column("", "cold: weights rotate so that no call finds its own in L2; hot: one weight, called again")
+    l2_state: str = column("", "cold: weights rotate, so that no call finds its own in L2; hot: one weight, every call")
     launch: str = column("", "graph: calls replayed as one CUDA graph; eager: launched one by one from Python")
     status: str = column("", "ok, mismatch (not timed), unsupported, out_of_memory, error")
     message: str = column("", "why a case is not ok; empty otherwise", "")
@@ -58,7 +60,9 @@ class Case:
     split_k: int | None = column("", "programs that share one output tile along K", None)
     num_warps: int | None = column("", "warps of one program", None)
     num_stages: int | None = column("", "software pipeline depth", None)
-    config_source: str = column("", "where the launch config comes from: table, rule, predicted, default, or the peer's own tuner", "")
+    config_source: str = column(
+        "", "origin of the launch config: table, predicted, rule, default; or the variant that won", ""
+    )
     n_calls: int = column("calls", "calls in one timed sample", 0)
     n_copies: int = column("", "copies of the weight that the calls rotate over", 0)
     n_samples: int = column("samples", "rows in samples.csv", 0)
@@ -125,7 +129,7 @@ class Run:
         return self.provenance["gpu"]
 
 
-# --- reading -----------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------------------------
 
 
 def load_run(path: Path | str, *, allow_dirty: bool = False) -> Run:
@@ -140,12 +144,9 @@ def load_run(path: Path | str, *, allow_dirty: bool = False) -> Run:
     file = path / "provenance.json"
     if not file.is_file():
         raise RunError(f"{path} is not a recorded run: provenance.json is missing")
-    try:
-        provenance = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise RunError(f"{file}:{error.lineno}: not JSON: {error.msg}") from None
-    if provenance.get("schema_version") != SCHEMA_VERSION:
-        raise RunError(f"{file}: schema version {provenance.get('schema_version')!r}, this code reads {SCHEMA_VERSION}")
+    provenance = _read_provenance(file)
+    if "files" not in provenance:
+        raise RunError(f"{path} is an unfinished run: {file.name} lists no files")
     if provenance["dirty"] and not allow_dirty:
         raise RunError(f"{path}: measured from a tree with uncommitted changes; measure again from a clean commit")
     for name, entry in provenance["files"].items():
@@ -159,7 +160,9 @@ def load_run(path: Path | str, *, allow_dirty: bool = False) -> Run:
     tables = {name: read_table(path / name) for name in TABLES}
     for name, table in tables.items():
         if name in provenance["files"] and len(table) != provenance["files"][name]["rows"]:
-            raise RunError(f"{path / name}: {len(table)} rows, provenance.json says {provenance['files'][name]['rows']}")
+            raise RunError(
+                f"{path / name}: {len(table)} rows, provenance.json says {provenance['files'][name]['rows']}"
+            )
     return Run(path, provenance, *(tables[name] for name in ("cases.csv", "samples.csv", "counters.csv")))
 
 
@@ -171,14 +174,31 @@ def read_table(file: Path) -> pd.DataFrame:
         if row_type is Counter:
             return pd.DataFrame(columns=expected)
         raise RunError(f"{file} is missing")
-    text = {f.name for f in dataclasses.fields(row_type) if f.type == "str"}
     try:
-        table = pd.read_csv(file, dtype={name: "str" for name in text}, keep_default_na=False, na_values=[""])
+        table = pd.read_csv(file, dtype=str, keep_default_na=False, index_col=False, skip_blank_lines=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
         raise RunError(f"{file}: not a readable CSV: {error}") from None
     if list(table.columns) != expected:
         raise RunError(f"{file}:1: columns are {', '.join(table.columns)}; expected {', '.join(expected)}")
-    return table.assign(**{name: table[name].fillna("") for name in expected if name in text})
+    return table.assign(**{f.name: _parsed(table[f.name], f.type, file) for f in dataclasses.fields(row_type)})
+
+
+def _parsed(column: pd.Series, type_: str, file: Path) -> pd.Series:
+    """A column of text in the type its field declares; raises RunError naming the line of a value that is not of it."""
+    if type_ == "str":
+        if (missing := column[column.isna()]).size:
+            raise RunError(f"{file}:{missing.index[0] + 2}: the row ends before {column.name}")
+        return column
+    optional = type_.endswith("| None")
+    text = column.fillna("")
+    numbers = pd.to_numeric(text, errors="coerce")
+    bad = numbers.isna() & ~((text == "") & optional)
+    if type_.startswith("int"):
+        bad |= numbers.notna() & (numbers % 1 != 0)
+    if bad.any():
+        line = bad.idxmax()
+        raise RunError(f"{file}:{line + 2}: {column.name} must be {type_}, got {text[line]!r}")
+    return numbers.astype("int64") if type_ == "int" else numbers.astype("float64")
 
 
 def recorded_runs(gpu: str | None = None, root: Path = DATA_ROOT) -> list[Path]:
@@ -199,11 +219,13 @@ def latest_run(gpu: str | None = None, root: Path = DATA_ROOT, *, allow_dirty: b
     return load_run(runs[-1], allow_dirty=allow_dirty)
 
 
-# --- writing -----------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------------------------
 
 
 class RunWriter:
     """Appends to a run in `<root>/<gpu>/<run_id>.partial/` until `finish` seals it under its own name.
+
+    provenance.json is there from the start; the hashes of the files are what sealing adds to it.
 
     Every group of cases is on disk before the next one starts, so a run that is killed loses only the group in flight;
     opening the folder again drops what that group had half-written.
@@ -218,9 +240,13 @@ class RunWriter:
         commit, dirty = git_state()
         run_id = f"{datetime.now(UTC):%Y-%m-%dT%H%MZ}-{commit[:7]}" + ("-dirty" if dirty else "")
         path = root / gpu["key"] / (run_id + PARTIAL)
-        if path.exists() or path.with_name(run_id).exists():
-            raise RunError(f"{path} exists; resume it, or wait a minute for a new run id")
-        path.mkdir(parents=True)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise RunError(f"{path} exists; resume it, or wait a minute for a new run id") from None
+        if path.with_name(run_id).exists():
+            path.rmdir()
+            raise RunError(f"{path.with_name(run_id)} exists; wait a minute for a new run id")
         header = {
             "schema_version": SCHEMA_VERSION,
             "run_id": run_id,
@@ -232,17 +258,18 @@ class RunWriter:
             "software": software_versions(),
             "started": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
         }
-        _write_atomically(path / "header.json", json.dumps(header, indent=1))
+        _write_atomically(path / "provenance.json", json.dumps(header, indent=1) + "\n")
         return cls(path, header)
 
     @classmethod
     def resume(cls, path: Path, gpu: dict, parameters: dict) -> RunWriter:
         """Open an unfinished run again; raises RunError where it would mix two GPUs, commits or sets of parameters."""
         path = Path(path)
-        try:
-            header = json.loads((path / "header.json").read_text())
-        except FileNotFoundError:
-            raise RunError(f"{path} is not an unfinished run: header.json is missing") from None
+        if not path.name.endswith(PARTIAL) or not (path / "provenance.json").is_file():
+            raise RunError(f"{path} is not an unfinished run: expected a folder *{PARTIAL} with a provenance.json")
+        header = _read_provenance(path / "provenance.json")
+        for key in ("files", "finished"):  # killed after the last group, while sealing
+            header.pop(key, None)
         commit, dirty = git_state()
         now = {"commit": commit, "dirty": dirty, "gpu": gpu, "parameters": json.loads(json.dumps(parameters))}
         for key, value in now.items():
@@ -258,9 +285,8 @@ class RunWriter:
         commit, dirty = git_state()
         same = {"commit": commit, "dirty": dirty, "parameters": json.loads(json.dumps(parameters))}
         for path in sorted((root / gpu_key).glob("*" + PARTIAL), reverse=True):
-            header_file = path / "header.json"
-            if header_file.is_file():
-                header = json.loads(header_file.read_text())
+            if (path / "provenance.json").is_file():
+                header = _read_provenance(path / "provenance.json")
                 if all(header[key] == value for key, value in same.items()):
                     return path
         return None
@@ -275,6 +301,11 @@ class RunWriter:
         self._append_rows("samples.csv", samples, Sample)
         self._append_rows("cases.csv", cases, Case)
 
+    def drop(self, case_ids: set[str]) -> None:
+        """Forget cases of a group that is only partly on disk, with their samples."""
+        for name in ("cases.csv", "samples.csv"):
+            self._keep_lines(name, lambda case_id: case_id not in case_ids)
+
     def write_counters(self, counters: list[Counter], raw: dict[str, str]) -> None:
         """Write counters.csv whole, and beside it under ncu/ each raw CSV: file name -> text."""
         (self.path / "ncu").mkdir(exist_ok=True)
@@ -286,14 +317,18 @@ class RunWriter:
     def finish(self) -> Path:
         """Seal the run: hash every file, write provenance.json, drop the .partial ending. Returns the run's folder."""
         files = {}
-        for file in sorted(p for p in self.path.rglob("*") if p.is_file() and p.name != "header.json"):
+        tables = {name: read_table(self.path / name) for name in ("cases.csv", "samples.csv")}
+        counted = tables["samples.csv"].groupby("case_id").size()
+        claimed = tables["cases.csv"].set_index("case_id")["n_samples"]
+        if not claimed.index.is_unique or dict(claimed[claimed > 0]) != dict(counted):
+            raise RunError(f"{self.path}: the samples are not those that cases.csv claims; the run cannot be sealed")
+        for file in sorted(p for p in self.path.rglob("*") if p.is_file() and p.name != "provenance.json"):
             entry = {"sha256": sha256(file)}
             if file.name in TABLES:
                 entry["rows"] = len(read_table(file))
             files[file.relative_to(self.path).as_posix()] = entry
         provenance = self.header | {"finished": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "files": files}
         _write_atomically(self.path / "provenance.json", json.dumps(provenance, indent=1) + "\n")
-        (self.path / "header.json").unlink()
         return self.path.rename(self.path.with_name(self.header["run_id"]))
 
     def _append_rows(self, name: str, rows: list, row_type: type) -> None:
@@ -312,15 +347,35 @@ class RunWriter:
         for name in ("cases.csv", "samples.csv"):
             file = self.path / name
             if file.is_file():
-                text = file.read_text()
-                _write_atomically(file, text[: text.rfind("\n") + 1])
-        if (file := self.path / "samples.csv").is_file():
-            known = self.done()
-            lines = file.read_text().splitlines(keepends=True)
-            _write_atomically(file, "".join(lines[:1] + [line for line in lines[1:] if line.split(",")[0] in known]))
+                whole = file.read_text()
+                _write_atomically(file, whole[: whole.rfind("\n") + 1])
+                if not file.stat().st_size:  # not even the header was whole
+                    file.unlink()
+        known = self.done()
+        self._keep_lines("samples.csv", lambda case_id: case_id in known)
+
+    def _keep_lines(self, name: str, keep: Callable[[str], bool]) -> None:
+        """Rewrite a table with the rows whose case_id, the first column, passes `keep`."""
+        file = self.path / name
+        if file.is_file():
+            header, *lines = file.read_text().splitlines(keepends=True)
+            _write_atomically(file, "".join([header, *(line for line in lines if keep(line.split(",", 1)[0]))]))
 
 
-# --- what both need ----------------------------------------------------------------------------------------------------
+# --- what both need -------------------------------------------------------------------------------------------------
+
+
+def _read_provenance(file: Path) -> dict:
+    try:
+        provenance = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise RunError(f"{file}:{error.lineno}: not JSON: {error.msg}") from None
+    version = provenance.get("schema_version") if isinstance(provenance, dict) else None
+    if version != SCHEMA_VERSION:
+        raise RunError(f"{file}: schema version {version!r}, this code reads {SCHEMA_VERSION}")
+    if lacking := {"run_id", "commit", "dirty", "gpu", "parameters"} - set(provenance):
+        raise RunError(f"{file}: {', '.join(sorted(lacking))} missing")
+    return provenance
 
 
 def columns_of(row_type: type) -> list[str]:
@@ -331,15 +386,23 @@ def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+def without_folders(text: str) -> str:
+    """Text in which every absolute path is cut down to its last part: a run names no machine and no user."""
+    return re.sub(r"(?<![\w:/.])/(?:[\w.+@~-]+/)+", "", text)
+
+
 def git_state() -> tuple[str, bool]:
-    """Commit of this checkout and whether tracked or new files differ from it; ("unknown", True) outside a checkout."""
+    """Commit of this checkout, and whether files outside data/ differ from it; ("unknown", True) outside a checkout.
+
+    data/ does not count: a recorded run that is not committed yet changes nothing about the next measurement.
+    """
     root = Path(__file__).resolve().parent.parent
 
     def git(*arguments):
         return subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True).stdout
 
     try:
-        return git("rev-parse", "HEAD").strip(), bool(git("status", "--porcelain").strip())
+        return git("rev-parse", "HEAD").strip(), bool(git("status", "--porcelain", "--", ".", ":(exclude)data").strip())
     except (FileNotFoundError, subprocess.CalledProcessError):
         return "unknown", True
 

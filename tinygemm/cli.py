@@ -1,0 +1,395 @@
+"""`tinygemm ...`: measure, record, profile and plot; everything heavy is imported when it is needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import click
+
+from tinygemm.problem import GROUP_SIZES, STUDY_SHAPES
+
+STUDY_SHAPE_LIST = ";".join(f"1,{K},{N}" for K, N in STUDY_SHAPES)
+IMAGE_SUFFIXES = (".png", ".svg")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+def commands():
+    """Measure decode GEMMs with packed INT4 weights against FP16, and draw what was measured."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; what the user can mend becomes one line on stderr and exit code 1."""
+    try:
+        commands(arguments, prog_name="tinygemm")
+    except ModuleNotFoundError as error:
+        extra = "report" if error.name in ("matplotlib", "seaborn", "scipy") else "kernel"
+        _fail(f"the package {error.name} is not installed (pip install -e '.[{extra}]')")
+    except (ValueError, RuntimeError, OSError) as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(1)
+
+
+# --- options that several commands share ----------------------------------------------------------------------------
+
+
+def _option(name: str, *others: str, **settings):
+    """An option under the original study's name (--shape_list) and the usual spelling (--shape-list)."""
+    spellings = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}", *others])
+    return click.option(*spellings, name, **settings)
+
+
+def _options(*options: Callable) -> Callable:
+    def decorate(function):
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)
+INPUT_FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+shape_options = _options(
+    _option("shape_list", default=STUDY_SHAPE_LIST, help="Problems as M,K,N;M,K,N;..."),
+    _option(
+        "group_size", type=click.Choice([str(size) for size in GROUP_SIZES]), default="128", help="-1: the whole K."
+    ),
+    _option("asymmetric", is_flag=True, help="Quantise with a zero per group."),
+)
+timing_options = _options(
+    _option("rep", type=click.IntRange(min=1), default=25, help="Samples per case."),
+    _option("warmup", type=click.IntRange(min=0), default=3, help="Rounds before them that are not kept."),
+    _option("skip_correctness", is_flag=True, help="Do not compare with the float64 reference first."),
+)
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+@commands.command()
+@shape_options
+@timing_options
+@_option("csv", type=OUTPUT_FILE, required=True, help="Where to write one row per case.")
+@_option(
+    "backend", "--backends", default="fp16-cublas,dequant-fp16,int4,copy,empty-node", help="Names, comma-separated."
+)
+@_option(
+    "launch", type=click.Choice(["graph", "eager", "both"]), default="graph", help="As one CUDA graph, or call by call."
+)
+@_option(
+    "l2_state",
+    type=click.Choice(["cold", "hot", "both"]),
+    default="cold",
+    help="Weights from DRAM or from L2.",
+)
+def bench(csv, shape_list, group_size, asymmetric, rep, warmup, skip_correctness, backend, launch, l2_state):
+    """Time backends at a list of shapes: latency, interval and speedup over FP16, one row per case."""
+    from tinygemm.harness import sweep
+    from tinygemm.report import tables
+
+    _check_writable(csv)
+    plan = sweep.SweepPlan(
+        _problems(shape_list, group_size),
+        symmetric=not asymmetric,
+        backends=_names(backend),
+        launches=("graph", "eager") if launch == "both" else (launch,),
+        l2_states=("cold", "hot") if l2_state == "both" else (l2_state,),
+        rep=rep,
+        warmup=warmup,
+        verify=not skip_correctness,
+        counters=False,
+    )
+    _require_gpu()
+    cases, samples = sweep.bench(plan)
+    _write_csv(tables.report_table(SimpleNamespace(cases=cases, samples=samples)), csv)
+    _report_refusals(cases)
+
+
+@commands.command()
+@shape_options
+@timing_options
+@_option("csv", type=OUTPUT_FILE, required=True, help="Where to write one row per shape.")
+def breakdown(csv, shape_list, group_size, asymmetric, rep, warmup, skip_correctness):
+    """Time what dequantisation costs, on its own and inside the fused kernel, one row per shape."""
+    from tinygemm.harness import sweep
+    from tinygemm.report import tables
+
+    _check_writable(csv)
+    plan = sweep.SweepPlan(
+        _problems(shape_list, group_size),
+        symmetric=not asymmetric,
+        backends=("fp16-cublas", "dequant-fp16", "dequant-only", "int4", "int4-load-only"),
+        launches=("graph",),
+        l2_states=("cold",),
+        rep=rep,
+        warmup=warmup,
+        verify=not skip_correctness,
+        counters=False,
+    )
+    _require_gpu()
+    cases, samples = sweep.bench(plan)
+    _write_csv(tables.breakdown(SimpleNamespace(cases=cases, samples=samples)), csv)
+    _report_refusals(cases)
+
+
+@commands.command()
+@click.option(
+    "-f",
+    "--params",
+    type=INPUT_FILE,
+    help="YAML: m_list, shapes, group_size, backends, rep, warmup, counters.",
+)
+@click.option("--resume", type=FOLDER, help="Go on with this unfinished run; needs the same commit and parameters.")
+@_option("data_root", type=FOLDER, help="Folder that holds <gpu>/<run_id>/; the project's data/ without it.")
+def record(params, resume, data_root):
+    """Measure what the report explains and write it as a run in data/<gpu>/; a killed run can be resumed."""
+    from tinygemm import runs
+    from tinygemm.harness import sweep
+
+    parameters = _read_params(params) if params else {}
+    gpu = parameters.pop("gpu", "auto")
+    root = data_root or Path(parameters.pop("data_root", "") or runs.DATA_ROOT)
+    for name in ("source", "run_dir", "allow_dirty", "data_root"):
+        parameters.pop(name, None)
+    plan = sweep.SweepPlan.from_parameters(**parameters)
+    here = _require_gpu()
+    if gpu not in ("auto", here):
+        raise ValueError(f"{params} is for {gpu}, but this machine's GPU is {here}")
+    command = " ".join(["tinygemm", *sys.argv[1:]])
+    click.echo(sweep.record(plan, root, resume=resume, command=command, say=click.echo))
+
+
+# --- profiling ------------------------------------------------------------------------------------------------------
+
+
+@commands.command()
+@_option("backend", default="fp16-cublas", help="What to call.")
+@_option("m", type=click.IntRange(min=1), default=1, help="Tokens.")
+@_option("k", type=click.IntRange(min=1), default=4096, help="Input features.")
+@_option("n", type=click.IntRange(min=1), default=14336, help="Output features.")
+@_option("group_size", type=click.Choice([str(size) for size in GROUP_SIZES]), default="128", help="-1: the whole K.")
+@_option("asymmetric", is_flag=True, help="Quantise with a zero per group.")
+@_option("variant", default="", help="Of a backend with several: the config_source of a recorded case.")
+@_option("calls", type=click.IntRange(min=1), default=3, help="Calls inside the profiler's range.")
+def profile(backend, m, k, n, group_size, asymmetric, variant, calls):
+    """Call one backend a few times between cudaProfilerStart and Stop: the target of ncu."""
+    from tinygemm.harness import backends, counters
+    from tinygemm.problem import GemmProblem
+
+    if backend not in backends.BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(backends.BACKENDS)}")
+    problem = GemmProblem(m, n, k, int(group_size))
+    key = _require_gpu()
+    counters.run_profiled(counters.Target("", backend, problem, not asymmetric, variant), key, calls)
+    click.echo(f"{backend} {problem}: {calls} calls")
+
+
+@commands.command()
+@shape_options
+@_option("backend", "--backends", default="fp16-cublas,int4", help="Names, comma-separated.")
+@_option("out_dir", type=FOLDER, required=True, help="Folder for counters.csv and ncu's own CSVs.")
+@_option("metrics", default="", help="ncu metrics, comma-separated; those of the report without it.")
+@_option("kernel_name", default=None, help="Only kernels of this function name, as in ncu --kernel-name.")
+@_option("dry_run", is_flag=True, help="Only print the ncu commands.")
+def counters(shape_list, group_size, asymmetric, backend, out_dir, metrics, kernel_name, dry_run):
+    """Build and run the ncu commands for backends and shapes, and collect the counters."""
+    import shlex
+
+    from tinygemm import runs
+    from tinygemm.harness import backends
+    from tinygemm.harness import counters as ncu
+
+    names = _names(backend)
+    if unknown := sorted(set(names) - set(backends.BACKENDS)):
+        raise ValueError(f"unknown backend {', '.join(unknown)}; known: {', '.join(backends.BACKENDS)}")
+    targets = [
+        ncu.Target(runs.case_id(name, problem, "graph", "cold"), name, problem, not asymmetric)
+        for problem in _problems(shape_list, group_size)
+        for name in names
+    ]
+    settings = {"kernel_name": kernel_name, "metrics": tuple(_names(metrics)) or ncu.METRICS}
+    if dry_run:
+        for target in targets:
+            click.echo(shlex.join(ncu.ncu_command(target, Path(ncu.log_name(target)), **settings)))
+        return
+    _require_gpu()
+    rows, raw = ncu.collect(targets, say=click.echo, **settings)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for name, text in raw.items():
+        _write_text(text, out_dir / name)
+    _write_csv(_frame([dataclasses.asdict(row) for row in rows]), out_dir / "counters.csv")
+
+
+# --- plotting -------------------------------------------------------------------------------------------------------
+
+
+@commands.group()
+def plot():
+    """Draw figures from CSVs; needs no GPU."""
+
+
+@plot.command()
+@_option("csv", type=INPUT_FILE, required=True, help="What `tinygemm bench` wrote.")
+@_option("out_dir", type=FOLDER, required=True, help="Folder for the figures.")
+@_option("format", type=click.Choice([suffix[1:] for suffix in IMAGE_SUFFIXES]), default="png", help="Kind of image.")
+def decode(csv, out_dir, format):
+    """Plot A: speedup over FP16 against N, and the decode latencies."""
+    from tinygemm.report import figures
+
+    table = _read_csv(csv, ["backend", "M", "N", "K", "latency_us_p50"])
+    drawn = {"speedup_vs_n": figures.speedup_vs_n(table), "decode_latency": figures.decode_latency(table)}
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for name, figure in drawn.items():
+        _save(figure, out_dir / f"{name}.{format}")
+
+
+@plot.command("breakdown")
+@_option("csv", type=INPUT_FILE, required=True, help="What `tinygemm breakdown` wrote.")
+@_option("out", type=OUTPUT_FILE, required=True, help="Image, .png or .svg.")
+def plot_breakdown(csv, out):
+    """Plot C: what dequantisation costs on its own and inside the fused kernel."""
+    _check_image(out)
+    from tinygemm.report import figures
+
+    _save(figures.dequant_breakdown(_read_csv(csv, ["problem", "M", "N", "K"])), out)
+
+
+@plot.command("peak-compute")
+@_option("fp16_csv", type=INPUT_FILE, required=True, help="ncu's CSV of the FP16 kernel.")
+@_option("int4_csv", type=INPUT_FILE, required=True, help="ncu's CSV of the INT4 kernel.")
+@_option("out", type=OUTPUT_FILE, required=True, help="Image, .png or .svg.")
+def peak_compute(fp16_csv, int4_csv, out):
+    """Plot B: percent of peak of compute and memory, FP16 and INT4."""
+    _check_image(out)
+    import pandas as pd
+
+    from tinygemm.harness import counters as ncu
+    from tinygemm.report import counters as combine
+    from tinygemm.report import figures
+
+    parts = []
+    for backend, file in (("fp16-cublas", fp16_csv), ("int4", int4_csv)):
+        rows = _frame([dataclasses.asdict(row) for row in ncu.read_file(file, backend)])
+        parts.append(combine.summarize_counters(rows).assign(backend=backend))
+    _save(figures.percent_of_peak(pd.concat(parts, ignore_index=True)), out)
+
+
+# --- what they share ------------------------------------------------------------------------------------------------
+
+
+def _problems(shape_list: str, group_size: str) -> tuple:
+    from tinygemm.problem import parse_shape_list
+
+    return tuple(parse_shape_list(shape_list, int(group_size)))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _require_gpu() -> str:
+    """The key of this machine's GPU; raises RuntimeError that says what is missing."""
+    from tinygemm import hardware
+
+    if reason := hardware.cuda_unavailable_reason():
+        raise RuntimeError(f"this command measures on a CUDA GPU, and {reason}")
+    return hardware.live_gpu_key()
+
+
+def _read_params(file: Path) -> dict:
+    import yaml
+
+    try:
+        values = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: expected `name: value` lines")
+    return values
+
+
+def _read_csv(file: Path, columns: list[str]):
+    """A table that another command wrote; raises ValueError naming the file and what is wrong with it."""
+    import pandas as pd
+
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist")
+    try:
+        table = pd.read_csv(file)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not a readable CSV: {error}") from None
+    if missing := [name for name in columns if name not in table]:
+        raise ValueError(f"{file}:1: column {', '.join(missing)} is missing")
+    if table.empty:
+        raise ValueError(f"{file}:2: the table has no rows; was the file cut off?")
+    return table
+
+
+def _frame(rows: list[dict]):
+    import pandas as pd
+
+    return pd.DataFrame(rows)
+
+
+def _check_writable(file: Path) -> None:
+    """Refuse before measuring what could not be written afterwards."""
+    folder = file.parent
+    if not folder.is_dir():
+        raise ValueError(f"{file}: the folder {folder} does not exist")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{file}: the folder {folder} cannot be written to")
+
+
+def _check_image(file: Path) -> None:
+    if file.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"{file}: a figure ends in {' or '.join(IMAGE_SUFFIXES)}")
+    _check_writable(file)
+
+
+def _write_csv(table, file: Path) -> None:
+    _write_text(table.to_csv(index=False), file)
+
+
+def _write_text(text: str, file: Path) -> None:
+    _write(file, lambda aside: aside.write_text(text))
+
+
+def _save(figure, file: Path) -> None:
+    from tinygemm.report import figures
+
+    _write(file, lambda aside: figures.save(figure, aside))
+
+
+def _write(file: Path, write: Callable[[Path], object]) -> None:
+    """Write aside and rename, so that a file is whole or not there."""
+    aside = file.with_name(f".{os.getpid()}-{file.name}")
+    try:
+        write(aside)
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)
+    click.echo(f"wrote {file}")
+
+
+def _report_refusals(cases) -> None:
+    """Say which cases were not timed; exit code 1 if one of them is wrong or failed rather than unsupported."""
+    refused = cases[cases["status"] != "ok"]
+    for row in refused.itertuples():
+        click.echo(f"{row.case_id}: {row.status}: {row.message}", err=True)
+    if not refused["status"].isin(["unsupported"]).all():
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""One group of a sweep: verify its contenders, time them against each other, describe what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from tinygemm import problem, runs
+from tinygemm.harness import backends as registry
+from tinygemm.harness import timing, verify
+from tinygemm.harness.plan import Group, SweepPlan
+from tinygemm.harness.weights import Weights
+from tinygemm.problem import GemmProblem
+from tinygemm.runs import Case, Sample
+
+# cold samples that decide between the variants of one backend; the measurement itself is taken afresh
+CHOICE_ROUNDS = 7
+
+
+class SweepStoppedError(RuntimeError):
+    """The CUDA context is lost, and with it this process; what was measured before is kept."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What stays the same throughout a sweep.
+
+    gpu:      hardware.snapshot(), of which `key` and `l2_bytes` are used
+    clock:    timing.CudaClock, or what a test puts in its place
+    backends: name -> Backend
+    """
+
+    plan: SweepPlan
+    gpu: Mapping
+    clock: object
+    device: str = "cuda"
+    backends: Mapping[str, registry.Backend] = field(default_factory=lambda: registry.BACKENDS)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A backend that is right on a problem and may be timed: its variant, its x, and how right it is."""
+
+    variant: registry.Variant
+    x: object
+    errors: verify.Errors
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A backend that is not timed, and why: one of runs.STATUS and a sentence."""
+
+    status: str
+    message: str
+    errors: verify.Errors = field(default_factory=verify.Errors)
+
+
+def make_ready(bench: Bench, each: GemmProblem, weights: Weights) -> dict[str, Ready | Refused]:
+    """Verify every backend of the plan on one problem and choose its variant; serves all groups of the problem."""
+    from tinygemm.kernel import quant
+
+    plan = bench.plan
+    x = registry.activations(each, bench.device, plan.seed + 1)
+    reference = quant.reference_gemm(x, weights.packed) if plan.verify else None
+    names = [name for name in plan.backends if name in bench.backends]
+    return {
+        name: guarded(bench.clock, _ready, bench, bench.backends[name], each, x, weights, reference) for name in names
+    }
+
+
+def measure_group(
+    bench: Bench, group: Group, ready: Mapping[str, Ready | Refused], weights: Weights
+) -> tuple[list[Case], list[Sample]]:
+    """Time the backends of a group that are ready, interleaved; one Case for each, timed or not."""
+    outcomes = {name: ready[name] for name in group.backends}
+    for name, state in ready.items():
+        if isinstance(state, Ready):
+            outcomes[name] = guarded(bench.clock, _replay, bench, group, state, weights)
+    outcomes, samples, readings = _interleave(bench, group, outcomes)
+    cases = [
+        Case(
+            case_id=case_id,
+            **_describe(bench.backends[name], group, bench.plan.symmetric),
+            **_describe_config(ready[name]),
+            **_describe_outcome(outcomes[name], samples.get(name, []), readings),
+            **dataclasses.asdict(ready[name].errors),
+        )
+        for name, case_id in zip(group.backends, group.case_ids, strict=True)
+    ]
+    return cases, _sample_rows(group, samples)
+
+
+def measure_ceiling(bench: Bench, group: Group) -> tuple[list[Case], list[Sample]]:
+    """Time the copy or the empty node."""
+    (name,) = group.backends
+    ceiling = registry.CEILINGS[name]
+
+    def replay():
+        call = ceiling.make()
+        ceiling.check(call)
+        return timing.prepare([call], group.launch, bench.clock, ceiling.min_calls)
+
+    outcomes, samples, readings = _interleave(bench, group, {name: guarded(bench.clock, replay)})
+    case = Case(
+        case_id=group.case_ids[0], backend=name, model="", layer="", M=0, N=0, K=0, group_size=0, dtype="",
+        bits_per_weight=0, l2_state=group.l2_state, launch=group.launch, bytes_min=ceiling.bytes_min,
+        **_describe_outcome(outcomes[name], samples.get(name, []), readings),
+    )  # fmt: skip
+    return [case], _sample_rows(group, samples)
+
+
+def guarded(clock, work: Callable, *arguments):
+    """The result of work(*arguments), or a Refused that says why it failed.
+
+    raises: SweepStoppedError if the failure broke the CUDA context
+    """
+    import torch
+
+    try:
+        return work(*arguments)
+    except verify.MismatchError as error:
+        refused = Refused("mismatch", _one_line(error), error.errors)
+    except torch.OutOfMemoryError as error:
+        refused = Refused("out_of_memory", _one_line(error))
+    except Exception as error:
+        refused = Refused("error", f"{type(error).__name__}: {_one_line(error)}")
+    # after the except clause, where the exception no longer keeps the tensors of the failed call alive
+    try:
+        clock.synchronize()
+    except Exception as error:
+        raise SweepStoppedError(
+            f"the GPU no longer answers ({_one_line(error)}) after: {refused.message}; "
+            "this process can measure nothing more"
+        ) from None
+    clock.release_memory()
+    return refused
+
+
+# --- is it right, and which variant is fastest ----------------------------------------------------------------------
+
+
+def _ready(bench: Bench, backend: registry.Backend, each: GemmProblem, x, weights: Weights, reference):
+    import torch
+
+    if reason := backend.unsupported_reason(each, bench.plan.symmetric):
+        return Refused("unsupported", reason)
+    try:
+        variants = backend.variants(each, bench.gpu["key"])
+    except ValueError as error:
+        return Refused("unsupported", _one_line(error))
+    x = x.to(getattr(torch, backend.dtype))
+    errors = [_check(bench.plan, backend, variant, x, weights, reference) for variant in variants]
+    chosen = _fastest(bench, variants, x, weights) if len(variants) > 1 else 0
+    return Ready(variants[chosen], x, errors[chosen])
+
+
+def _check(plan: SweepPlan, backend: registry.Backend, variant: registry.Variant, x, weights: Weights, reference):
+    """Verify with the first and the last copy that will be timed; unverified, call once to compile."""
+    copies = weights.copies(variant.form, variant.build, "cold" if "cold" in plan.l2_states else "hot")
+    if not plan.verify:
+        variant.bind(x, copies[0])()
+        return verify.Errors()
+    errors = backend.check(variant.bind, x, copies[0], weights.packed, reference, backend.tolerance)
+    if len(copies) > 1:
+        backend.check(variant.bind, x, copies[-1], weights.packed, reference, backend.tolerance)
+    return errors
+
+
+def _fastest(bench: Bench, variants: list[registry.Variant], x, weights: Weights) -> int:
+    """Index of the variant with the lowest median with a cold L2, as CUDA graphs where the plan has them."""
+    launch = "graph" if "graph" in bench.plan.launches else "eager"
+    replays = {}
+    for index, variant in enumerate(variants):
+        calls = [variant.bind(x, weight) for weight in weights.copies(variant.form, variant.build, "cold")]
+        replays[index] = timing.prepare(calls, launch, bench.clock)
+    samples, _ = timing.interleave(replays, launch, CHOICE_ROUNDS, bench.plan.warmup, bench.clock)
+    return min(samples, key=lambda index: statistics.median(samples[index]))
+
+
+# --- time -----------------------------------------------------------------------------------------------------------
+
+
+def _replay(bench: Bench, group: Group, state: Ready, weights: Weights) -> timing.Replay:
+    copies = weights.copies(state.variant.form, state.variant.build, group.l2_state)
+    return timing.prepare([state.variant.bind(state.x, weight) for weight in copies], group.launch, bench.clock)
+
+
+def _interleave(bench: Bench, group: Group, outcomes: dict) -> tuple[dict, dict, list[timing.Reading]]:
+    """Time what is a Replay: outcomes, samples, readings. A failure here is nobody's own: it is everybody's."""
+    replays = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, timing.Replay)}
+    plan = bench.plan
+    result = guarded(bench.clock, timing.interleave, replays, group.launch, plan.rep, plan.warmup, bench.clock)
+    if isinstance(result, Refused):
+        failed = dataclasses.replace(result, message=f"while timing the group: {result.message}")
+        return outcomes | dict.fromkeys(replays, failed), {}, []
+    return outcomes, *result
+
+
+# --- describe -------------------------------------------------------------------------------------------------------
+
+
+def _describe(backend: registry.Backend, group: Group, symmetric: bool) -> dict:
+    each = group.problem
+    bits = backend.bits_per_weight(each, symmetric)
+    layer = problem.LAYER_OF_SHAPE.get((each.K, each.N))
+    return {
+        "backend": backend.name,
+        "model": layer.model if layer else "",
+        "layer": layer.layer if layer else "",
+        "M": each.M,
+        "N": each.N,
+        "K": each.K,
+        "group_size": each.group_size if backend.quantised else 0,
+        "dtype": backend.dtype,
+        "bits_per_weight": bits,
+        "l2_state": group.l2_state,
+        "launch": group.launch,
+        "flops": backend.flops(each),
+        "bytes_min": backend.bytes_min(each, bits),
+    }
+
+
+def _describe_config(state: Ready | Refused) -> dict:
+    if isinstance(state, Refused):
+        return {}
+    config = dataclasses.asdict(state.variant.config) if state.variant.config else {}
+    return {**config, "config_source": state.variant.source}
+
+
+def _describe_outcome(outcome, latencies: list[float], readings: list[timing.Reading]) -> dict:
+    if isinstance(outcome, Refused):
+        return {"status": outcome.status, "message": outcome.message}
+    names = [f.name for f in dataclasses.fields(timing.Reading)]
+    medians = {name: _median_or_none([getattr(reading, name) for reading in readings]) for name in names}
+    counts = {"n_calls": outcome.n_calls, "n_copies": outcome.n_copies, "n_samples": len(latencies)}
+    return {"status": "ok", **counts, **medians}
+
+
+def _sample_rows(group: Group, samples: dict[str, list[float]]) -> list[Sample]:
+    """Rows of samples.csv; 0.1 ns is far below what a CUDA event resolves."""
+    ids = dict(zip(group.backends, group.case_ids, strict=True))
+    return [
+        Sample(ids[name], i, round(latency_us, 4))
+        for name, latencies in samples.items()
+        for i, latency_us in enumerate(latencies)
+    ]
+
+
+def _one_line(error: Exception) -> str:
+    """First line of a message, without the folders of any path in it: a run names no machine."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return runs.without_folders(text)[:300]
+
+
+def _median_or_none(values: list) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None

@@ -1,0 +1,284 @@
+"""Hardware counters: the ncu command as a list, its run, and the import of its CSV by column name."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tinygemm.problem import GemmProblem
+from tinygemm.runs import Counter, without_folders
+
+METRICS = (
+    "gpu__time_duration.sum",
+    "dram__bytes_read.sum",
+    "dram__bytes_write.sum",
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed",
+    "smsp__issue_active.avg.pct_of_peak_sustained_active",
+    "sm__warps_active.avg.pct_of_peak_sustained_active",
+)
+PROFILED_CALLS = 3
+KERNEL_NAME, METRIC_NAME = "Kernel Name", "Metric Name"
+# columns of the wide layout that describe the launch; every other column is a metric
+LAUNCH_COLUMNS = {
+    "ID", "Process ID", "Process Name", "Host Name", KERNEL_NAME, "Kernel Time", "Context", "Stream", "Block Size",
+    "Grid Size", "Device", "CC", "Section Name",
+}  # fmt: skip
+# torch's own helpers that fill, copy, convert and draw random operands; a split-K reduction of cuBLAS is none of them
+SETUP_KERNEL = re.compile(
+    r"elementwise\w*_kernel|distribution_|FillFunctor|CatArrayBatchedCopy|\breduce_kernel\b|random_|philox|spin_kernel"
+)
+
+PERMISSION_HELP = (
+    "this user may not read GPU counters (ERR_NVGPUCTRPERM). Either run as root (in a container: with "
+    "--cap-add=SYS_ADMIN), or allow every user: write `options nvidia NVreg_RestrictProfilingToAdminUsers=0` into "
+    "/etc/modprobe.d/nvidia.conf and reload the driver or reboot"
+)
+
+
+class CountersUnavailableError(RuntimeError):
+    """ncu is missing or may not read counters here; the message says what to do."""
+
+
+class CounterFileError(ValueError):
+    """A CSV that is not what ncu writes; the message names file and line."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to profile: one case of a run.
+
+    variant: config_source of the case, where the backend has several variants; "" takes the first
+    """
+
+    case_id: str
+    backend: str
+    problem: GemmProblem
+    symmetric: bool = True
+    variant: str = ""
+
+
+@dataclass(frozen=True)
+class KernelLaunch:
+    """One profiled kernel: metric -> (value, unit)."""
+
+    name: str
+    line: int
+    metrics: dict[str, tuple[float, str]] = field(default_factory=dict)
+
+
+# --- running ncu ----------------------------------------------------------------------------------------------------
+
+
+def ncu_command(
+    target: Target, log_file: Path, metrics: Sequence[str] = METRICS, kernel_name: str | None = None, ncu: str = "ncu"
+) -> list[str]:
+    """The command that profiles a target: only the calls between cudaProfilerStart and Stop, at the clocks as they are.
+
+    kernel_name: profile only kernels of this function name
+    """
+    each = target.problem
+    chosen = ["--kernel-name-base", "function", "--kernel-name", kernel_name] if kernel_name else []
+    # fmt: off
+    return [
+        ncu, "--csv", "--print-units", "base", "--metrics", ",".join(metrics),
+        "--profile-from-start", "off", "--clock-control", "none", *chosen, "--log-file", str(log_file),
+        sys.executable, "-m", "tinygemm.cli", "profile", "--backend", target.backend,
+        "--m", str(each.M), "--k", str(each.K), "--n", str(each.N), "--group_size", str(each.group_size),
+        "--calls", str(PROFILED_CALLS), *([] if target.symmetric else ["--asymmetric"]),
+        *(["--variant", target.variant] if target.variant else []),
+    ]
+    # fmt: on
+
+
+def log_name(target: Target) -> str:
+    """File name of the raw CSV of a target."""
+    return target.case_id.replace("/", "_") + ".csv"
+
+
+def collect(targets: Sequence[Target], say: Callable = print, **options) -> tuple[list[Counter], dict[str, str]]:
+    """Profile targets one after the other.
+
+    options: metrics, kernel_name of ncu_command
+    returns: rows for counters.csv; raw CSVs by file name, without the machine's folders
+    raises:  CountersUnavailableError; CounterFileError
+    """
+    ncu = shutil.which("ncu")
+    if ncu is None:
+        raise CountersUnavailableError("ncu is not on the PATH; it comes with Nsight Compute and the CUDA toolkit")
+    rows, raw = [], {}
+    for target in targets:
+        say(f"profiling {target.case_id}")
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder) / "ncu.csv"
+            done = subprocess.run(
+                ncu_command(target, log, ncu=ncu, **options), capture_output=True, text=True, check=False
+            )
+            text = log.read_text() if log.is_file() else ""
+        check_output(done.returncode, text + done.stdout + done.stderr)
+        name = log_name(target)
+        raw[name] = without_folders(text)
+        rows += read_text(raw[name], name, target.case_id, PROFILED_CALLS)
+    return rows, raw
+
+
+def check_output(returncode: int, output: str) -> None:
+    """Raise CountersUnavailableError with what to do if ncu could not profile."""
+    if "ERR_NVGPUCTRPERM" in output:
+        raise CountersUnavailableError(PERMISSION_HELP)
+    if returncode:
+        telling = [line for line in output.splitlines() if "==ERROR==" in line or line.startswith("Error")]
+        last = (telling or output.strip().splitlines() or ["it printed nothing"])[0 if telling else -1]
+        raise CountersUnavailableError(f"ncu ended with code {returncode}: {without_folders(last)}")
+
+
+def run_profiled(target: Target, gpu_key: str, calls: int, seed: int = 0) -> None:
+    """Call a backend with the profiler on, after one call that compiles; without ncu around it, just runs it."""
+    import torch
+
+    from tinygemm.harness import backends
+
+    backend, each = backends.BACKENDS[target.backend], target.problem
+    if reason := backend.unsupported_reason(each, target.symmetric):
+        raise ValueError(reason)
+    variants = {variant.source: variant for variant in backend.variants(each, gpu_key)}
+    if target.variant and target.variant not in variants:
+        raise ValueError(f"{target.backend} has no variant {target.variant!r}; it has {', '.join(variants)}")
+    variant = variants[target.variant] if target.variant else next(iter(variants.values()))
+    x = backends.activations(each, "cuda", seed + 1).to(getattr(torch, backend.dtype))
+    call = variant.bind(x, variant.build(backends.operands(each, target.symmetric, "cuda", seed)))
+    call()
+    torch.cuda.synchronize()
+    torch.cuda.profiler.start()
+    for _ in range(calls):
+        call()
+    torch.cuda.synchronize()
+    torch.cuda.profiler.stop()
+
+
+# --- reading what ncu wrote -----------------------------------------------------------------------------------------
+
+
+def read_file(file: Path | str, case_id: str, calls: int | None = None) -> list[Counter]:
+    """Rows for counters.csv from a CSV that ncu wrote, in the long layout or the wide one of `--page raw`.
+
+    calls:  how many calls were profiled; None: as many as the first kernel was launched
+    raises: CounterFileError naming file and line
+    """
+    try:
+        text = Path(file).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CounterFileError(f"{file}: cannot be read: {error}") from None
+    return read_text(text, str(file), case_id, calls)
+
+
+def read_text(text: str, name: str, case_id: str, calls: int | None = None) -> list[Counter]:
+    """As read_file; `name` stands for the file in errors."""
+    launches = [launch for launch in read_launches(text, name) if not SETUP_KERNEL.search(launch.name)]
+    if not launches:
+        raise CounterFileError(f"{name}: every profiled kernel is a setup kernel (fill, copy, random numbers)")
+    per_call = _kernels_per_call(launches, name, calls)
+    return [
+        Counter(case_id, index, index // per_call, launch.name, metric, value, unit)
+        for index, launch in enumerate(launches)
+        for metric, (value, unit) in launch.metrics.items()
+    ]
+
+
+def read_launches(text: str, name: str) -> list[KernelLaunch]:
+    """Every kernel of an ncu CSV, in launch order."""
+    before, rows = _table(text, name)
+    columns = rows[0][1]
+    records = [(line, dict(zip(columns, cells, strict=True))) for line, cells in rows[1:]]
+    launches = _long_layout(records, name) if METRIC_NAME in columns else _wide_layout(records, columns, name)
+    if not launches:
+        raise CounterFileError(f"{name}:{before}: the table has no rows; did ncu profile any kernel?")
+    return launches
+
+
+def _table(text: str, name: str) -> tuple[int, list[tuple[int, list[str]]]]:
+    """The header and its rows with their line numbers; ncu prints its own `==` lines before, between and after."""
+    lines = [(i, line) for i, line in enumerate(text.splitlines(), start=1) if not line.startswith("==")]
+    start = next((k for k, (_, line) in enumerate(lines) if _is_header(line)), None)
+    if start is None:
+        if "ERR_NVGPUCTRPERM" in text:
+            raise CounterFileError(f"{name}: {PERMISSION_HELP}")
+        if "No kernels were profiled" in text:
+            raise CounterFileError(f"{name}: ncu profiled no kernel; does --kernel-name match one?")
+        raise CounterFileError(f'{name}:1: no ncu CSV header (a line with "ID" and "{KERNEL_NAME}") in this file')
+    rows = []
+    for number, line in lines[start:]:
+        if not line.strip():
+            continue
+        cells = next(csv.reader(io.StringIO(line)))
+        if rows and len(cells) != len(rows[0][1]):
+            raise CounterFileError(
+                f"{name}:{number}: {len(cells)} cells, the header has {len(rows[0][1])}; is the file cut off?"
+            )
+        rows.append((number, cells))
+    return rows[0][0], rows
+
+
+def _is_header(line: str) -> bool:
+    cells = next(csv.reader(io.StringIO(line)), [])
+    return "ID" in cells and KERNEL_NAME in cells
+
+
+def _long_layout(records: list, name: str) -> list[KernelLaunch]:
+    launches: dict[tuple, KernelLaunch] = {}
+    for line, row in records:
+        for column in ("Metric Unit", "Metric Value"):
+            if column not in row:
+                raise CounterFileError(f"{name}: the column {column!r} is missing")
+        if not row[METRIC_NAME]:  # rows that carry a rule's advice have no metric
+            continue
+        key = (row.get("Process ID"), row["ID"])
+        launch = launches.setdefault(key, KernelLaunch(row[KERNEL_NAME], line))
+        launch.metrics[row[METRIC_NAME]] = (
+            _number(row["Metric Value"], name, line, row[METRIC_NAME]),
+            row["Metric Unit"],
+        )
+    return list(launches.values())
+
+
+def _wide_layout(records: list, columns: list[str], name: str) -> list[KernelLaunch]:
+    metrics = [column for column in columns if column not in LAUNCH_COLUMNS and "Domain:" not in column]
+    if not metrics:
+        raise CounterFileError(f"{name}: no column is a metric; columns are {', '.join(columns)}")
+    if not records or records[0][1]["ID"]:
+        raise CounterFileError(f"{name}: the row of units after the header is missing")
+    units = records[0][1]
+    return [
+        KernelLaunch(
+            row[KERNEL_NAME], line, {m: (_number(row[m], name, line, m), units[m]) for m in metrics if row[m] != ""}
+        )
+        for line, row in records[1:]
+    ]
+
+
+def _number(text: str, name: str, line: int, metric: str) -> float:
+    """A number as ncu prints it, with or without commas between thousands."""
+    if not re.fullmatch(r"[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?([eE][+-]?\d+)?", text.strip()):
+        raise CounterFileError(f"{name}:{line}: {metric} is {text!r}, not a number")
+    return float(text.replace(",", ""))
+
+
+def _kernels_per_call(launches: list[KernelLaunch], name: str, calls: int | None) -> int:
+    names = [launch.name for launch in launches]
+    if calls is None:
+        calls = names.count(names[0])
+    per_call, rest = divmod(len(names), calls)
+    if rest or names != names[:per_call] * calls:
+        raise CounterFileError(
+            f"{name}:{launches[-1].line}: {len(names)} kernels are not {calls} calls of the same kernels: "
+            f"{', '.join(sorted(set(names)))}"
+        )
+    return per_call

@@ -1,0 +1,177 @@
+"""The clock: times calls as CUDA-graph replays or eager launches, and returns samples; it knows no statistics."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+MIN_CALLS = 50
+# a call finds nothing of its own in L2 if the copies between two visits of one copy exceed the cache several times over
+MIN_COLD_BYTES = 512_000_000
+MIN_COLD_L2_MULTIPLE = 5
+# about half a millisecond on any recent GPU: longer than Python needs to queue one round of graph launches behind it
+SPACER_CYCLES = 1_000_000
+READINGS_PER_GROUP = 5
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A contender that is ready to be timed: `run()` queues `n_calls` calls that rotate over `n_copies` weights."""
+
+    run: Callable[[], object]
+    n_calls: int
+    n_copies: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What NVML said while replays were in flight; None where this GPU does not tell."""
+
+    sm_clock_mhz: float | None
+    mem_clock_mhz: float | None
+    power_w: float | None
+    temp_c: float | None
+
+
+def copies_needed(weight_bytes: int, l2_bytes: int, l2_state: str) -> int:
+    """How many copies of a weight the calls must rotate over.
+
+    weight_bytes: stored bytes of one weight
+    l2_bytes:     size of the GPU's L2 cache
+    l2_state:     "hot": one copy; "cold": copies of together max(5 x L2, 512 MB), and at least two
+    """
+    if l2_state == "hot":
+        return 1
+    return max(2, math.ceil(max(MIN_COLD_L2_MULTIPLE * l2_bytes, MIN_COLD_BYTES) / weight_bytes))
+
+
+def prepare(calls: Sequence[Callable], launch: str, clock, min_calls: int = MIN_CALLS) -> Replay:
+    """Make one contender ready to be timed.
+
+    calls:     one callable per copy of the weight
+    launch:    "graph": one CUDA graph of max(min_calls, copies) calls, so that every replay visits every copy;
+               "eager": min_calls calls launched from Python, the rotation going on from sample to sample
+    clock:     CudaClock
+    """
+    if launch == "graph":
+        n_calls = max(min_calls, len(calls))
+        return Replay(clock.capture(list(itertools.islice(itertools.cycle(calls), n_calls))), n_calls, len(calls))
+    endless = itertools.cycle(calls)
+
+    def run():
+        for call in itertools.islice(endless, min_calls):
+            call()
+
+    return Replay(run, min_calls, len(calls))
+
+
+def interleave(
+    replays: dict[str, Replay], launch: str, rep: int, warmup: int, clock
+) -> tuple[dict[str, list[float]], list[Reading]]:
+    """Time contenders against each other, round by round: sample i of every contender is taken in round i.
+
+    replays: contenders by name; each round starts with another one, so that none always follows the same pause
+    rep:     samples per contender, after `warmup` rounds that are not kept
+    returns: per contender its samples in microseconds per call, in measured order; the readings of the group
+    """
+    names = list(replays)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    readings: list[Reading] = []
+    if not names:
+        return samples, readings
+    every = max(1, rep // READINGS_PER_GROUP)
+    with clock.reader() as read:
+        for round_ in range(-warmup, rep):
+            start = round_ % len(names)
+            order = names[start:] + names[:start]
+            wants_reading = round_ >= 0 and round_ % every == 0
+            during = (lambda: readings.append(read())) if wants_reading else None
+            runs = [replays[name].run for name in order]
+            durations = clock.time_round(runs, queued=launch == "graph", during=during)
+            if round_ >= 0:
+                for name, duration_us in zip(order, durations, strict=True):
+                    samples[name].append(duration_us / replays[name].n_calls)
+    return samples, readings
+
+
+@dataclass(frozen=True)
+class CudaClock:
+    """Times work on torch's current CUDA device with CUDA events."""
+
+    streams: list = field(default_factory=list)
+
+    def capture(self, calls: Sequence[Callable]) -> Callable[[], None]:
+        """Record the calls as one CUDA graph; their kernels must have run once before, so that none compiles now."""
+        import torch
+
+        if not self.streams:
+            self.streams.append(torch.cuda.Stream())
+        stream = self.streams[0]
+        # libraries set up their workspace per stream: let it happen outside the graph's own memory
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            calls[0]()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for call in calls:
+                call()
+        return graph.replay
+
+    def time_round(self, runs: Sequence[Callable], *, queued: bool, during: Callable | None = None) -> list[float]:
+        """Microseconds of each run on the GPU's clock.
+
+        queued: True lines all runs up behind a spacer, so that no launch from Python is ever waited for;
+                False starts each run on an idle GPU, so that the launches from Python count
+        during: called while work is in flight
+        """
+        import torch
+
+        events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in runs]
+        torch.cuda.synchronize()
+        if queued:
+            torch.cuda._sleep(SPACER_CYCLES)
+        for run, (start, end) in zip(runs, events, strict=True):
+            if not queued:
+                torch.cuda.synchronize()
+            start.record()
+            run()
+            end.record()
+        if during:
+            during()
+        torch.cuda.synchronize()
+        return [start.elapsed_time(end) * 1000 for start, end in events]
+
+    def synchronize(self) -> None:
+        """Wait for the GPU; raises if an earlier call has broken the CUDA context."""
+        import torch
+
+        torch.cuda.synchronize()
+
+    def release_memory(self) -> None:
+        """Give memory that nothing uses any more back to the driver."""
+        import torch
+
+        torch.cuda.empty_cache()
+
+    @contextmanager
+    def reader(self) -> Iterator[Callable[[], Reading]]:
+        """A function that reads clocks, power and temperature now."""
+        import pynvml
+
+        from tinygemm import hardware
+
+        pynvml.nvmlInit()
+        try:
+            handle = hardware.nvml_handle()
+            readers = (
+                lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
+                lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
+                lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+                lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+            )
+            yield lambda: Reading(*(hardware.reading_or_none(reader) for reader in readers))
+        finally:
+            pynvml.nvmlShutdown()

@@ -1,0 +1,125 @@
+"""The check that stands before every measurement: errors against the float64 reference, in units of its RMS."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+class MismatchError(ValueError):
+    """A backend that computes something else; the message says by how much. `errors` are its Errors."""
+
+    def __init__(self, message: str, errors: Errors):
+        super().__init__(message)
+        self.errors = errors
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Bounds of the largest and the RMS error, in units of the RMS of the reference."""
+
+    max_err: float
+    rms_err: float
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors in units of the RMS of the reference; None where there is no reference to compare with."""
+
+    max_err: float | None = None
+    rms_err: float | None = None
+
+
+# FP16 output: half a unit in the last place is 2^-12 to 2^-11 of a value, so 3e-4 RMS; rounding each weight to FP16
+# adds 2e-4, and sums of a few products in FP16 (GEMV) about 1e-3. A wrong group, nibble or share is off by 0.1 or more.
+FP16_TOLERANCE = Tolerance(max_err=2e-2, rms_err=3e-3)
+# BF16 keeps 8 bits: x, scales, dequantised weights and output each round by up to 2^-9, together about 4e-3 RMS, and
+# the largest of some 1e5 outputs lies near 4.5 RMS, where one rounding alone is 9e-3
+BF16_TOLERANCE = Tolerance(max_err=6e-2, rms_err=1e-2)
+# one rounding to FP16 per weight: 2^-11 of weights that reach 4 times their RMS
+DEQUANT_TOLERANCE = Tolerance(max_err=5e-3, rms_err=5e-4)
+
+
+def check_product(bind, x, weight, packed, reference, tolerance: Tolerance) -> Errors:
+    """Compare a backend's product with the reference.
+
+    bind, weight: of the variant; the output is allocated poisoned, so that an element nobody writes is a NaN
+    reference:    [M, N] float64
+    returns:      Errors; raises MismatchError where they are not below the tolerance
+    """
+    with poisoned_memory():
+        out = bind(x, weight)()
+    return compare(out, reference, tolerance)
+
+
+def check_dequantised(bind, x, weight, packed, reference, tolerance: Tolerance) -> Errors:
+    """Compare the dequantised weight [N, K] with quant.dequantize in float64."""
+    import torch
+
+    from tinygemm.kernel import quant
+
+    with poisoned_memory():
+        out = bind(x, weight)()
+    return compare(out, quant.dequantize(packed, torch.float64), tolerance)
+
+
+def check_reads(bind, x, weight, packed, reference, tolerance: Tolerance) -> Errors:
+    """Prove that load_only read every word and scale: the XOR of its shares [split_k, N] is that of the stored bits."""
+    import torch
+
+    from tinygemm.kernel import gemm
+
+    shares = bind(x, weight)()
+    read = shares[0]
+    for share in shares[1:]:
+        read = read ^ share
+    if not torch.equal(read, expected := gemm.load_only_reference(packed)):
+        wrong = int((read != expected).sum())
+        raise MismatchError(f"the checksum of what was read is wrong for {wrong} of {packed.N} rows", Errors())
+    return Errors()
+
+
+def check_copy(call) -> None:
+    """The copy's target equals its source."""
+    import torch
+
+    target, source = call()
+    if not torch.equal(target, source):
+        raise MismatchError("the copy differs from its source", Errors())
+
+
+def compare(out, reference, tolerance: Tolerance) -> Errors:
+    """Errors of `out` in units of the RMS of `reference`; raises MismatchError unless they are below the tolerance."""
+    if out.shape != reference.shape:
+        raise MismatchError(f"output has shape {tuple(out.shape)}, expected {tuple(reference.shape)}", Errors())
+    rms = reference.square().mean().sqrt()
+    error = (out.double() - reference) / rms
+    errors = Errors(float(error.abs().max()), float(error.square().mean().sqrt()))
+    if not (errors.max_err < tolerance.max_err and errors.rms_err < tolerance.rms_err):
+        wrong = int((~(error.abs() < tolerance.max_err)).sum())
+        raise MismatchError(
+            f"error against float64: max {errors.max_err:.1e}, RMS {errors.rms_err:.1e} "
+            f"(allowed below {tolerance.max_err:.0e} and {tolerance.rms_err:.0e}); "
+            f"{wrong} of {error.numel()} values are outside, {int(error.isnan().sum())} are NaN",
+            errors,
+        )
+    return errors
+
+
+@contextmanager
+def poisoned_memory():
+    """Inside, torch hands out floating-point memory filled with NaN."""
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # operators that have no deterministic form are welcome here
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filled
