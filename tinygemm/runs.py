@@ -9,6 +9,7 @@ import json
 import os
 import re
 import subprocess
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -175,8 +176,10 @@ def read_table(file: Path) -> pd.DataFrame:
             return pd.DataFrame(columns=expected)
         raise RunError(f"{file} is missing")
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False, index_col=False, skip_blank_lines=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would be cut
+            table = pd.read_csv(file, dtype=str, keep_default_na=False, index_col=False, skip_blank_lines=False)
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, ValueError) as error:
         raise RunError(f"{file}: not a readable CSV: {error}") from None
     if list(table.columns) != expected:
         raise RunError(f"{file}:1: columns are {', '.join(table.columns)}; expected {', '.join(expected)}")
