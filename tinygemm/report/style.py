@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import matplotlib as mpl
@@ -9,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -56,7 +58,8 @@ MARKERS = {
 INK, FAINT, IDEAL = "#202124", "#6B7075", "#111111"
 
 WIDTH = 6.4  # inches; with 11-point text a figure stays legible at 375 pixels
-TITLE, CONDITIONS, LEGEND_ROW = 0.34, 0.26, 0.28  # inches kept free above the axes
+TITLE, CONDITIONS_LINE, LEGEND_ROW = 0.36, 0.18, 0.235  # inches kept free above the axes
+CONDITIONS_WIDTH = 88  # characters of the small line
 STYLE = {
     **sns.axes_style("whitegrid"),
     "font.family": "DejaVu Sans",  # ships with matplotlib
@@ -79,6 +82,8 @@ STYLE = {
     "hatch.linewidth": 0.8,
 }
 DPI = 200
+NO_BREAK = "\N{NO-BREAK SPACE}"
+HALO = [patheffects.withStroke(linewidth=2.5, foreground="white")]  # keeps a number legible over a line
 
 
 def colour(backend: str) -> str:
@@ -100,27 +105,28 @@ def in_order(backends) -> list[str]:
 
 
 def canvas(
-    title: str, conditions: str, *, legend=(), legend_columns: int = 3, height: float = 4.2, **subplots
+    title: str, conditions: str, *, legend=(), legend_columns: int = 3, height: float = 3.2, **subplots
 ) -> tuple[Figure, Axes]:
-    """A figure with its title, the line of conditions and the legend above the axes, where they cover no data.
+    """A figure with its title, the lines of conditions and the legend above the axes, where they cover no data.
 
     legend:   handles with labels
-    height:   inches, all included
+    height:   of the axes, in inches
     subplots: for plt.subplots
     returns:  the figure, which pyplot no longer holds, and its axes
     """
-    rows = -(-len(legend) // legend_columns)
-    top = TITLE + CONDITIONS + rows * LEGEND_ROW
-    fig, axes = plt.subplots(figsize=(WIDTH, height), **subplots)
+    small = [line.strip(" ·") for line in textwrap.wrap(conditions, CONDITIONS_WIDTH)]
+    above = TITLE + CONDITIONS_LINE * len(small)
+    top = above + LEGEND_ROW * -(-len(legend) // legend_columns)
+    full = top + height
+    fig, axes = plt.subplots(figsize=(WIDTH, full), **subplots)
     plt.close(fig)  # shown once, where it is returned
-    fig.set_layout_engine("constrained", rect=(0.01, 0.01, 0.98, 1 - top / height - 0.01), h_pad=0.06, hspace=0.04)
-    fig.text(0.015, 1 - 0.08 / height, title, va="top", weight="bold", size=12.5)
-    fig.text(0.015, 1 - TITLE / height, conditions, va="top", size=8.5, color=FAINT)
+    fig.set_layout_engine("constrained", rect=(0.01, 0.01, 0.98, 1 - top / full - 0.01), h_pad=0.05, hspace=0.04)
+    fig.text(0.015, 1 - 0.08 / full, title, va="top", weight="bold", size=12.5)
+    fig.text(0.015, 1 - TITLE / full, "\n".join(small), va="top", size=8.5, color=FAINT, linespacing=1.3)
     if legend:
-        corner = (0.005, 1 - (TITLE + CONDITIONS - 0.06) / height)
         fig.legend(
-            handles=legend, loc="upper left", bbox_to_anchor=corner, ncols=legend_columns, borderpad=0.2,
-            columnspacing=1.2, handlelength=1.4, handletextpad=0.5,
+            handles=legend, loc="upper left", bbox_to_anchor=(0.005, 1 - (above - 0.06) / full), ncols=legend_columns,
+            borderpad=0.2, columnspacing=1.2, handlelength=1.4, handletextpad=0.5, labelspacing=0.35,
         )  # fmt: skip
     return fig, axes
 
@@ -141,7 +147,12 @@ def conditions(table: pd.DataFrame, *facts: str) -> str:
         parts.append({"graph": "CUDA graph", "eager": "launched from Python"}[launch])
     if (run_id := _only(table, "run_id")) is not None:
         parts.append(f"run {run_id}")
-    return "  ·  ".join(part for part in parts if part)
+    return " · ".join(part.replace(" ", NO_BREAK) for part in parts if part)
+
+
+def shape_name(shape) -> str:
+    """`4096×14336`: K, then N."""
+    return f"{int(shape[0])}×{int(shape[1])}"
 
 
 def _only(table: pd.DataFrame, column: str):

@@ -145,7 +145,8 @@ def ladder(run, launch: str = "graph", l2_state: str = "cold") -> pd.DataFrame:
     kernel = fp16-cublas / fp16-triton, traffic = fp16-triton / int4-load-only, dequantisation = int4-load-only / int4
     (below 1: a cost), total = fp16-cublas / int4. Without fp16-triton the first two are one, `kernel and traffic`.
 
-    returns: problem, M, K, N, factor, value, low, high; the factors of a problem multiply to its total
+    returns: problem, M, K, N, launch, l2_state, factor, value, low, high, gpu, run_id;
+             the factors of a problem multiply to its total
     """
     cases = run.cases[(run.cases["launch"] == launch) & (run.cases["l2_state"] == l2_state)]
     timed = _timed(cases)
@@ -163,9 +164,9 @@ def ladder(run, launch: str = "graph", l2_state: str = "cold") -> pd.DataFrame:
     for side in ("left", "right"):
         plan[side] = [ids[key] for key in zip(plan["problem"], plan[side], strict=True)]
     values = interval_table(plan, sample_matrix(cases, run.samples), ratio_of_medians, ["left", "right"])
-    shapes = timed[["problem", *SHAPE]].drop_duplicates()
-    result = shapes.merge(values, on="problem", validate="one_to_many")
-    return result[["problem", *SHAPE, "factor", "value", "low", "high"]]
+    shapes = timed[[*GROUP, *SHAPE]].drop_duplicates()
+    result = shapes.merge(values, on="problem", validate="one_to_many").drop(columns=["left", "right"])
+    return result.assign(gpu=run.gpu["name"], run_id=run.run_id)
 
 
 def paired(
@@ -184,24 +185,31 @@ def paired(
 
 
 def launch_cost(table: pd.DataFrame) -> pd.DataFrame:
-    """What launching from Python adds to a call: graph_us, eager_us and launch_us = eager - graph, one row per backend,
-    problem and cache state that was timed both ways."""
+    """What launching from Python adds to a call, one row per backend, problem and cache state that was timed both ways.
+
+    returns: graph_us, eager_us, each with _low and _high, and launch_us = eager - graph
+    """
     return _contrast(table, "launch", "graph", "eager", "launch_us")
 
 
 def cold_vs_hot(table: pd.DataFrame) -> pd.DataFrame:
-    """What finding the weight in L2 saves: hot_us, cold_us and miss_us = cold - hot, one row per backend, problem and
-    launch mode that was timed both ways."""
+    """What finding the weight in L2 saves, one row per backend, problem and launch mode that was timed both ways.
+
+    returns: hot_us, cold_us, each with _low and _high, and miss_us = cold - hot
+    """
     return _contrast(table, "l2_state", "hot", "cold", "miss_us")
 
 
 def _contrast(table: pd.DataFrame, axis: str, low: str, high: str, name: str) -> pd.DataFrame:
     other = {"launch": "l2_state", "l2_state": "launch"}[axis]
     timed = table[(table["status"] == "ok") & ~table["backend"].isin(NO_PRODUCT)].assign(problem=problem_of(table))
-    index = ["backend", "problem", *SHAPE, other]
-    wide = timed.pivot(index=index, columns=axis, values="latency_us_p50").reindex(columns=[low, high])
-    wide = wide.rename(columns={low: f"{low}_us", high: f"{high}_us"}).dropna().reset_index().rename_axis(columns=None)
-    return wide.assign(**{name: wide[f"{high}_us"] - wide[f"{low}_us"]})
+    keys = ["backend", "problem", *SHAPE, other]
+    sides = []
+    for end in (low, high):
+        names = dict(zip(LATENCY, (f"{end}_us", f"{end}_us_low", f"{end}_us_high"), strict=True))
+        sides.append(timed.loc[timed[axis] == end, [*keys, *LATENCY]].rename(columns=names))
+    both = sides[0].merge(sides[1], on=keys, validate="one_to_one")
+    return both.assign(**{name: both[f"{high}_us"] - both[f"{low}_us"]})
 
 
 def counters_table(run) -> pd.DataFrame:

@@ -47,41 +47,41 @@ def roofline(table: pd.DataFrame, shape=WIDE, backends=(BASELINE, "int4")) -> Fi
     spec = GPUS.get(gpu_key(table["gpu"].iloc[0])) if "gpu" in table else None
 
     handles = [
-        Line2D([], [], color=style.colour(b), marker=style.marker(b), ms=7, lw=0, mec="white", label=style.name(b))
+        Line2D([], [], color=style.colour(b), marker=style.marker(b), ms=8, lw=0, mec="white", label=style.name(b))
         for b in backends
     ]
-    where = style.conditions(rows[rows["backend"] != BASELINE], f"K×N = {shape[0]}×{shape[1]}")
-    fig, ax = style.canvas("Decode GEMMs sit under the memory roof", where, legend=handles, height=4.4)
-    left, right = 0.5, 2000 if spec else 200
-    x = np.array([left, right])
-    ax.set(xscale="log", yscale="log", xlim=(left, right))
-    roof = x * copy / 1e3
+    tokens = ", ".join(str(M) for M in sorted(set(rows["M"])))
+    where = style.conditions(rows[rows["backend"] != BASELINE], style.shape_name(shape), f"M = {tokens}")
+    fig, ax = style.canvas("Decode under the roofline", where, legend=handles, height=3.6)
+    peak = spec.fp16_tflop_s if spec else 10 * rows["tflop_s"].max()
+    ridge = peak * 1e3 / copy
+    ax.set(xscale="log", yscale="log", xlim=(0.5, 8 * ridge), ylim=(0.2 * copy / 1e3, 4 * peak))
+    ax.plot([0.5, ridge], [0.5 * copy / 1e3, peak], color=style.IDEAL, lw=1.6, zorder=1)
     if spec:
-        ridge = spec.fp16_tflop_s * 1e3 / copy
-        ax.plot(
-            [left, ridge, right], [left * copy / 1e3, *2 * [spec.fp16_tflop_s]], color=style.IDEAL, lw=1.6, zorder=1
-        )
-        label = f"FP16 tensor peak, {spec.fp16_tflop_s:,.0f} TFLOP/s (datasheet)"
-        ax.text(right * 0.9, spec.fp16_tflop_s * 1.15, label, ha="right", va="bottom", size=9.5)
-        ax.set_ylim(left * copy / 1e3 / 6, spec.fp16_tflop_s * 4)
-    else:
-        ax.plot(x, roof, color=style.IDEAL, lw=1.6, zorder=1)
-    angle_at = np.array([[1.1, 1.1 * copy / 1e3 * 1.45]])
-    ax.text(
-        *angle_at[0], f"copy bandwidth, {copy / 1e3:.2f} TB/s (measured)", rotation=_angle(ax), rotation_mode="anchor",
-        transform_rotates_text=True, size=9.5,
-    )  # fmt: skip
+        ax.plot([ridge, 8 * ridge], [peak, peak], color=style.IDEAL, lw=1.6, zorder=1)
+        ax.text(7 * ridge, 1.15 * peak, f"FP16 tensor peak: {peak:,.0f} TFLOP/s (datasheet)", ha="right", size=9.5)
+    _along_roof(ax, 6, copy, f"copy bandwidth: {copy / 1e3:.2f} TB/s (measured)")
     for backend in backends:
         mine = rows[rows["backend"] == backend]
-        ax.plot(
-            mine["intensity"], mine["tflop_s"], color=style.colour(backend), marker=style.marker(backend), ms=8,
-            mec="white", lw=1.2, zorder=3,
+        ends = {end: mine["flops"] / mine[f"latency_us_{end}"] / 1e6 for end in ("low", "high")}
+        interval = [mine["tflop_s"] - ends["high"], ends["low"] - mine["tflop_s"]]  # a longer time is a lower rate
+        ax.errorbar(
+            mine["intensity"], mine["tflop_s"], np.nan_to_num(np.clip(interval, 0, None)), color=style.colour(backend),
+            marker=style.marker(backend), ms=8, mec="white", lw=1.2, elinewidth=1, zorder=3,
         )  # fmt: skip
-        for _, row in mine.iterrows():
-            place = {"xytext": (7, -4), "textcoords": "offset points", "size": 8.5, "va": "top"}
-            ax.annotate(f"M={row['M']:.0f}", (row["intensity"], row["tflop_s"]), color=style.colour(backend), **place)
+        for _, row in mine.iloc[[0, -1]].iterrows():
+            place = {"xytext": (8, -3), "textcoords": "offset points", "size": 9, "va": "top"}
+            text = ax.annotate(f"M = {row['M']:.0f}", (row["intensity"], row["tflop_s"]), **place)
+            text.set(color=style.colour(backend), path_effects=style.HALO)
     ax.set(xlabel="arithmetic intensity (FLOP per byte that must move)", ylabel="arithmetic rate (TFLOP/s)")
     return fig
+
+
+def _along_roof(ax: Axes, x: float, copy_gb_s: float, text: str) -> None:
+    """Write along the memory roof; on log axes its direction in data space is (x, y) itself."""
+    y = 1.18 * x * copy_gb_s / 1e3
+    angle = np.degrees(np.arctan2(y, x))
+    ax.text(x, y, text, rotation=angle, rotation_mode="anchor", transform_rotates_text=True, size=9.5)
 
 
 @mpl.rc_context(style.STYLE)
@@ -104,7 +104,7 @@ def percent_of_peak(
     where = style.conditions(
         rows[[c for c in ("gpu", "run_id") if c in rows]], f"M = {M}", "counters from Nsight Compute"
     )
-    height = 1.3 + len(panels) * (0.5 + 0.22 * len(shown) * len(measures))
+    height = 0.4 + len(panels) * (0.45 + 0.21 * len(shown) * len(measures))
     fig, axes = style.canvas(
         "What is busy: percent of each peak", where, legend=handles, height=height, nrows=len(panels), sharex=True,
         squeeze=False,
@@ -117,13 +117,13 @@ def percent_of_peak(
                 y = np.arange(len(measures)) + (i - (len(shown) - 1) / 2) * thickness
                 values = 100 * at_shape.loc[backend, measures].astype("float64")
                 bars = ax.barh(y, values, 0.9 * thickness, color=style.colour(backend), zorder=2)
-                ax.bar_label(bars, [f"{value:.0f} %" for value in values], padding=3, size=9)
+                ax.bar_label(bars, [f"{value:.0f} %" for value in values], padding=3, size=9, path_effects=style.HALO)
         ax.axvline(100 * BOUND_FRACTION, color=style.IDEAL, lw=1.2, ls=(0, (4, 3)), zorder=1)
         ax.set_yticks(range(len(measures)), [COUNTERS[column] for column in measures])
         ax.set_title(f"K×N = {K}×{N}", loc="left", size=10.5, weight="bold", pad=4)
         ax.set(ylim=(len(measures) - 0.5, -0.5), xlim=(0, 100))
         ax.grid(axis="y", visible=False)
-    axes[-1, 0].set_xlabel(f"percent of peak (below {BOUND_FRACTION:.0%} of all, latency is the limit)")
+    axes[-1, 0].set_xlabel(f"percent of peak (where all stay below {100 * BOUND_FRACTION:.0f}, latency is the limit)")
     return fig
 
 
@@ -149,7 +149,7 @@ def dequant_breakdown(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE)) ->
         Patch(color=style.COLOURS["int4"], label="dequantising them, inside the kernel"),
     ]
     where = style.conditions(rows[rows["backend"] != BASELINE], f"M = {M}")
-    height = 1.35 + 1.75 * len(panels)
+    height = 0.4 + 1.75 * len(panels)
     fig, axes = style.canvas(
         "Where the time of dequantisation goes", where, legend=handles, height=height, nrows=len(panels), squeeze=False
     )
@@ -196,42 +196,45 @@ def ladder(steps: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> Figure:
     handles = [Patch(color=FACTORS[factor], label=factor) for factor in factors]
     where = style.conditions(rows, f"M = {M}", "total = product of the factors")
     panels = [shape for shape in shapes if ((rows["K"] == shape[0]) & (rows["N"] == shape[1])).any()]
-    fig, ax = style.canvas("What the speedup is made of", where, legend=handles, height=1.6 + 0.75 * len(panels))
+    fig, ax = style.canvas("What the speedup is made of", where, legend=handles, height=0.7 + 0.8 * len(panels))
+    ends = [1.0]
     for y, (K, N) in enumerate(panels):
-        values = rows[(rows["K"] == K) & (rows["N"] == N)].set_index("factor")["value"]
+        mine = rows[(rows["K"] == K) & (rows["N"] == N)].set_index("factor")
         reached = 1.0
-        for level, factor in enumerate(factors):
-            if factor in values:
-                top = y - 0.36 + level * 0.24
-                ax.barh(
-                    top + 0.12, reached * values[factor] - reached, 0.22, left=reached, color=FACTORS[factor], zorder=2
-                )
-                end = max(reached, reached * values[factor])
-                ax.annotate(
-                    f"×{values[factor]:.2f}",
-                    (end, top + 0.12),
-                    xytext=(4, 0),
-                    textcoords="offset points",
-                    va="center",
-                    size=8.5,
-                )
-                reached *= values[factor]
-        ax.vlines(values["total"], y - 0.4, y + 0.4, color=style.IDEAL, lw=2, zorder=3)
-        ax.annotate(
-            f"{values['total']:.2f}×", (values["total"], y + 0.4), xytext=(0, -1), textcoords="offset points",
-            ha="center", va="top", size=9.5, weight="bold",
-        )  # fmt: skip
+        for level, factor in enumerate(factor for factor in factors if factor in mine.index):
+            value, at = mine.loc[factor, "value"], y - 0.26 + level * 0.24
+            ax.barh(at, reached * value - reached, 0.2, left=reached, color=FACTORS[factor], zorder=2)
+            place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "size": 9}
+            ax.annotate(f"×{value:.2f}", (max(reached, reached * value), at), path_effects=style.HALO, **place)
+            reached *= value
+            ends.append(reached)
+        _total(ax, y, mine.loc[["total"]])
     ax.axvline(1, color=style.COLOURS[BASELINE], lw=1.4)
     ax.set_xscale("log")
-    ticks = [0.5, 0.75, 1, 1.5, 2, 3, 4]
+    ax.set_yticks(range(len(panels)), [f"{K}×{N}" for K, N in panels])
+    left, right = 0.93 * min(ends), 1.25 * max(ends)
+    ticks = [tick for tick in (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6) if left < tick < right]
     ax.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
     ax.minorticks_off()
-    ax.set_yticks(range(len(panels)), [f"{K}×{N}" for K, N in panels])
-    ax.set(ylim=(len(panels) - 0.35, -0.5), xlabel="speedup over FP16 (cuBLAS), log scale", ylabel="K×N")
+    ax.set(
+        xlim=(left, right), ylim=(len(panels) - 0.3, -0.5), xlabel="speedup over FP16 (cuBLAS), log scale", ylabel="K×N"
+    )
     ax.grid(axis="y", visible=False)
     return fig
 
 
-def _angle(ax: Axes) -> float:
-    """45 degrees in data space: with transform_rotates_text the label follows a line of slope one on log axes."""
-    return 45.0
+def _total(ax: Axes, y: float, row: pd.DataFrame) -> None:
+    """The whole speedup as a line through the factors of a problem, with its interval and number below."""
+    total = float(row["value"].iloc[0])
+    ax.vlines(total, y - 0.38, y + 0.38, color=style.IDEAL, lw=1.6, zorder=3)
+    interval = style.spread(row.rename(columns={"low": "value_low", "high": "value_high"}), "value")
+    ax.errorbar(total, y + 0.38, xerr=interval, fmt="none", ecolor=style.INK, elinewidth=1, capsize=2, zorder=3)
+    place = {
+        "xytext": (0, -3),
+        "textcoords": "offset points",
+        "ha": "center",
+        "va": "top",
+        "size": 10,
+        "weight": "bold",
+    }
+    ax.annotate(f"{total:.2f}×", (total, y + 0.38), path_effects=style.HALO, **place)

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import style, tables
-from tinygemm.report.tables import BASELINE, NO_PRODUCT
+from tinygemm.report.tables import BASELINE, LATENCY, NO_PRODUCT
 
 NARROW, _, WIDE, _ = STUDY_SHAPES
 LADDER = (BASELINE, "dequant-fp16", "int4-static", "aten-int4mm", "int4")
@@ -25,7 +25,7 @@ def launch_cost(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE), backends
     table: report_table(run), or the CSV of `tinygemm bench` with both launch modes
     """
     rows = tables.launch_cost(_required(table, "launch_cost"))
-    title = "Launching from Python hides what the kernel costs"
+    title = "What launching from Python adds to a call"
     return _dumbbells(
         table, rows[rows["l2_state"] == "cold"], ("graph", "eager"), title, M, shapes, backends, "cold L2"
     )
@@ -38,14 +38,12 @@ def cold_vs_hot(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE), backends
     table: report_table(run), or the CSV of `tinygemm bench` with both cache states
     """
     rows = tables.cold_vs_hot(_required(table, "cold_vs_hot"))
-    title = "A hot L2 makes every kernel look faster"
+    title = "What a weight that is still in L2 saves"
     return _dumbbells(table, rows[rows["launch"] == "graph"], ("hot", "cold"), title, M, shapes, backends, "CUDA graph")
 
 
 def _required(table: pd.DataFrame, figure: str) -> pd.DataFrame:
-    style.require(
-        table, ["case_id", "backend", "M", "K", "N", "launch", "l2_state", "status", "latency_us_p50"], figure
-    )
+    style.require(table, ["case_id", "backend", "M", "K", "N", "launch", "l2_state", "status", *LATENCY], figure)
     return table
 
 
@@ -62,7 +60,7 @@ def _dumbbells(table, rows, ends, title, M, shapes, backends, fact) -> Figure:
         Line2D([], [], lw=0, marker="o", ms=8, mfc=fills[end], mec=style.INK, mew=1.6, label=words[end]) for end in ends
     ]
     where = style.conditions(table[["gpu", "run_id"]] if "gpu" in table else rows.iloc[:0], f"M = {M}", fact)
-    height = 1.3 + len(panels) * (0.55 + 0.27 * len(shown))
+    height = 0.4 + len(panels) * (0.5 + 0.27 * len(shown))
     fig, axes = style.canvas(title, where, legend=handles, height=height, nrows=len(panels), squeeze=False)
     for ax, (K, N) in zip(axes[:, 0], panels, strict=True):
         at_shape = rows[(rows["K"] == K) & (rows["N"] == N)].set_index("backend")
@@ -72,15 +70,18 @@ def _dumbbells(table, rows, ends, title, M, shapes, backends, fact) -> Figure:
             left, right = (float(at_shape.loc[backend, f"{end}_us"]) for end in ends)
             ax.plot([left, right], [y, y], color=style.colour(backend), lw=3, zorder=2, solid_capstyle="butt")
             look = {"ms": 9, "mec": style.colour(backend), "mew": 2, "zorder": 3}
-            ax.plot(left, y, "o", mfc="white", **look)
-            ax.plot(right, y, "o", mfc=style.colour(backend), **look)
+            for end, fill in zip(ends, ("white", style.colour(backend)), strict=True):
+                ax.plot(at_shape.loc[backend, f"{end}_us"], y, "o", mfc=fill, **look)
+                interval = style.spread(at_shape.loc[[backend]], f"{end}_us")
+                bar = {"fmt": "none", "ecolor": style.INK, "elinewidth": 1, "capsize": 2, "zorder": 4}
+                ax.errorbar(at_shape.loc[backend, f"{end}_us"], y, xerr=interval, **bar)
             text = f"{left:.1f} → {right:.1f}"
             place = {"xytext": (9, 0), "textcoords": "offset points", "va": "center", "size": 9}
             ax.annotate(text, (max(left, right), y), **place)
         ax.set_yticks(range(len(shown)), [style.name(backend) for backend in shown])
         ax.set_title(f"K×N = {K}×{N}", loc="left", size=10.5, weight="bold", pad=4)
         ax.set_ylim(len(shown) - 0.5, -0.5)
-        ax.margins(x=0.2)
+        ax.margins(x=0.3)
         ax.set_xlim(left=0)
         ax.grid(axis="y", visible=False)
     axes[-1, 0].set_xlabel("time per call (µs)")
@@ -146,8 +147,8 @@ def samples_spread(table: pd.DataFrame, samples: pd.DataFrame, M: int = 1, shape
     handles = [
         Line2D([], [], color=style.colour(b), marker=style.marker(b), ms=5, lw=1.4, label=style.name(b)) for b in shown
     ]
-    where = style.conditions(rows[rows["backend"] != BASELINE], f"M = {M}", f"K×N = {shape[0]}×{shape[1]}")
-    fig, ax = style.canvas("Contenders of one round share what the GPU does", where, legend=handles, height=4.2)
+    where = style.conditions(rows[rows["backend"] != BASELINE], f"M = {M}", style.shape_name(shape))
+    fig, ax = style.canvas("The samples of one group, round by round", where, legend=handles, height=3.3)
     for backend in shown:
         case = rows[rows["backend"] == backend].iloc[0]
         mine = samples[samples["case_id"] == case["case_id"]].sort_values("sample")

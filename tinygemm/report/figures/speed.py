@@ -39,15 +39,11 @@ def headline(table: pd.DataFrame, M: int = 1, backends=CONTENDERS, shapes=STUDY_
     shown = [backend for backend in backends if backend in set(rows["backend"])]
     handles = [Patch(color=style.colour(backend), label=style.name(backend)) for backend in shown]
     where = style.conditions(rows[rows["backend"].isin(shown)], f"M = {M}")
-    fig, ax = style.canvas("What INT4 gains over FP16 in decode", where, legend=handles, height=4.5)
-    _bars(ax, rows, shown, shapes, "speedup_vs_fp16", "{:.1f}×")
-    ax.axhline(1, color=style.COLOURS[BASELINE], lw=1.4, zorder=1)
-    ideal = _ideal(rows)
-    ax.axhline(ideal, color=style.IDEAL, lw=1.2, ls=(0, (4, 3)))
-    ax.text(-0.48, ideal, f"ideal: 16 / {16 / ideal:.4g} bits = {ideal:.2f}×", va="bottom", size=9.5)
-    ax.text(len(shapes) - 0.5, 1, "FP16 ", va="bottom", ha="right", size=9.5, color=style.COLOURS[BASELINE])
+    fig, ax = style.canvas("What INT4 gains over FP16 in decode", where, legend=handles, height=3.5)
+    _bars(ax, rows, shown, shapes, "speedup_vs_fp16", "{:.1f}×", below=1.0)
+    _speedup_axis(ax, rows, "ideal: 16 bits / {bits:.4g} bits = {ideal:.2f}×")
     _name_shapes(ax, shapes, [_gain(rows, shape, "int4") for shape in shapes])
-    ax.set(ylabel="speedup over FP16", ylim=(0, ideal * 1.12), xlim=(-0.5, len(shapes) - 0.5))
+    ax.set(ylabel="speedup over FP16", xlim=(-0.5, len(shapes) - 0.5))
     ax.grid(axis="x", visible=False)
     return fig
 
@@ -69,22 +65,17 @@ def speedup_vs_n(table: pd.DataFrame, K: int = 4096, m_list=(1, 8), backends=CON
         )
     shown = [backend for backend in backends if backend in set(rows["backend"])]
     panels = [M for M in m_list if M in set(rows["M"])] or sorted(set(rows["M"]))
-    title, height = "Speedup of INT4 over FP16 as the projection widens", 1.4 + 2.1 * len(panels)
     where = style.conditions(rows, f"K = {K}")
     fig, axes = style.canvas(
-        title, where, legend=_line_handles(shown), height=height, nrows=len(panels), sharex=True, squeeze=False
-    )
+        "Speedup of INT4 over FP16 against N", where, legend=_line_handles(shown), height=0.4 + 2.1 * len(panels),
+        nrows=len(panels), sharex=True, squeeze=False,
+    )  # fmt: skip
     for ax, M in zip(axes[:, 0], panels, strict=True):
         at_m = rows[rows["M"] == M]
         _lines(ax, at_m, shown, "speedup_vs_fp16")
-        ideal = _ideal(at_m)
-        ax.axhline(1, color=style.COLOURS[BASELINE], lw=1.4, zorder=1)
-        ax.axhline(ideal, color=style.IDEAL, lw=1.2, ls=(0, (4, 3)))
-        ax.set(ylabel="speedup", ylim=(0, max(ideal, at_m["speedup_vs_fp16"].max()) * 1.16))
-        right = ax.get_yaxis_transform()
-        ax.text(0.995, ideal, f"ideal {ideal:.2f}×", transform=right, ha="right", va="bottom", size=9.5)
-        ax.text(0.995, 1, "FP16", transform=right, ha="right", va="top", size=9.5, color=style.COLOURS[BASELINE])
-        _corner(ax, f"M = {M}")
+        _speedup_axis(ax, at_m, "ideal {ideal:.2f}×")
+        ax.set_title(f"M = {M}", loc="left", size=10.5, weight="bold", pad=4)
+        ax.set_ylabel("speedup")
     _n_axis(axes[-1, 0], sorted(set(rows["N"])))
     return fig
 
@@ -102,10 +93,10 @@ def decode_latency(table: pd.DataFrame, M: int = 1, backends=(BASELINE, *CONTEND
     handles = [Patch(color=style.colour(backend), label=style.name(backend)) for backend in shown]
     floors = "floor_us" in rows and rows["floor_us"].notna().any()
     if floors:
-        handles.append(Line2D([], [], color=style.IDEAL, lw=2, label="floor: its bytes at copy speed"))
+        handles.append(Line2D([], [], color=style.IDEAL, lw=2, label="floor at copy speed"))
     quantised = rows[rows["backend"] != BASELINE]
     where = style.conditions(quantised if len(quantised) else rows, f"M = {M}")
-    fig, ax = style.canvas("Latency of one decode GEMM", where, legend=handles, legend_columns=2, height=4.6)
+    fig, ax = style.canvas("Latency of one decode GEMM", where, legend=handles, height=3.5)
     _bars(
         ax, rows, shown, shapes, "latency_us_p50", "{:.0f}" if rows["latency_us_p50"].min() > 99 else "{:.1f}", floors
     )
@@ -129,7 +120,7 @@ def bandwidth_vs_n(table: pd.DataFrame, K: int = 4096, M: int = 1, backends=(BAS
     if np.isfinite(copy):
         ax.axhline(copy, color=style.IDEAL, lw=1.2, ls=(0, (4, 3)))
         label = f"copy in this run: {copy:,.0f} GB/s"
-        ax.text(0.01, copy, label, transform=ax.get_yaxis_transform(), va="bottom", size=9.5)
+        _on_line(ax, copy, label)
     top = np.nanmax([copy, rows["achieved_gb_s"].max()])
     ax.set(ylabel="achieved bandwidth (GB/s)", ylim=(0, top * 1.12))
     ax.yaxis.set_major_formatter("{x:,.0f}")
@@ -147,21 +138,25 @@ def frac_of_floor(table: pd.DataFrame, K: int = 4096, M: int = 1, backends=(BASE
     )
     ax.axhline(1, color=style.IDEAL, lw=1.2, ls=(0, (4, 3)))
     label = "floor: its bytes at copy speed, plus an empty node"
-    ax.text(0.01, 1, label, transform=ax.get_yaxis_transform(), va="bottom", size=9.5)
+    _on_line(ax, 1, label)
     ax.set(ylabel="floor / latency", ylim=(0, 1.12))
     ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=0))
     return fig
 
 
 def _against_n(table, K, M, backends, column, title, figure):
-    style.require(table, [*CASE, column], figure)
+    style.require(table, [*CASE, *LATENCY, column], figure)
     rows = primary(table)
     rows = rows[(rows["K"] == K) & (rows["M"] == M) & rows["backend"].isin(backends)].dropna(subset=[column])
     if rows.empty:
         raise ValueError(f"{figure}: the table has no {column} of {', '.join(backends)} at M = {M}, K = {K}")
+    # both are proportional to 1 / latency, so the slow end of the interval is the low one
+    rates = {f"{column}_{end}": rows[column] * rows["latency_us_p50"] / rows[f"latency_us_{other}"]
+             for end, other in (("low", "high"), ("high", "low"))}  # fmt: skip
+    rows = rows.assign(**rates)
     shown = [backend for backend in backends if backend in set(rows["backend"])]
     where = style.conditions(rows[rows["backend"] != BASELINE], f"M = {M}", f"K = {K}")
-    fig, ax = style.canvas(title, where, legend=_line_handles(shown), legend_columns=2, height=4.4)
+    fig, ax = style.canvas(title, where, legend=_line_handles(shown), legend_columns=2, height=3.5)
     _lines(ax, rows, shown, column)
     _n_axis(ax, sorted(set(rows["N"])))
     return fig, ax, rows
@@ -177,18 +172,29 @@ def _at(table: pd.DataFrame, M: int, backends, shapes, figure: str) -> pd.DataFr
     return rows
 
 
-def _bars(ax: Axes, rows: pd.DataFrame, backends, shapes, value: str, label: str, floors: bool = False) -> None:
-    """Bars in groups of one shape, each with its interval and its number; `floors` draws the floor of each bar."""
+def _bars(ax: Axes, rows: pd.DataFrame, backends, shapes, value: str, label: str, below=None, floors=False) -> None:
+    """Bars in groups of one shape, each with its interval and its number.
+
+    below:  a line at this height is drawn by the caller: numbers that would meet it stand inside their bar
+    floors: draw the floor of each bar
+    """
     width = 0.84 / len(backends)
     for i, backend in enumerate(backends):
         mine = rows[rows["backend"] == backend].set_index(["K", "N"]).reindex(shapes)
         x = np.arange(len(shapes)) + (i - (len(backends) - 1) / 2) * width
-        bars = ax.bar(x, mine[value], 0.92 * width, color=style.colour(backend), zorder=2)
+        ax.bar(x, mine[value], 0.92 * width, color=style.colour(backend), zorder=2)
         spread = style.spread(mine, value)
         ax.errorbar(x, mine[value], spread, fmt="none", ecolor=style.INK, elinewidth=1, capsize=2, zorder=3)
-        texts = ["" if np.isnan(number) else label.format(number) for number in mine[value]]
-        bold = "bold" if backend == "int4" else "normal"
-        ax.bar_label(bars, texts, padding=3, size=9 if len(backends) < 4 else 8.5, weight=bold)
+        look = {"size": 9.5 if len(backends) < 4 else 8.5, "weight": "bold" if backend == "int4" else "normal"}
+        for at, height in zip(x, mine[value], strict=True):
+            if np.isfinite(height):
+                inside = (
+                    below is not None and 0.5 * below < height < below
+                )  # beside the line, the line would strike it out
+                place = {"xytext": (0, -4), "va": "top"} if inside else {"xytext": (0, 4), "va": "bottom"}
+                ax.annotate(
+                    label.format(height), (at, height), textcoords="offset points", ha="center", **place, **look
+                )
         if floors:
             ax.hlines(mine["floor_us"], x - 0.46 * width, x + 0.46 * width, color=style.IDEAL, lw=2, zorder=4)
 
@@ -196,14 +202,22 @@ def _bars(ax: Axes, rows: pd.DataFrame, backends, shapes, value: str, label: str
 def _lines(ax: Axes, rows: pd.DataFrame, backends, column: str) -> None:
     for backend in backends:
         mine = rows[rows["backend"] == backend].sort_values("N")
-        look = {"color": style.colour(backend), "marker": style.marker(backend), "ms": 6, "lw": 2, "mec": "white"}
-        interval = style.spread(mine, column) if f"{column}_low" in mine else None
-        ax.errorbar(mine["N"], mine[column], interval, capsize=2, elinewidth=1, **look)
+        look = {
+            "color": style.colour(backend),
+            "marker": style.marker(backend),
+            "ms": 7,
+            "lw": 2,
+            "mec": "white",
+            "mew": 0.8,
+        }
+        ax.errorbar(mine["N"], mine[column], style.spread(mine, column), capsize=2, elinewidth=1, **look)
 
 
 def _line_handles(backends) -> list[Line2D]:
     return [
-        Line2D([], [], color=style.colour(b), marker=style.marker(b), ms=6, lw=2, mec="white", label=style.name(b))
+        Line2D(
+            [], [], color=style.colour(b), marker=style.marker(b), ms=7, lw=2, mec="white", mew=0.8, label=style.name(b)
+        )
         for b in backends
     ]
 
@@ -214,7 +228,7 @@ def _name_shapes(ax: Axes, shapes, notes=None) -> None:
         labels = [f"{label}\n{note}" for label, note in zip(labels, notes, strict=True)]
     ax.set_xticks(range(len(shapes)), labels)
     ax.tick_params(axis="x", length=0)
-    ax.set_xlabel("projection, K×N" + (", FP16 → tuned INT4" if notes else ""))
+    ax.set_xlabel("projection, K×N" + (", time of FP16 → tuned INT4" if notes else ""))
 
 
 def _gain(rows: pd.DataFrame, shape, backend: str) -> str:
@@ -222,7 +236,7 @@ def _gain(rows: pd.DataFrame, shape, backend: str) -> str:
     mine = rows[(rows["K"] == shape[0]) & (rows["N"] == shape[1])].set_index("backend")["latency_us_p50"]
     if not {BASELINE, backend} <= set(mine.index):
         return ""
-    return f"{mine[BASELINE]:.3g} → {mine[backend]:.3g} µs"
+    return f"{mine[BASELINE]:.1f} → {mine[backend]:.1f} µs"
 
 
 def _ideal(rows: pd.DataFrame) -> float:
@@ -238,5 +252,16 @@ def _n_axis(ax: Axes, values) -> None:
     ax.set_xlabel("N, output features (1k = 1024)")
 
 
-def _corner(ax: Axes, text: str) -> None:
-    ax.text(0.012, 0.93, text, transform=ax.transAxes, va="top", weight="bold", size=11)
+def _speedup_axis(ax: Axes, rows: pd.DataFrame, text: str) -> None:
+    """Lines at FP16 and at the ideal, named at the edge of the axes; ticks leave room for the ideal."""
+    ideal = _ideal(rows)
+    ax.axhline(1, color=style.COLOURS[BASELINE], lw=1.4, zorder=1)
+    ax.axhline(ideal, color=style.IDEAL, lw=1.2, ls=(0, (4, 3)), zorder=1)
+    _on_line(ax, ideal, text.format(bits=16 / ideal, ideal=ideal))
+    top = max(ideal, rows["speedup_vs_fp16"].max())
+    ax.set_ylim(0, top * 1.14)
+    ax.set_yticks(range(int(top + 0.7)), ["0", "FP16", *(f"{tick}×" for tick in range(2, int(top + 0.7)))])
+
+
+def _on_line(ax: Axes, y: float, text: str) -> None:
+    ax.text(0.01, y, text, transform=ax.get_yaxis_transform(), va="bottom", size=9.5, path_effects=style.HALO)
