@@ -1,4 +1,4 @@
-"""Launch configs: one static table per GPU, and the rule for shapes that are not in it. Plain data; no device is asked."""
+"""Launch configs: one static table per GPU, and the rule for shapes outside it. Plain data; no device is asked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ M_BUCKETS = (1, 2, 4, 8, 16)
 class LaunchConfig:
     """How a kernel is cut into programs.
 
-    form:       which kernel: static (the obvious one), splitk (tensor cores, any M up to block_m per tile), gemv (M = 1)
+    form:       which kernel: static (the obvious one), splitk (tensor cores, up to block_m tokens a tile), gemv (M = 1)
     block_m:    rows of x in one tile
     block_n:    output features in one tile, a multiple of 16
     block_k:    input features walked at a time; splitk: 128 per warp; gemv: a multiple of 128
@@ -49,9 +49,13 @@ class LaunchConfig:
         if self.block_n < 16:
             raise ValueError(f"block_n={self.block_n} must be at least 16, the rows of a packed tile")
         if self.form == "splitk" and self.block_k != 128 * self.num_warps:
-            raise ValueError(f"block_k={self.block_k} must be 128 * num_warps={128 * self.num_warps}: one block per warp")
+            raise ValueError(
+                f"block_k={self.block_k} must be 128 * num_warps={128 * self.num_warps}: one block per warp"
+            )
         if self.form == "gemv" and (self.block_m != 1 or self.block_k % 128):
-            raise ValueError(f"gemv needs block_m=1 and block_k a multiple of 128, got {self.block_m} and {self.block_k}")
+            raise ValueError(
+                f"gemv needs block_m=1 and block_k a multiple of 128, got {self.block_m} and {self.block_k}"
+            )
         if self.form == "static" and self.split_k != 1:
             raise ValueError(f"static does not split K, got split_k={self.split_k}")
 
@@ -73,12 +77,12 @@ def select(problem: GemmProblem, gpu: str, form: str | None = None) -> tuple[Lau
         return STATIC, "default"
     if form not in (None, *FORMS):
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
-    if form == "gemv" and (problem.M != 1 or problem.group_length < 128):
-        raise ValueError(f"gemv serves M = 1 and groups of 128 or the whole K, not {problem}")
+    if form == "gemv" and not _gemv_serves(problem):
+        raise ValueError(f"gemv serves M = 1, even K and groups of 128 or the whole K, not {problem}")
     rows, source = table(gpu)
     bucket = next((m for m in M_BUCKETS if problem.M <= m), M_BUCKETS[-1])
     usable = [row for row in rows if row["M"] == bucket and form in (None, row["config"].form)]
-    if problem.group_length < 128:
+    if not _gemv_serves(problem):
         usable = [row for row in usable if row["config"].form != "gemv"]
     exact = [row for row in usable if (row["K"], row["N"]) == (problem.K, problem.N)]
     if exact:
@@ -89,7 +93,7 @@ def select(problem: GemmProblem, gpu: str, form: str | None = None) -> tuple[Lau
 
 @functools.cache
 def table(gpu: str) -> tuple[list[dict], str]:
-    """The tuned rows of a GPU as (rows, source): each row has M, K, N, latency_us (0 where predicted) and a LaunchConfig."""
+    """The tuned rows of a GPU as (rows, source): M, K, N, latency_us (0 where predicted) and a LaunchConfig each."""
     name = gpu if (_folder() / f"{gpu}.json").is_file() else _nearest_table(gpu)
     content = json.loads((_folder() / f"{name}.json").read_text())
     rows = [row | {"config": LaunchConfig(**row["config"])} for row in content["rows"]]
@@ -104,7 +108,13 @@ def tables() -> list[str]:
 def write_table(path, rows: list[dict], source: str, about: str) -> None:
     """Write a table file: one row per line, so that a new tuning reads well as a diff."""
     lines = ",\n".join("  " + json.dumps(row | {"config": asdict(row["config"])}) for row in rows)
-    path.write_text(f'{{\n "source": {json.dumps(source)},\n "about": {json.dumps(about)},\n "rows": [\n{lines}\n ]\n}}\n')
+    path.write_text(
+        f'{{\n "source": {json.dumps(source)},\n "about": {json.dumps(about)},\n "rows": [\n{lines}\n ]\n}}\n'
+    )
+
+
+def _gemv_serves(problem: GemmProblem) -> bool:
+    return problem.M == 1 and problem.K % 2 == 0 and problem.group_length >= 128
 
 
 def _folder():

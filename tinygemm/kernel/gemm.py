@@ -49,7 +49,7 @@ def dequantize_fp16(w: PackedInt4) -> torch.Tensor:
 def load_only(w: PackedInt4, config: LaunchConfig) -> torch.Tensor:
     """Read the packed weight as the splitk form does and compute nothing: the ceiling of every INT4 kernel.
 
-    returns: [split_k, N] int32: XOR of the words and scale bits that each share of a row read (see `load_only_reference`)
+    returns: [split_k, N] int32: XOR of the words and scale bits that a share of a row read (see `load_only_reference`)
     raises:  ValueError for asymmetric weights and for shapes that do not fill the tiles
     """
     KB = w.qweight.shape[1]
@@ -82,6 +82,8 @@ def fp16_gemm(x: torch.Tensor, weight: torch.Tensor, config: LaunchConfig) -> to
     """The FP16 twin of the splitk form: x [M, K] float16, weight [N, K] float16 contiguous, returns [M, N] float16."""
     M, K = x.shape
     N = weight.shape[0]
+    if M > config.block_m:
+        raise ValueError(f"x must have at most block_m={config.block_m} rows, got M={M}")
     out = torch.empty((M, N), dtype=x.dtype, device=x.device)
     KB = triton.cdiv(K, 128)
     partial, counter = _workspace(M, N, config, x.device)
@@ -100,7 +102,7 @@ def empty_kernel() -> None:
     kernels.kernel_empty[(1,)](num_warps=1)
 
 
-# --- one launcher per form --------------------------------------------------------------------------------------------------
+# --- one launcher per form --------------------------------------------------------------------------------------------
 
 
 def _launch_splitk(x, w, out, config) -> None:
@@ -119,7 +121,11 @@ def _launch_splitk(x, w, out, config) -> None:
 
 def _launch_gemv(x, w, out, config) -> None:
     if x.shape[0] != 1 or w.group_length < 128 or w.K % 2:
-        raise ValueError(f"gemv serves one token, even K and groups of 128 or the whole K, not M={x.shape[0]}, {w.group_size=}")
+        raise ValueError(
+            f"gemv serves one token, even K and groups of 128 or the whole K, not M={x.shape[0]}, {w.group_size=}"
+        )
+    if x.data_ptr() % 4:  # the kernel reads pairs of x as one word
+        x = x.clone()
     KB = w.qweight.shape[1]
     partial, counter = _workspace(1, w.N, config, x.device)
     layout = _format(w)
@@ -145,12 +151,16 @@ def _launch_static(x, w, out, config) -> None:
 _LAUNCH = {"splitk": _launch_splitk, "gemv": _launch_gemv, "static": _launch_static}
 
 
-# --- what the launchers share -----------------------------------------------------------------------------------------------
+# --- what the launchers share -----------------------------------------------------------------------------------------
 
 
 def _format(w: PackedInt4) -> dict:
     """The constants of a kernel that describe the packed weight."""
-    return {"GROUP": min(w.group_length, 128), "WHOLE_K": w.group_size == -1, "HAS_ZEROS": w.zeros is not None}
+    return {
+        "GROUP": 128 if w.group_size == -1 else w.group_size,
+        "WHOLE_K": w.group_size == -1,
+        "HAS_ZEROS": w.zeros is not None,
+    }
 
 
 def _fills_tiles(w: PackedInt4, config: LaunchConfig) -> bool:
@@ -173,12 +183,13 @@ _captured_counters: dict[int, list[torch.Tensor]] = {}  # device -> what is left
 def _counters(count: int, device: torch.device) -> torch.Tensor:
     """Arrival counters that are zero now and that the kernel leaves at zero, never shared by calls that may overlap.
 
-    Eager calls on one stream run one after the other and share a set per stream. A captured call takes a set of its own out
-    of a pool and never gives it back, for its graph may be replayed at any time beside anything else; when the pool is
-    used up (or the first call of all is a captured one), the graph zeroes its counters itself, one node more per call.
+    Eager calls on one stream run one after the other and share a set per stream. A captured call takes a set of its own
+    out of a pool and never gives it back, for its graph may be replayed at any time beside anything else; when the pool
+    is used up (or the first call of all is a captured one), the graph zeroes its counters itself, one node more.
     """
     if device.type != "cuda":
         return torch.zeros(count, dtype=torch.int32, device=device)
+    count += -count % 4  # every set starts 16-byte aligned: another alignment would be another compiled kernel
     if torch.cuda.is_current_stream_capturing():
         pool = _captured_counters.get(device.index, [torch.empty(0)])
         if pool[0].numel() < count:

@@ -1,20 +1,23 @@
 """The Triton kernels, each step of the ladder from the obvious one to the fast one.
 
-Every kernel reads the packed format of quant.py. A tile is BLOCK_N output features; `qweight` holds them as BLOCK_N / 16 rows of
-[K / 128] blocks of 16 x 16 words. Names: `kb` counts blocks of 128 k; KB is how many there are; GROUP is min(group_size, 128).
+Every kernel reads the packed format of quant.py. A tile is BLOCK_N output features; `qweight` holds them as
+BLOCK_N / 16 rows of [K / 128] blocks of 16 x 16 words. Names: `kb` counts blocks of 128 k; KB is how many there are;
+GROUP is the group size, and 128 where one group is the whole K.
 """
 
 import triton
 import triton.language as tl
 
-# --- dequantisation: one word -> eight fp16 numbers `code - zero`, exactly --------------------------------------------------
+# --- dequantisation: one word -> eight fp16 numbers `code - zero`, exactly --------------------------------------------
 #
-# An fp16 in [1024, 2048) has a spacing of 1, so OR-ing a code into the mantissa of 0x6400 (1024.0) makes the number 1024 + code:
-# no conversion instruction. Codes one nibble higher arrive as 1024 + 16 code, which one fma brings back: (1024 + 16 code) / 16.
+# An fp16 in [1024, 2048) has a spacing of 1, so OR-ing a code into the mantissa of 0x6400 (1024.0) makes the number
+# 1024 + code: no conversion instruction. Codes one nibble higher arrive as 1024 + 16 code, which one fma brings back:
+# (1024 + 16 code) / 16.
 #   lo: (1024 + code) - (1024 + zero)                 = code - zero        z_lo = 1024 + zero, both halves
 #   hi: (1024 + 16 code) * 0x2c00 (1/16) - (64 + zero) = code - zero        z_hi = -(64 + zero), both halves
-# Every intermediate is an integer or a multiple of 1/16 below 2048: representable, hence exact. lop3 0xea is (a & b) | c.
-# Word j: nibbles p and p + 4 are k = 32 p + 2 j and its neighbour, so each fp16x2 is a pair that lies side by side in k.
+# Every intermediate is an integer or a multiple of 1/16 below 2048: representable, hence exact. lop3 0xea is
+# (a & b) | c. Word j: nibbles p and p + 4 are k = 32 p + 2 j and its neighbour, so each fp16x2 is a pair that lies side
+# by side in k.
 _UNPACK_WORD = """
     {
     .reg .b32 word_hi, p0, p1, p2, p3, sixteenth;
@@ -48,7 +51,7 @@ def pair_zeros(zero):
 
 @triton.jit
 def unpack_word(word, z0, z1, z2, z3):
-    """int32 [...] -> float16 `code - zero` as four [..., 2]: the pairs p = 0..3, each with its zero from `pair_zeros`."""
+    """int32 [...] -> float16 `code - zero` as four [..., 2]: the pairs p = 0..3, with their zeros from `pair_zeros`."""
     a0, b0, a1, b1, a2, b2, a3, b3 = tl.inline_asm_elementwise(
         UNPACK_WORD, "=h,=h,=h,=h,=h,=h,=h,=h,r,r,r,r,r", [word, z0, z1, z2, z3],
         dtype=(tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16),
@@ -57,7 +60,7 @@ def unpack_word(word, z0, z1, z2, z3):
     return tl.join(a0, b0), tl.join(a1, b1), tl.join(a2, b2), tl.join(a3, b3)
 
 
-# --- loads, shares of K, and the store that all forms use ------------------------------------------------------------------------------------------------
+# --- loads, shares of K, and the store that all forms use -------------------------------------------------------------
 
 
 @triton.jit
@@ -77,7 +80,7 @@ def k_range(KB, pid_k, STEP: tl.constexpr, SPLIT_K: tl.constexpr):
 
 @triton.jit
 def store_split(acc, out_ptr, partial_ptr, counter_ptr, offs_m, offs_n, M, N, pid_n, pid_k, SPLIT_K: tl.constexpr):
-    """Store acc [BLOCK_N, BLOCK_M] as out[m, n]; with SPLIT_K > 1 the program that arrives last adds the shares in fixed order.
+    """Store acc [BLOCK_N, BLOCK_M] as out[m, n]; with SPLIT_K > 1 the last program to arrive adds all shares, in order.
 
     partial_ptr: [SPLIT_K, M, N] float32; counter_ptr: one int32 per pid_n, zero before the launch and zero after it
     """
@@ -97,7 +100,7 @@ def store_split(acc, out_ptr, partial_ptr, counter_ptr, offs_m, offs_n, M, N, pi
             tl.store(counter_ptr + pid_n, 0)
 
 
-# --- the fast kernel: tensor cores, K shared by the warps of a program and by SPLIT_K programs ------------------------------
+# --- the fast kernel: tensor cores, K shared by the warps of a program and by SPLIT_K programs ------------------------
 
 
 @triton.jit
@@ -122,9 +125,9 @@ def kernel_gemm_packed_int4_splitk(
 ):  # fmt: skip
     """out[M, N] = x[M, K] @ weight.T: warp i of a program walks blocks i, i + WARPS_K, ... of the program's share of K.
 
-    The batched dot gives each warp its own slice of K, so no weight is dequantised twice, and words go from the packed tile
-    straight into operand registers: weights are the A operand, whose tile of 16 rows is the packed tile, and the few
-    tokens are the narrow B operand. EVEN promises that N and K fill the tiles, so that no load of a weight needs a mask.
+    The batched dot gives each warp its own slice of K, so no weight is dequantised twice, and words go from the packed
+    tile straight into operand registers: weights are the A operand, whose tile of 16 rows is the packed tile, and the
+    few tokens are the narrow B operand. EVEN promises that N and K fill the tiles: no load of a weight needs a mask.
     """
     pid_n, pid_k = tl.program_id(0), tl.program_id(1)
     if PDL:  # the next kernel may be placed now; it waits for this one before it reads
@@ -140,7 +143,8 @@ def kernel_gemm_packed_int4_splitk(
     SUBGROUPS: tl.constexpr = 128 // GROUP
     SCALE_ROWS: tl.constexpr = 0 if WHOLE_K else SUBGROUPS  # rows of scales per block of 128 k
     q_ptrs = qweight_ptr + pid_n.to(tl.int64) * (BLOCK_N // 16) * KB * 256
-    q_ptrs += ((row // 16 * KB * 256 + row % 16 * 16)[None, :] + warp * 256)[:, :, None] + tl.arange(0, 16)[None, None, :]
+    q_ptrs += ((row // 16 * KB * 256 + row % 16 * 16)[None, :] + warp * 256)[:, :, None]
+    q_ptrs += tl.arange(0, 16)[None, None, :]
     x_ptrs = x_ptr + offs_m[None, None, :].to(tl.int64) * stride_xm + (warp * 128 + offs_k[None, :])[:, :, None]
     offs_g = warp * SCALE_ROWS * N + offs_n[None, :]  # [WARPS_K, BLOCK_N]
     if PDL:
@@ -179,18 +183,18 @@ def kernel_gemm_packed_int4_splitk(
     store_split(total, out_ptr, partial_ptr, counter_ptr, offs_m, offs_n, M, N, pid_n, pid_k, SPLIT_K)
 
 
-# --- the GEMV: one token, no tensor cores -----------------------------------------------------------------------------------
+# --- the GEMV: one token, no tensor cores -----------------------------------------------------------------------------
 #
-# Products are summed in fp16x2 over the four pairs of a word, then in float32. Weights are dequantised 32 times too small, so
-# that no sum of four overflows whatever x is: 4 * 65504 * 8 / 32 = 65504. (1024 + code) / 32 - (1024 + zero) / 32 is exact,
-# for 0x2800 is 1/32 and 0x1800 is 1/512; the epilogue multiplies by 32.
+# Products are summed in fp16x2 over the four pairs of a word, then in float32. Weights are dequantised 64 times too
+# small, so that no sum of four overflows whatever x is: 4 * 65504 * 15 / 64 < 65504. The difference
+# (1024 + code) / 64 - (1024 + zero) / 64 is exact; 0x2400 is 1/64 and 0x1400 is 1/1024; the epilogue multiplies by 64.
 _DOT_WORD = """
     {
     .reg .b32 word_hi, p0, p1, p2, p3, lo, hi;
     .reg .b16 even, odd;
     .reg .f32 a, b;
-    mov.b32 lo, 0x28002800;
-    mov.b32 hi, 0x18001800;
+    mov.b32 lo, 0x24002400;
+    mov.b32 hi, 0x14001400;
     shr.u32 word_hi, $1, 8;
     lop3.b32 p0, $1, 0x000f000f, 0x64006400, 0xea;
     lop3.b32 p1, $1, 0x00f000f0, 0x64006400, 0xea;
@@ -214,11 +218,11 @@ DOT_WORD = tl.constexpr(_DOT_WORD)
 
 
 @triton.jit
-def pair_zeros_32nd(zero):
-    """uint8 zeros -> the fp16x2 constants of DOT_WORD: -(1024 + zero) / 32 and -(64 + zero) / 32."""
+def pair_zeros_64th(zero):
+    """uint8 zeros -> the fp16x2 constants of DOT_WORD: -(1024 + zero) / 64 and -(64 + zero) / 64."""
     zero = zero.to(tl.int32)
-    z_lo = (0xD000 + zero) * 0x10001  # 0xd000 is -32, where the spacing is 1/32
-    z_hi = (0xC000 + zero * 16) * 0x10001  # 0xc000 is -2, where the spacing is 1/512
+    z_lo = (0xCC00 + zero) * 0x10001  # 0xcc00 is -16, where the spacing is 1/64
+    z_hi = (0xBC00 + zero * 16) * 0x10001  # 0xbc00 is -1, where the spacing is 1/1024
     return z_lo, z_hi
 
 
@@ -259,9 +263,10 @@ def kernel_gemv_packed_int4(
         x1 = load_inside(x_ptrs + kb * 64 + 16, k + 32 < K, EVEN)
         x2 = load_inside(x_ptrs + kb * 64 + 32, k + 64 < K, EVEN)
         x3 = load_inside(x_ptrs + kb * 64 + 48, k + 96 < K, EVEN)
-        z_lo, z_hi = -0x2FF72FF8, -0x3F7F3F80  # pair_zeros_32nd(8)
+        z_lo, z_hi = -0x33F733F8, -0x437F4380  # pair_zeros_64th(8)
         if HAS_ZEROS:
-            z_lo, z_hi = pair_zeros_32nd(load_inside(zeros_ptr + kb * SCALE_ROWS * N + offs_g, g_mask, EVEN)[:, :, None])
+            zero = load_inside(zeros_ptr + kb * SCALE_ROWS * N + offs_g, g_mask, EVEN)
+            z_lo, z_hi = pair_zeros_64th(zero[:, :, None])
         product = tl.inline_asm_elementwise(
             DOT_WORD, "=f,r,r,r,r,r,r,r,r,r", [word, x0, x1, x2, x3, z_lo, z_hi, z_lo, z_hi],
             dtype=tl.float32, is_pure=True, pack=1,
@@ -273,14 +278,14 @@ def kernel_gemv_packed_int4(
             acc += product * scale.to(tl.float32)[:, :, None]
 
     # add over the words of a row, then over the programs
-    total = 32.0 * tl.sum(tl.sum(acc, 2), 1)[:, None]  # [BLOCK_N, 1]
+    total = 64.0 * tl.sum(tl.sum(acc, 2), 1)[:, None]  # [BLOCK_N, 1]
     if WHOLE_K:
         total *= tl.load(scales_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[:, None]
     offs_m = tl.arange(0, 1)
     store_split(total, out_ptr, partial_ptr, counter_ptr, offs_m, offs_n, 1, N, pid_n, pid_k, SPLIT_K)
 
 
-# --- the obvious kernel, the naive route, and the yardsticks ----------------------------------------------------------------
+# --- the obvious kernel, the naive route, and the yardsticks ----------------------------------------------------------
 
 
 @triton.jit
@@ -290,7 +295,7 @@ def kernel_gemm_packed_int4_static(
     GROUP: tl.constexpr, WHOLE_K: tl.constexpr, HAS_ZEROS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """out[M, N] = x[M, K] @ weight.T the straightforward way: shift, mask, scale, dot; one program walks the whole K."""
+    """out[M, N] = x[M, K] @ weight.T, straightforwardly: shift, mask, scale, dot; one program walks the whole K."""
     # which tile of `out` is mine
     offs_m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -302,7 +307,8 @@ def kernel_gemm_packed_int4_static(
     for k0 in range(0, K, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
         k_mask = k < K
-        x = tl.load(x_ptr + offs_m[:, None].to(tl.int64) * stride_xm + k[None, :], mask=m_mask & k_mask[None, :], other=0.0)
+        x_ptrs = x_ptr + offs_m[:, None].to(tl.int64) * stride_xm + k[None, :]
+        x = tl.load(x_ptrs, mask=m_mask & k_mask[None, :], other=0.0)
         word_of_k = k // 128 * 256 + k % 32 // 2
         mask = k_mask[:, None] & n_mask
         word = tl.load(qweight_ptr + word_of_k[:, None] + n_words[None, :], mask=mask, other=0)  # [BLOCK_K, BLOCK_N]
@@ -314,7 +320,8 @@ def kernel_gemm_packed_int4_static(
         weight = (code.to(tl.float16) - zero) * scale  # [BLOCK_K, BLOCK_N]
         acc = tl.dot(x, weight.to(tl.float16), acc)
 
-    tl.store(out_ptr + offs_m[:, None].to(tl.int64) * N + offs_n[None, :], acc.to(out_ptr.dtype.element_ty), mask=m_mask & n_mask)
+    out_ptrs = out_ptr + offs_m[:, None].to(tl.int64) * N + offs_n[None, :]
+    tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=m_mask & n_mask)
 
 
 @triton.jit
@@ -347,13 +354,13 @@ def kernel_dequantize_int4(
 def kernel_load_only_int4(
     qweight_ptr, scales_ptr, checksum_ptr,
     N, KB,
-    SCALE_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, WARPS_K: tl.constexpr, SPLIT_K: tl.constexpr, NUM_STAGES: tl.constexpr,
-    PDL: tl.constexpr,
+    SCALE_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, WARPS_K: tl.constexpr, SPLIT_K: tl.constexpr,
+    NUM_STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Read every word and scale, compute nothing with them: checksum[SPLIT_K, N] int32 is the XOR of what each row read.
+    """Read every word and scale, compute nothing with them: checksum[SPLIT_K, N] int32 is the XOR of what a row read.
 
-    The ceiling of every INT4 kernel: the same tiles, shares and pipeline as the fast kernel. Scales are read as their bits;
-    symmetric weights whose N and K fill the tiles only.
+    The ceiling of every INT4 kernel: the same tiles, shares and pipeline as the fast kernel. Scales are read as their
+    bits; symmetric weights whose N and K fill the tiles only.
     """
     pid_n, pid_k = tl.program_id(0), tl.program_id(1)
     if PDL:
@@ -363,7 +370,8 @@ def kernel_load_only_int4(
     row = tl.arange(0, BLOCK_N)
     offs_n = pid_n * BLOCK_N + row
     q_ptrs = qweight_ptr + pid_n.to(tl.int64) * (BLOCK_N // 16) * KB * 256
-    q_ptrs += ((row // 16 * KB * 256 + row % 16 * 16)[None, :] + warp[:, None] * 256)[:, :, None] + tl.arange(0, 16)[None, None, :]
+    q_ptrs += ((row // 16 * KB * 256 + row % 16 * 16)[None, :] + warp[:, None] * 256)[:, :, None]
+    q_ptrs += tl.arange(0, 16)[None, None, :]
     s_ptrs = scales_ptr.to(tl.pointer_type(tl.int16)) + warp[:, None] * SCALE_ROWS * N + offs_n[None, :]
 
     acc = tl.zeros((WARPS_K, BLOCK_N, 16), dtype=tl.int32)
@@ -386,7 +394,7 @@ def kernel_gemm_fp16_splitk(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WARPS_K: tl.constexpr, SPLIT_K: tl.constexpr,
     NUM_STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The FP16 twin of the fast kernel: out[M, N] = x[M, K] @ weight[N, K].T with the same tiles, shares and pipeline."""
+    """The FP16 twin of the fast kernel: out[M, N] = x[M, K] @ weight[N, K].T in the same tiles, shares and pipeline."""
     pid_n, pid_k = tl.program_id(0), tl.program_id(1)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
