@@ -1,7 +1,7 @@
 """A memory guard for Triton's interpreter: what a GPU might silently get away with raises here.
 
-Every active lane of a load, store or atomic must lie inside the storage of a tensor argument, and every alignment hint
-(tl.multiple_of, tl.max_contiguous) must be true of the values it is given.
+Every active lane of a load, store or atomic must lie inside the storage of a tensor argument, at a multiple of its own
+size, and every alignment hint (tl.multiple_of, tl.max_contiguous) must be true of the values it is given.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorH
 
 class OutOfBoundsError(AssertionError):
     """An active lane touches memory that belongs to no argument of the kernel."""
+
+
+class MisalignedError(AssertionError):
+    """An active lane's address is no multiple of what it loads or stores: on a GPU that ends the process's context."""
 
 
 class FalseHintError(AssertionError):
@@ -81,6 +85,10 @@ def _check_lanes(what, pointers, mask, storages):
         raise OutOfBoundsError(
             f"{what}: {(~inside).sum()} of {inside.size} active lanes lie outside every argument, "
             f"in program {interpreter_builder.grid_idx}"
+        )
+    if (addresses % size).any():
+        raise MisalignedError(
+            f"{what}: addresses are no multiple of {size} bytes, in program {interpreter_builder.grid_idx}"
         )
 
 

@@ -6,11 +6,12 @@ works on. What ptxas would refuse is refused here too: unknown instructions, und
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 
 import numpy as np
-from triton.runtime.interpreter import TensorHandle
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 # what the suffix of an instruction calls an operand -> how its bits are viewed; a pair of f16 is two entries
 VIEWS = {
@@ -24,6 +25,17 @@ TRITON_TYPES = {"int16": np.int16, "int32": np.int32, "uint32": np.uint32, "fp16
 
 class PtxError(Exception):
     """The assembly is not valid, or uses an instruction that is not emulated; the message quotes it."""
+
+
+@contextlib.contextmanager
+def emulated():
+    """Let the interpreter run kernels with inline assembly inside the block."""
+    original = InterpreterBuilder.create_inline_asm
+    InterpreterBuilder.create_inline_asm = create_inline_asm
+    try:
+        yield
+    finally:
+        InterpreterBuilder.create_inline_asm = original
 
 
 def create_inline_asm(builder, asm, constraints, values, result_types, is_pure, pack):

@@ -5,10 +5,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from guard import FalseHintError, OutOfBoundsError, guarded
-from ptx import PtxError, create_inline_asm, execute
+from guard import FalseHintError, MisalignedError, OutOfBoundsError, guarded
+from ptx import PtxError, emulated, execute
 from triton.runtime.errors import InterpreterError
-from triton.runtime.interpreter import InterpreterBuilder
 
 WORDS = np.random.default_rng(0).integers(0, 2**32, 64, dtype=np.uint32)
 
@@ -79,10 +78,10 @@ def kernel_halve_words(out_ptr, words_ptr, n, BLOCK: tl.constexpr):
     tl.store(out_ptr + BLOCK + offsets, hi, mask=offsets < n)
 
 
-def test_the_interpreter_runs_inline_assembly_inside_a_kernel(monkeypatch):
-    monkeypatch.setattr(InterpreterBuilder, "create_inline_asm", create_inline_asm)
+def test_the_interpreter_runs_inline_assembly_inside_a_kernel():
     words, out = torch.from_numpy(WORDS.view(np.int32)), torch.zeros(128, dtype=torch.int32)
-    kernel_halve_words[(1,)](out, words, 64, BLOCK=64)
+    with emulated():
+        kernel_halve_words[(1,)](out, words, 64, BLOCK=64)
     np.testing.assert_array_equal(out[:64], WORDS & 0xFFFF)
     np.testing.assert_array_equal(out[64:], WORDS >> 16)
 
@@ -102,6 +101,22 @@ def test_the_guard_lets_masked_lanes_pass_and_stops_active_ones():
         with pytest.raises(InterpreterError, match="load: 28 of 128 active lanes") as caught:
             kernel_copy[(1,)](source, short, 100, BLOCK=128)
     assert isinstance(caught.value.__cause__, OutOfBoundsError)
+
+
+@triton.jit
+def kernel_copy_pairs(out_ptr, in_ptr, BLOCK: tl.constexpr):
+    offsets = tl.arange(0, BLOCK)
+    tl.store(out_ptr + offsets, tl.load(in_ptr.to(tl.pointer_type(tl.int32)) + offsets))
+
+
+def test_the_guard_stops_a_misaligned_access():
+    """Reading two halves as one word is only allowed where the halves start at a multiple of four bytes."""
+    halves, words = torch.zeros(40, dtype=torch.float16), torch.zeros(16, dtype=torch.int32)
+    with guarded():
+        kernel_copy_pairs[(1,)](words, halves[2:], BLOCK=16)
+        with pytest.raises(InterpreterError, match="no multiple of 4 bytes") as caught:
+            kernel_copy_pairs[(1,)](words, halves[1:], BLOCK=16)
+    assert isinstance(caught.value.__cause__, MisalignedError)
 
 
 @triton.jit

@@ -1,5 +1,8 @@
-"""What a kernel costs on a GPU that need not be here, read from its machine code: Triton compiles for any target, and
-the disassembler comes in its wheel. Compiling and Triton's interpreter cannot share a process."""
+"""What a kernel costs on a GPU that need not be here, read from its machine code.
+
+Triton compiles for any target, and the disassembler comes in its wheel. Launches are recorded from the product's own
+launchers, so what is costed is what would run. Compiling and Triton's interpreter cannot share a process.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 import triton
@@ -16,7 +21,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from tinygemm.hardware import GpuSpec
+from tinygemm.kernel import gemm
+from tinygemm.kernel.configs import LaunchConfig
+from tinygemm.kernel.quant import TILE_K, TILE_N, WORDS, PackedInt4
+from tinygemm.problem import GemmProblem
 
+DEPENDENT_LAUNCH = (9, 0)  # the compute capability from which on a kernel may be launched before the last one ends
 # CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"
 MAX_CTAS_PER_SM = {(8, 0): 32, (8, 6): 16, (8, 9): 24, (9, 0): 32}
 REGISTERS_PER_SM = 65536
@@ -32,6 +42,20 @@ POINTERS = {
     torch.int32: "*i32",
     torch.uint8: "*u8",
 }
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel launch as the product would make it.
+
+    arguments: by name; a torch dtype stands for a tensor (16-byte aligned)
+    options:   num_warps, num_stages and the like
+    """
+
+    kernel: triton.JITFunction
+    grid: tuple[int, ...]
+    arguments: dict
+    options: dict
 
 
 @dataclass(frozen=True)
@@ -54,6 +78,7 @@ class StaticCost:
     warps_per_sm:  the same in warps
     body, loop:    how often each opcode occurs, in the kernel and in one pass of its main loop (per thread); the main
                    loop is the longest of the innermost ones, and empty where everything is unrolled
+    loop_weights:  weights that a thread handles in one pass of the main loop; 0 where that is not known
     """
 
     kernel: str
@@ -66,6 +91,11 @@ class StaticCost:
     warps_per_sm: int
     body: Counter
     loop: Counter
+    loop_weights: float = 0
+
+    def per_weight(self, opcode: str = "", *modifiers: str) -> float:
+        """Instructions of the main loop per weight, per thread: of one opcode, or of all."""
+        return (self.loop_count(opcode, *modifiers) if opcode else self.loop.total()) / self.loop_weights
 
     def loop_count(self, opcode: str, *modifiers: str) -> int:
         """Occurrences in the main loop: loop_count("LDG", "128") counts LDG.E.128 and LDG.E.128.CONSTANT."""
@@ -78,23 +108,57 @@ def count(opcodes: Counter, opcode: str, *modifiers: str) -> int:
     return sum(n for name, n in opcodes.items() if name.split(".")[0] == opcode and wanted <= set(name.split(".")))
 
 
-def compile_kernel(kernel, arguments: dict, arch: int, *, num_warps: int, num_stages: int, **options) -> CompiledKernel:
-    """Compile as a launch with these arguments would, for any NVIDIA GPU.
+def config_cost(config: LaunchConfig, problem: GemmProblem, spec: GpuSpec, symmetric: bool = True) -> StaticCost:
+    """The cost of the kernel that `gemm(x, w, config)` launches for a problem on a GPU."""
+    x = torch.empty(problem.M, problem.K, dtype=torch.float16, device="meta")
+    w = _packed_without_data(problem, symmetric)
+    out = torch.empty(problem.M, problem.N, dtype=torch.float16, device="meta")
+    launch, *_ = record_launches(lambda: gemm._LAUNCH[config.form](x, w, out, config))
+    threads = 32 * config.num_warps
+    return replace(launch_cost(launch, spec), loop_weights=config.block_n * config.block_k / threads)
 
-    kernel:    a function under @triton.jit
-    arguments: by name: a torch dtype where the launch passes a tensor (16-byte aligned), else the value itself;
-               integers are specialised like Triton's launcher does (1, and multiples of 16)
-    arch:      86 for compute capability 8.6
-    raises:    RuntimeError under Triton's interpreter, ValueError naming an argument the kernel does not have or miss
+
+def record_launches(call: Callable) -> list[Launch]:
+    """What `call` launches, in order; nothing is run, so its tensors may be of device "meta".
+
+    raises: RuntimeError under Triton's interpreter
     """
     if triton.knobs.runtime.interpret:
         raise RuntimeError("kernels cannot be compiled while TRITON_INTERPRET is set; start a process without it")
-    names = [parameter.name for parameter in kernel.params]
-    if wrong := sorted(set(names) ^ set(arguments)):
+    launches = []
+
+    def record(kernel, *arguments, grid, warmup, **keywords):
+        options = {name: keywords.pop(name) for name in keywords.keys() - set(kernel.arg_names)}
+        named = kernel.signature.bind(*arguments, **keywords).arguments
+        values = {name: value.dtype if isinstance(value, torch.Tensor) else value for name, value in named.items()}
+        launches.append(Launch(kernel, grid, values, options))
+
+    with mock.patch.object(triton.JITFunction, "run", record):
+        call()
+    return launches
+
+
+def launch_cost(launch: Launch, spec: GpuSpec) -> StaticCost:
+    """Compile a recorded launch for a GPU and count."""
+    if "PDL" in launch.arguments:  # a launcher asks the GPU at hand; here the one that is costed decides
+        dependent = spec.compute_capability >= DEPENDENT_LAUNCH
+        options = launch.options | ({"launch_pdl": True} if dependent else {})
+        launch = replace(launch, arguments=launch.arguments | {"PDL": dependent}, options=options)
+    return read_cost(compile_launch(launch, spec.arch), spec)
+
+
+def compile_launch(launch: Launch, arch: int) -> CompiledKernel:
+    """Compile for any NVIDIA GPU what Triton's launcher would compile there: integers are specialised by 1 and by 16.
+
+    arch:   86 for compute capability 8.6
+    raises: ValueError naming an argument that the kernel does not have, or that is missing
+    """
+    kernel = launch.kernel
+    if wrong := sorted(set(kernel.arg_names) ^ set(launch.arguments)):
         raise ValueError(f"{kernel.__name__}: arguments unknown or missing: {', '.join(wrong)}")
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
-        value = arguments[parameter.name]
+        value = launch.arguments[parameter.name]
         aligned = False
         if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
             signature[parameter.name] = "constexpr"
@@ -108,8 +172,7 @@ def compile_kernel(kernel, arguments: dict, arch: int, *, num_warps: int, num_st
         if aligned:
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
-    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True} | options
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.options)
 
 
 def read_cost(compiled: CompiledKernel, spec: GpuSpec) -> StaticCost:
@@ -187,6 +250,20 @@ def main_loop(instructions: list[Instruction], labels: dict[str, int]) -> list[I
         return []
     first, last = max(innermost, key=lambda span: span[1] - span[0])
     return [instruction for instruction in instructions if first <= instruction.address <= last]
+
+
+def _packed_without_data(problem: GemmProblem, symmetric: bool) -> PackedInt4:
+    """A weight of this shape whose tensors have no storage."""
+    N, K = problem.N, problem.K
+    groups = K // problem.group_length
+    return PackedInt4(
+        torch.empty(-(-N // TILE_N), -(-K // TILE_K), TILE_N, WORDS, dtype=torch.int32, device="meta"),
+        torch.empty(groups, N, dtype=torch.float16, device="meta"),
+        None if symmetric else torch.empty(groups, N, dtype=torch.uint8, device="meta"),
+        N,
+        K,
+        problem.group_size,
+    )
 
 
 def _run(*command) -> str:
