@@ -59,7 +59,7 @@ INK, FAINT, IDEAL = "#202124", "#6B7075", "#111111"
 
 WIDTH = 6.4  # inches; with 11-point text a figure stays legible at 375 pixels
 TITLE, CONDITIONS_LINE, LEGEND_ROW = 0.36, 0.18, 0.235  # inches kept free above the axes
-CONDITIONS_WIDTH = 88  # characters of the small line
+CONDITIONS_WIDTH = 94  # characters of the small line
 STYLE = {
     **sns.axes_style("whitegrid"),
     "font.family": "DejaVu Sans",  # ships with matplotlib
@@ -114,7 +114,7 @@ def canvas(
     subplots: for plt.subplots
     returns:  the figure, which pyplot no longer holds, and its axes
     """
-    small = [line.strip(" ·") for line in textwrap.wrap(conditions, CONDITIONS_WIDTH)]
+    small = [line.strip(" ·") for line in textwrap.wrap(conditions, CONDITIONS_WIDTH, break_on_hyphens=False)]
     above = TITLE + CONDITIONS_LINE * len(small)
     top = above + LEGEND_ROW * -(-len(legend) // legend_columns)
     full = top + height

@@ -1,0 +1,64 @@
+"""The data dictionary: data/README.md, generated from the schema in runs.py (`python -m tinygemm.dictionary`)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tinygemm.runs import DATA_ROOT, SCHEMA_VERSION, TABLES
+
+README = DATA_ROOT / "README.md"
+
+INTRODUCTION = """\
+# Measurements
+
+Every number of the report comes from a run in this folder: `<gpu>/<run_id>/`, such as
+`h200/2026-11-23T1412Z-3fa9c1e/` (UTC minute, commit that measured). A run is written once by `tinygemm record` and never
+edited: `provenance.json` holds the sha256 of every file. A run that differs from it is refused, and so is one measured
+from uncommitted code (`-dirty`). Rates, speedups and quantiles are not stored; `tinygemm/report/tables.py` derives them.
+
+The schema is version {version}. This page is generated from it: `python -m tinygemm.dictionary`.
+
+An empty cell means that the value does not apply or could not be read. `status` says what became of a case: only `ok`
+has samples; a `mismatch` was computed wrongly and therefore not timed; `unsupported` names in `message` what is missing.
+"""
+
+ROWS = {
+    "cases.csv": "One row per backend, problem, launch mode and cache state.",
+    "samples.csv": "One row per timed sample, in measured order, nothing removed.",
+    "counters.csv": "One row per metric of each profiled kernel launch. Absent where Nsight Compute could not read counters.",
+}
+
+PROVENANCE = """\
+## provenance.json
+
+| key | meaning |
+|---|---|
+| `schema_version` | version of this schema |
+| `run_id`, `command`, `parameters` | the run, how it was recorded, and what decided which cases were measured |
+| `commit`, `dirty` | the code that measured, and whether it had uncommitted changes |
+| `gpu` | name, compute capability, SMs, bytes of L2 and memory, power limit, ECC, MIG, clocks, driver; null: unreadable |
+| `software` | versions of Python, torch, triton, CUDA, ncu and the peers; null where absent |
+| `started`, `finished` | UTC |
+| `files` | sha256 of every file of the run, and the row count of the tables |
+
+Host names, users, paths and serial numbers are not recorded.
+
+## ncu/
+
+The CSV files of Nsight Compute as it wrote them, from which counters.csv was read.
+"""
+
+
+def render() -> str:
+    """The text of data/README.md."""
+    parts = [INTRODUCTION.format(version=SCHEMA_VERSION)]
+    for file, row_type in TABLES.items():
+        lines = [f"## {file}", "", ROWS[file], "", "| column | unit | meaning |", "|---|---|---|"]
+        for field in dataclasses.fields(row_type):
+            lines.append(f"| `{field.name}` | {field.metadata['unit']} | {field.metadata['meaning']} |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join([*parts, PROVENANCE])
+
+
+if __name__ == "__main__":
+    README.write_text(render())
