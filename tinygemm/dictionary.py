@@ -12,20 +12,21 @@ INTRODUCTION = """\
 # Measurements
 
 Every number of the report comes from a run in this folder: `<gpu>/<run_id>/`, such as
-`h200/2026-11-23T1412Z-3fa9c1e/` (UTC minute, commit that measured). A run is written once by `tinygemm record` and never
-edited: `provenance.json` holds the sha256 of every file. A run that differs from it is refused, and so is one measured
-from uncommitted code (`-dirty`). Rates, speedups and quantiles are not stored; `tinygemm/report/tables.py` derives them.
+`h200/2026-11-23T1412Z-3fa9c1e/` (UTC minute, commit that measured). A run is written once by `tinygemm record` and
+never edited: `provenance.json` holds the sha256 of every file. A run that differs from it is refused, and so is one
+measured from uncommitted code (`-dirty`). Rates, speedups and quantiles are not stored: `tinygemm/report/tables.py`
+derives them.
 
 The schema is version {version}. This page is generated from it: `python -m tinygemm.dictionary`.
 
 An empty cell means that the value does not apply or could not be read. `status` says what became of a case: only `ok`
-has samples; a `mismatch` was computed wrongly and therefore not timed; `unsupported` names in `message` what is missing.
+has samples; a `mismatch` computes something else and was therefore not timed; `unsupported` says why in `message`.
 """
 
 ROWS = {
     "cases.csv": "One row per backend, problem, launch mode and cache state.",
     "samples.csv": "One row per timed sample, in measured order, nothing removed.",
-    "counters.csv": "One row per metric of each profiled kernel launch. Absent where Nsight Compute could not read counters.",
+    "counters.csv": "One row per metric of each profiled kernel launch. Absent where counters could not be read.",
 }
 
 PROVENANCE = """\
@@ -36,12 +37,12 @@ PROVENANCE = """\
 | `schema_version` | version of this schema |
 | `run_id`, `command`, `parameters` | the run, how it was recorded, and what decided which cases were measured |
 | `commit`, `dirty` | the code that measured, and whether it had uncommitted changes |
-| `gpu` | name, compute capability, SMs, bytes of L2 and memory, power limit, ECC, MIG, clocks, driver; null: unreadable |
-| `software` | versions of Python, torch, triton, CUDA, ncu and the peers; null where absent |
+| `gpu` | name, compute capability, SMs, bytes of L2 and memory, power limit, ECC, MIG, clocks, driver |
+| `software` | versions of Python, torch, triton, CUDA, ncu and the peers |
 | `started`, `finished` | UTC |
 | `files` | sha256 of every file of the run, and the row count of the tables |
 
-Host names, users, paths and serial numbers are not recorded.
+What could not be read, or is not installed, is null. Host names, users, paths and serial numbers are not recorded.
 
 ## ncu/
 

@@ -177,6 +177,12 @@ def save(fig: Figure, path: Path | str) -> Path:
     return path
 
 
+def shapes_present(rows: pd.DataFrame, wanted, most: int = 4) -> list[tuple[int, int]]:
+    """Those of the wanted (K, N) that the rows have; where they have none, the first few that they do have."""
+    present = list(dict.fromkeys(zip(rows["K"], rows["N"], strict=True)))
+    return [shape for shape in wanted if shape in present] or sorted(present)[:most]
+
+
 def require(table: pd.DataFrame, columns, figure: str) -> None:
     """Raise ValueError naming the columns that a figure needs and the table lacks, or that there are no rows."""
     if missing := [column for column in columns if column not in table.columns]:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from tinygemm.report.counters import summarize_counters
 from tinygemm.report.intervals import difference_of_medians, interval_table, median, ratio_of_medians, sample_matrix
+from tinygemm.runs import Run
 
 BASELINE = "fp16-cublas"
 NO_PRODUCT = ("copy", "empty-node", "dequant-only")  # timed beside the products, never compared with them
@@ -21,14 +22,15 @@ LADDER = {"fp16-cublas": "", "fp16-triton": "kernel", "int4-load-only": "traffic
 def report_table(run) -> pd.DataFrame:
     """One row per case of a run, with everything the figures draw: `summarize`, `ideals` and `speedups` joined.
 
-    run:     runs.Run
+    run:     runs.Run, or anything with its `cases` and `samples`
     returns: the columns of cases, then problem, latency_us_p50, _low, _high, achieved_gb_s, tflop_s, frac_peak_bw,
-             floor_us, frac_floor, ideal_speedup, speedup_vs_fp16, _low, _high, and gpu and run_id for the captions
+             floor_us, frac_floor, ideal_speedup, speedup_vs_fp16, _low, _high; of a Run also gpu and run_id, which
+             captions name
     """
     table = ideals(summarize(run.cases, run.samples))
     speedup = speedups(run.cases, run.samples).rename(columns=lambda name: name.replace("speedup", "speedup_vs_fp16"))
     table = table.merge(speedup, on="case_id", how="left", validate="one_to_one")
-    return table.assign(gpu=run.gpu["name"], run_id=run.run_id)
+    return table.assign(**_origin(run))
 
 
 def primary(table: pd.DataFrame) -> pd.DataFrame:
@@ -166,7 +168,7 @@ def ladder(run, launch: str = "graph", l2_state: str = "cold") -> pd.DataFrame:
     values = interval_table(plan, sample_matrix(cases, run.samples), ratio_of_medians, ["left", "right"])
     shapes = timed[[*GROUP, *SHAPE]].drop_duplicates()
     result = shapes.merge(values, on="problem", validate="one_to_many").drop(columns=["left", "right"])
-    return result.assign(gpu=run.gpu["name"], run_id=run.run_id)
+    return result.assign(**_origin(run))
 
 
 def paired(
@@ -234,3 +236,8 @@ def problem_of(table: pd.DataFrame) -> pd.Series:
 
 def _timed(cases: pd.DataFrame) -> pd.DataFrame:
     return cases[cases["status"] == "ok"].assign(problem=problem_of(cases))
+
+
+def _origin(run) -> dict[str, str]:
+    """Where the numbers of a recorded run come from; nothing for cases that were only timed."""
+    return {"gpu": run.gpu["name"], "run_id": run.run_id} if isinstance(run, Run) else {}

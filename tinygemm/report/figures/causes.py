@@ -23,6 +23,13 @@ COUNTERS = {
     "frac_issue": "issue slots",
     "frac_warps": "warps resident",
 }
+PARTS = {
+    "fp16_us": BASELINE,
+    "dequant_only_us": "dequant-only",
+    "dequant_fp16_us": "dequant-fp16",
+    "fused_us": "int4",
+    "load_only_us": "int4-load-only",
+}
 FACTORS = {
     "kernel and traffic": "#6B7075",
     "kernel": style.COLOURS["fp16-triton"],
@@ -90,20 +97,22 @@ def percent_of_peak(
 ) -> Figure:
     """Finding B: how busy DRAM, SMs, issue slots and warps were, one panel per projection that was profiled.
 
-    counters: counters_table(run), or any table with backend, M, K, N and frac_dram, frac_sm, ... in 0..1
+    counters: counters_table(run), or any table with backend and frac_dram, frac_sm, ... in 0..1, where M, K and N are
+              left out if all rows are of one problem
+    shapes:   (K, N); where the table has none of them, the first four that it has
     """
-    style.require(counters, ["backend", *SHAPE, "frac_dram", "frac_sm"], "percent_of_peak")
-    measures = [column for column in COUNTERS if column in counters and counters[column].notna().any()]
-    rows = counters[(counters["M"] == M) & counters["backend"].isin(backends)]
-    panels = [shape for shape in shapes if ((rows["K"] == shape[0]) & (rows["N"] == shape[1])).any()]
-    if not panels:
-        wanted = ", ".join(f"{K}×{N}" for K, N in shapes)
-        raise ValueError(f"percent_of_peak: no counters of {', '.join(backends)} at M = {M}, {wanted}")
+    style.require(counters, ["backend", "frac_dram", "frac_sm"], "percent_of_peak")
+    one_problem = not set(SHAPE) <= set(counters.columns)
+    rows = counters.assign(M=M, K=0, N=0) if one_problem else counters[counters["M"] == M]
+    rows = rows[rows["backend"].isin(backends)]
+    if rows.empty:
+        raise ValueError(f"percent_of_peak: the table has no counters of {', '.join(backends)} at M = {M}")
+    panels = style.shapes_present(rows, shapes)
+    measures = [column for column in COUNTERS if column in rows and rows[column].notna().any()]
     shown = [backend for backend in backends if backend in set(rows["backend"])]
     handles = [Patch(color=style.colour(backend), label=style.name(backend)) for backend in shown]
-    where = style.conditions(
-        rows[[c for c in ("gpu", "run_id") if c in rows]], f"M = {M}", "counters from Nsight Compute"
-    )
+    origin = rows[[column for column in ("gpu", "run_id") if column in rows]]
+    where = style.conditions(origin, "" if one_problem else f"M = {M}", "counters from Nsight Compute")
     height = 0.4 + len(panels) * (0.45 + 0.21 * len(shown) * len(measures))
     fig, axes = style.canvas(
         "What is busy: percent of each peak", where, legend=handles, height=height, nrows=len(panels), sharex=True,
@@ -120,7 +129,8 @@ def percent_of_peak(
                 ax.bar_label(bars, [f"{value:.0f} %" for value in values], padding=3, size=9, path_effects=style.HALO)
         ax.axvline(100 * BOUND_FRACTION, color=style.IDEAL, lw=1.2, ls=(0, (4, 3)), zorder=1)
         ax.set_yticks(range(len(measures)), [COUNTERS[column] for column in measures])
-        ax.set_title(f"K×N = {K}×{N}", loc="left", size=10.5, weight="bold", pad=4)
+        if not one_problem:
+            ax.set_title(f"K×N = {K}×{N}", loc="left", size=10.5, weight="bold", pad=4)
         ax.set(ylim=(len(measures) - 0.5, -0.5), xlim=(0, 100))
         ax.grid(axis="y", visible=False)
     axes[-1, 0].set_xlabel(f"percent of peak (where all stay below {100 * BOUND_FRACTION:.0f}, latency is the limit)")
@@ -133,17 +143,18 @@ def dequant_breakdown(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE)) ->
 
     The tuned kernel is split in two: the time of `int4-load-only`, which reads the same bytes, and the rest.
 
-    table: report_table(run), or the CSV of `tinygemm breakdown`
+    table:  report_table(run), the CSV of `tinygemm bench`, or that of `tinygemm breakdown` (one row per problem)
+    shapes: (K, N), a panel each; where the table has none of them, the first four that it has
     """
+    table = _parts_as_cases(table) if PARTS.keys() <= set(table.columns) else table
     columns = ["backend", *SHAPE, "launch", "l2_state", "status", "latency_us_p50", "latency_us_low", "latency_us_high"]
     style.require(table, columns, "dequant_breakdown")
     bars = (BASELINE, "dequant-only", "dequant-fp16", "int4-static", "int4")
     rows = primary(table)
-    rows = rows[(rows["M"] == M) & rows["backend"].isin([*bars, "int4-load-only"])]
-    panels = [shape for shape in shapes if ((rows["K"] == shape[0]) & (rows["N"] == shape[1])).any()]
-    if not panels:
-        wanted = ", ".join(f"{K}×{N}" for K, N in shapes)
-        raise ValueError(f"dequant_breakdown: the table has no timing at M = {M}, {wanted}, graph, cold L2")
+    rows = rows[(rows["M"] == M) & rows["backend"].isin([*bars, "int4-load-only"])].dropna(subset=["latency_us_p50"])
+    if rows.empty:
+        raise ValueError(f"dequant_breakdown: the table has no {', '.join(bars)} at M = {M}, graph, cold L2")
+    panels = style.shapes_present(rows, shapes)
     handles = [
         Patch(color=style.COLOURS["int4-load-only"], label="reading the INT4 bytes"),
         Patch(color=style.COLOURS["int4"], label="dequantising them, inside the kernel"),
@@ -159,6 +170,13 @@ def dequant_breakdown(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE)) ->
         ax.set_title(f"K×N = {K}×{N}", loc="left", size=10.5, weight="bold", pad=4)
     axes[-1, 0].set_xlabel("latency (µs)")
     return fig
+
+
+def _parts_as_cases(parts: pd.DataFrame) -> pd.DataFrame:
+    """tables.breakdown(run) as one row per backend and problem, like cases."""
+    rows = parts.melt(id_vars=SHAPE, value_vars=list(PARTS), var_name="part", value_name="latency_us_p50")
+    known = {"backend": rows["part"].map(PARTS), "launch": "graph", "l2_state": "cold", "status": "ok"}
+    return rows.assign(**known, latency_us_low=np.nan, latency_us_high=np.nan)
 
 
 def _breakdown_bars(ax: Axes, rows: pd.DataFrame, bars) -> None:

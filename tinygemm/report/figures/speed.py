@@ -32,10 +32,11 @@ LAYER_NAMES = {
 def headline(table: pd.DataFrame, M: int = 1, backends=CONTENDERS, shapes=STUDY_SHAPES) -> Figure:
     """The one figure of the report: INT4 over FP16 at the four projections of the study, each with the ideal.
 
-    table: report_table(run), or the CSV of `tinygemm bench` (cases with latencies and speedups)
+    table:  report_table(run), or the CSV of `tinygemm bench` (cases with latencies and speedups)
+    shapes: (K, N); where the table has none of them, the first four that it has
     """
     style.require(table, [*CASE, *SPEEDUP, LATENCY[0], "bits_per_weight"], "headline")
-    rows = _at(table, M, (*backends, BASELINE), shapes, "headline")
+    rows, shapes = _at(table, M, (*backends, BASELINE), shapes, "headline")
     shown = [backend for backend in backends if backend in set(rows["backend"])]
     handles = [Patch(color=style.colour(backend), label=style.name(backend)) for backend in shown]
     where = style.conditions(rows[rows["backend"].isin(shown)], f"M = {M}")
@@ -49,19 +50,22 @@ def headline(table: pd.DataFrame, M: int = 1, backends=CONTENDERS, shapes=STUDY_
 
 
 @mpl.rc_context(style.STYLE)
-def speedup_vs_n(table: pd.DataFrame, K: int = 4096, m_list=(1, 8), backends=CONTENDERS) -> Figure:
+def speedup_vs_n(table: pd.DataFrame, K: int | None = None, m_list=(1, 8), backends=CONTENDERS) -> Figure:
     """Finding A: the speedup over FP16 against N at one K, one panel per M.
 
     table:  report_table(run), or the CSV of `tinygemm bench`
+    K:      None takes the K with most values of N
     m_list: those of them that the table has are shown; all of the table's if it has none
     """
     style.require(table, [*CASE, *SPEEDUP, "bits_per_weight"], "speedup_vs_n")
     rows = primary(table)
-    rows = rows[(rows["K"] == K) & rows["backend"].isin(backends)].dropna(subset=["speedup_vs_fp16"])
+    rows = rows[rows["backend"].isin(backends)].dropna(subset=["speedup_vs_fp16"])
+    K = rows.groupby("K")["N"].nunique().idxmax() if K is None and len(rows) else K
+    rows = rows[rows["K"] == K]
     if rows.empty:
         raise ValueError(
-            f"speedup_vs_n: the table has no speedup of {', '.join(backends)} at K = {K}, graph, cold L2;"
-            f" time them together with {BASELINE}"
+            f"speedup_vs_n: the table has no speedup of {', '.join(backends)} timed as a graph with a cold L2"
+            f"{f' at K = {K}' if K else ''}; time them together with {BASELINE}"
         )
     shown = [backend for backend in backends if backend in set(rows["backend"])]
     panels = [M for M in m_list if M in set(rows["M"])] or sorted(set(rows["M"]))
@@ -84,11 +88,11 @@ def speedup_vs_n(table: pd.DataFrame, K: int = 4096, m_list=(1, 8), backends=CON
 def decode_latency(table: pd.DataFrame, M: int = 1, backends=(BASELINE, *CONTENDERS), shapes=STUDY_SHAPES) -> Figure:
     """Latency of one call per projection, and where the table knows it the floor: every byte once at copy bandwidth.
 
-    table: report_table(run), or the CSV of `tinygemm bench`
+    table:  report_table(run), or the CSV of `tinygemm bench`
+    shapes: (K, N); where the table has none of them, the first four that it has
     """
     style.require(table, [*CASE, *LATENCY], "decode_latency")
-    rows = _at(table, M, backends, shapes, "decode_latency")
-    shapes = [shape for shape in shapes if ((rows["K"] == shape[0]) & (rows["N"] == shape[1])).any()]
+    rows, shapes = _at(table, M, backends, shapes, "decode_latency")
     shown = [backend for backend in backends if backend in set(rows["backend"])]
     handles = [Patch(color=style.colour(backend), label=style.name(backend)) for backend in shown]
     floors = "floor_us" in rows and rows["floor_us"].notna().any()
@@ -162,14 +166,16 @@ def _against_n(table, K, M, backends, column, title, figure):
     return fig, ax, rows
 
 
-def _at(table: pd.DataFrame, M: int, backends, shapes, figure: str) -> pd.DataFrame:
+def _at(table: pd.DataFrame, M: int, backends, shapes, figure: str) -> tuple[pd.DataFrame, list[tuple[int, int]]]:
+    """The rows of one M and of the shapes that are there, and these shapes."""
     rows = primary(table)
-    chosen = pd.MultiIndex.from_frame(rows[["K", "N"]]).isin(list(shapes))
-    rows = rows[chosen & (rows["M"] == M) & rows["backend"].isin(backends)]
+    rows = rows[(rows["M"] == M) & rows["backend"].isin(backends)]
     if rows.empty:
-        wanted = ", ".join(f"{K}×{N}" for K, N in shapes)
-        raise ValueError(f"{figure}: the table has no {', '.join(backends)} at M = {M}, {wanted}, graph, cold L2")
-    return rows
+        raise ValueError(
+            f"{figure}: the table has no {', '.join(backends)} at M = {M}, timed as a graph with a cold L2"
+        )
+    shapes = style.shapes_present(rows, shapes)
+    return rows[pd.MultiIndex.from_frame(rows[["K", "N"]]).isin(shapes)], shapes
 
 
 def _bars(ax: Axes, rows: pd.DataFrame, backends, shapes, value: str, label: str, below=None, floors=False) -> None:
