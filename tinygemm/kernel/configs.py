@@ -13,6 +13,7 @@ from tinygemm.problem import GemmProblem
 
 FORMS = ("static", "splitk", "gemv")
 M_BUCKETS = (1, 2, 4, 8, 16)
+TUNED_GROUP_SIZE = 128
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def select(problem: GemmProblem, gpu: str, form: str | None = None) -> tuple[Lau
     gpu:     key of `hardware.GPUS`; a GPU without a table uses the table of the nearest compute capability
     form:    only configs of this kernel; None: the fastest form
     returns: (config, source); source is `table` (this problem was tuned), `predicted` (from the static model),
-             `rule` (the nearest tuned problem: same M bucket, then nearest K x N on a log scale), or `default`
-    raises:  ValueError for a form that cannot compute the problem
+             `rule` (the nearest tuned problem: nearest M bucket, then nearest K x N on a log scale), or `default`
+    raises:  ValueError for a form that cannot compute the problem, or that the table has no config of
     """
     if form == "static":
         return STATIC, "default"
@@ -81,14 +82,14 @@ def select(problem: GemmProblem, gpu: str, form: str | None = None) -> tuple[Lau
         raise ValueError(f"gemv serves M = 1, even K and groups of 128 or the whole K, not {problem}")
     rows, source = table(gpu)
     bucket = next((m for m in M_BUCKETS if problem.M <= m), M_BUCKETS[-1])
-    usable = [row for row in rows if row["M"] == bucket and form in (None, row["config"].form)]
+    usable = [row for row in rows if form in (None, row["config"].form)]
     if not _gemv_serves(problem):
         usable = [row for row in usable if row["config"].form != "gemv"]
-    exact = [row for row in usable if (row["K"], row["N"]) == (problem.K, problem.N)]
-    if exact:
-        return min(exact, key=lambda row: row["latency_us"])["config"], source
-    nearest = min(usable, key=lambda row: (_distance(row, problem), row["latency_us"]))
-    return nearest["config"], "rule"
+    if not usable:
+        raise ValueError(f"the table of {gpu} has no config of form {form or 'splitk'}")
+    row = min(usable, key=lambda row: (abs(math.log(row["M"] / bucket)), _distance(row, problem), row["latency_us"]))
+    tuned = GemmProblem(row["M"], row["N"], row["K"], TUNED_GROUP_SIZE) == problem
+    return row["config"], source if tuned else "rule"
 
 
 @functools.cache
