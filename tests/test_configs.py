@@ -1,0 +1,146 @@
+"""Launch configs: what the tables hold, and which config a problem gets."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from tinygemm.hardware import GPUS
+from tinygemm.kernel import configs
+from tinygemm.kernel.configs import STATIC, LaunchConfig, select, table, tables, write_table
+from tinygemm.problem import DECODE_M, REPORT_SHAPES, GemmProblem
+
+SPLITK = LaunchConfig("splitk", 8, 64, 256, 4, 2, 3)
+GEMV = LaunchConfig("gemv", 1, 64, 256, 4, 4, 3)
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """A folder of tables with one GPU, whose rows the test writes."""
+    monkeypatch.setattr(configs, "_folder", lambda: tmp_path)
+    table.cache_clear()
+
+    def write(rows, gpu="h200", source="table"):
+        content = [{"M": M, "K": K, "N": N, "latency_us": us, "config": config} for M, K, N, us, config in rows]
+        write_table(tmp_path / f"{gpu}.json", content, source, about="planted")
+
+    yield write
+    table.cache_clear()
+
+
+@pytest.mark.parametrize("gpu", sorted(GPUS))
+def test_every_gpu_has_a_table_for_every_problem_of_the_report(gpu):
+    assert gpu in tables()
+    rows, source = table(gpu)
+    assert source in ("table", "predicted")
+    assert {(row["M"], row["K"], row["N"]) for row in rows} >= {(M, K, N) for M in DECODE_M for K, N in REPORT_SHAPES}
+
+
+@pytest.mark.parametrize("gpu", sorted(GPUS))
+def test_every_config_of_the_tables_serves_its_problem_in_one_launch(gpu):
+    for row in table(gpu)[0]:
+        config = row["config"]
+        assert config.form in ("splitk", "gemv")
+        assert config.block_m >= row["M"]
+        assert config.split_k * config.block_k <= row["K"] * 2, "shares of K that would be empty"
+
+
+def test_the_fastest_config_of_the_problem_itself_comes_first(planted):
+    faster = replace(SPLITK, split_k=8)
+    planted([(1, 4096, 4096, 6.0, SPLITK), (1, 4096, 4096, 5.0, faster), (1, 4096, 1024, 3.0, GEMV)])
+    assert select(GemmProblem(1, 4096, 4096), "h200") == (faster, "table")
+    assert select(GemmProblem(1, 1024, 4096), "h200") == (GEMV, "table")
+
+
+def test_a_predicted_table_says_so(planted):
+    planted([(1, 4096, 4096, 0.0, SPLITK)], gpu="a10g", source="predicted")
+    assert select(GemmProblem(1, 4096, 4096), "a10g") == (SPLITK, "predicted")
+
+
+def test_a_shape_outside_the_table_gets_the_nearest_one_of_its_own_tokens(planted):
+    wide, tall, many = (replace(SPLITK, split_k=n) for n in (2, 8, 1))
+    planted([(1, 4096, 14336, 9.0, wide), (1, 14336, 4096, 9.0, tall), (4, 4096, 12000, 9.0, many)])
+    assert select(GemmProblem(1, 12000, 4096), "h200") == (wide, "rule")
+    assert select(GemmProblem(1, 4096, 11008), "h200") == (tall, "rule")
+    assert select(GemmProblem(3, 12000, 4096), "h200") == (many, "rule"), "three tokens go where four do"
+
+
+def test_many_tokens_use_the_largest_bucket(planted):
+    planted([(1, 4096, 4096, 5.0, GEMV), (16, 4096, 4096, 7.0, replace(SPLITK, block_m=16))])
+    assert select(GemmProblem(100, 4096, 4096), "h200") == (replace(SPLITK, block_m=16), "rule")
+
+
+def test_another_group_size_is_not_claimed_to_be_tuned(planted):
+    planted([(1, 4096, 4096, 5.0, SPLITK)])
+    assert select(GemmProblem(1, 4096, 4096, 64), "h200") == (SPLITK, "rule")
+
+
+def test_where_only_the_gemv_was_tuned_another_m_lends_its_config(planted):
+    """One token and groups of 64: the gemv cannot, so the tensor-core config of two tokens is nearest."""
+    planted(
+        [(1, 4096, 4096, 5.0, GEMV), (2, 4096, 4096, 6.0, SPLITK), (16, 4096, 4096, 7.0, replace(SPLITK, block_m=16))]
+    )
+    assert select(GemmProblem(1, 4096, 4096, 64), "h200") == (SPLITK, "rule")
+    planted([(1, 4096, 4096, 5.0, GEMV)], gpu="a10g")
+    with pytest.raises(ValueError, match="the table of a10g has no config of form splitk"):
+        select(GemmProblem(2, 4096, 4096), "a10g")
+
+
+def test_a_form_can_be_forced(planted):
+    planted([(1, 4096, 4096, 5.0, GEMV), (1, 4096, 4096, 6.0, SPLITK)])
+    problem = GemmProblem(1, 4096, 4096)
+    assert select(problem, "h200")[0] == GEMV
+    assert select(problem, "h200", form="splitk")[0] == SPLITK
+    assert select(problem, "h200", form="static") == (STATIC, "default")
+
+
+@pytest.mark.parametrize(("K", "group_size"), [(4096, 64), (4096, 32), (4097, -1), (64, -1)])
+def test_the_gemv_is_never_chosen_for_what_it_cannot_compute(planted, K, group_size):
+    planted([(1, 4096, 4096, 5.0, GEMV), (1, 4096, 4096, 6.0, SPLITK)])
+    assert select(GemmProblem(1, 4096, K, group_size), "h200")[0] == SPLITK
+    with pytest.raises(ValueError, match="gemv serves M = 1, even K and groups of 128"):
+        select(GemmProblem(1, 4096, K, group_size), "h200", form="gemv")
+
+
+def test_a_gpu_without_a_table_takes_that_of_the_nearest_compute_capability():
+    problem = GemmProblem(1, 4096, 4096)
+    config, source = select(problem, "rtx-3090")  # not in hardware.GPUS
+    assert source == "rule"
+    assert config == select(problem, "a10g")[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("form", "magic", "form must be one of static, splitk, gemv, got 'magic'"),
+        ("block_n", 48, "block_n=48 must be a power of two"),
+        ("block_n", 8, "block_n=8 must be at least 16"),
+        ("block_m", 0, "block_m must be a positive integer, got 0"),
+        ("num_stages", 2.0, "num_stages must be a positive integer, got 2.0"),
+        ("num_warps", 3, "num_warps=3 must be a power of two"),
+        ("block_k", 128, "block_k=128 must be 128 * num_warps=256"),
+    ],
+)
+def test_a_config_that_no_kernel_could_run_is_refused(field, value, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        replace(SPLITK, **{field: value})
+
+
+def test_forms_have_their_own_constraints():
+    with pytest.raises(ValueError, match="gemv needs block_m=1 and block_k a multiple of 128"):
+        replace(GEMV, block_m=2)
+    with pytest.raises(ValueError, match="static does not split K"):
+        replace(STATIC, split_k=2)
+    with pytest.raises(ValueError, match="form must be one of"):
+        select(GemmProblem(1, 4096, 4096), "h200", form="magic")
+
+
+def test_a_written_table_reads_back_and_has_one_row_per_line(planted, tmp_path):
+    planted([(1, 4096, 4096, 5.25, SPLITK), (2, 4096, 4096, 5.5, GEMV)])
+    rows, source = table("h200")
+    assert source == "table"
+    assert [(row["M"], row["latency_us"], row["config"]) for row in rows] == [(1, 5.25, SPLITK), (2, 5.5, GEMV)]
+    text = (tmp_path / "h200.json").read_text()
+    assert json.loads(text)["about"] == "planted"
+    assert sum('"config"' in line for line in text.splitlines()) == 2
