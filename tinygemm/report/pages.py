@@ -5,11 +5,32 @@ from __future__ import annotations
 import pandas as pd
 from IPython.display import Markdown
 from myst_nb import glue
+from tabulate import tabulate
 
-from tinygemm.report import tables
+from tinygemm.problem import LAYER_OF_SHAPE, STUDY_SHAPES
+from tinygemm.report import style, tables
+from tinygemm.report.tables import BASELINE
 from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED, Verdict
 
 BADGE = {HOLDS: "bdg-success", FAILS: "bdg-danger", UNDECIDED: "bdg-warning"}
+NARROW, WIDE = STUDY_SHAPES[0], STUDY_SHAPES[2]
+WHAT = {
+    "fp16-cublas": "FP16 weights, the faster of two layouts of cuBLAS",
+    "fp16-triton": "our kernel structure with FP16 weights",
+    "dequant-fp16": "writes the weight back in FP16, then multiplies",
+    "dequant-only": "only writes the weight back in FP16",
+    "int4-static": "the simple fused kernel",
+    "int4-splitk": "the tensor-core form with K split",
+    "int4-gemv": "the form for M = 1",
+    "int4": "the tuned kernel: the form that the library selects",
+    "int4-load-only": "reads the INT4 bytes, computes nothing",
+    "aten-int4mm": "PyTorch's own INT4 kernel",
+    "gemlite": "GemLite, a Triton library",
+    "marlin": "Marlin, a CUDA kernel",
+    "bitsandbytes-nf4": "bitsandbytes, 4-bit NF4 instead of INT4",
+    "copy": "device-to-device copy: the bandwidth to compare with",
+    "empty-node": "a kernel that does nothing: the least a graph node costs",
+}
 
 
 def quote(values: dict, prefix: str = "") -> None:
@@ -22,35 +43,34 @@ def quote(values: dict, prefix: str = "") -> None:
 def card(letter: str, verdicts: dict[str, Verdict]) -> Markdown:
     """A finding with its state and sentence for each kernel.
 
-    letter:   "A", "B" or "C"
+    letter:   "A", "B", "C", or a part of C: "C_loses", "C_cause"
     verdicts: verdicts.of_run(run)
     """
     tuned, simple = verdicts[letter], verdicts[f"{letter}_static"]
-    lines = [f"- {_badge(verdict)} {verdict.sentence}" for verdict in (tuned, simple)]
-    return Markdown("\n".join([f":::{{admonition}} {letter}. {tuned.claim}", ":class: finding", "", *lines, ":::"]))
-
-
-def claim(verdict: Verdict) -> Markdown:
-    """One claim, its state and its sentence, as a line of text."""
-    return Markdown(f"**{verdict.claim}** {_badge(verdict)}\n\n{verdict.sentence}")
+    answers = [f"{_badge(verdict)} {verdict.sentence}" for verdict in (tuned, simple)]
+    title = f"{letter}. {tuned.claim}" if len(letter) == 1 else tuned.claim
+    return Markdown("\n".join([f":::{{admonition}} {title}", ":class: finding", "", "\n\n".join(answers), ":::"]))
 
 
 def table(frame: pd.DataFrame, columns: dict[str, tuple[str, str]], name: str, caption: str) -> Markdown:
     """A numbered table of the page.
 
-    columns: column of `frame` -> (heading with its unit, format specification), in the order shown; a missing value is a dash
+    columns: column of `frame` -> (heading with its unit, format specification), in the order shown; NaN is a dash
     name:    label, for {numref}
     """
-    cells = {heading: [_cell(value, spec) for value in frame[column]] for column, (heading, spec) in columns.items()}
-    alignment = ["left" if frame[column].dtype.kind not in "iuf" else "right" for column in columns]
-    body = pd.DataFrame(cells).to_markdown(index=False, colalign=alignment, disable_numparse=True)
+    headings = [heading for heading, _ in columns.values()]
+    alignment = ["right" if frame[column].dtype.kind in "iuf" else "left" for column in columns]
+    shown = [[_cell(row[column], spec) for column, (_, spec) in columns.items()] for _, row in frame.iterrows()]
+    body = tabulate(shown, headings, tablefmt="pipe", colalign=alignment if shown else None, disable_numparse=True)
     return Markdown(f"```{{table}} {caption}\n:name: {name}\n\n{body}\n```")
 
 
-def conditions(run) -> pd.DataFrame:
-    """Under which conditions a run was measured: one row per condition, columns `condition` and `value`."""
+def conditions(run, table: pd.DataFrame) -> pd.DataFrame:
+    """Under which conditions a run was measured: one row per condition, columns `condition` and `value`.
+
+    table: tables.report_table(run)
+    """
     gpu, software, timed = run.gpu, run.provenance["software"], run.cases[run.cases["status"] == "ok"]
-    summary = tables.report_table(run)
     rows = {
         "GPU": f"{gpu['name']}, {gpu['sm_count']} SMs, {gpu['l2_bytes'] / 2**20:.0f} MiB L2",
         "Power limit": _known(gpu.get("power_limit_w"), "{:.0f} W"),
@@ -59,27 +79,157 @@ def conditions(run) -> pd.DataFrame:
         "Driver, CUDA": f"{_known(gpu.get('driver'))}, {_known(software.get('cuda'))}",
         "PyTorch, Triton, Python": ", ".join(_known(software.get(name)) for name in ("torch", "triton", "python")),
         "Nsight Compute": _known(software.get("ncu")),
-        "Copy bandwidth, measured": f"{tables.copy_bandwidth_gb_s(summary):,.0f} GB/s, read and written",
-        "Empty graph node, measured": f"{tables.empty_node_us(summary):.2f} µs",
+        "Copy bandwidth, measured": f"{tables.copy_bandwidth_gb_s(table):,.0f} GB/s, read and written",
+        "Empty graph node, measured": f"{tables.empty_node_us(table):.2f} µs",
         "Samples of one case": _span(timed["n_samples"]),
         "Recorded": f"{run.provenance['started']}, run `{run.run_id}`, commit `{run.provenance['commit'][:7]}`",
     }
     return pd.DataFrame({"condition": list(rows), "value": list(rows.values())})
 
 
-def facts(run) -> dict:
-    """What every chapter may quote about its run: GPU, run id, copy bandwidth, empty node, counts of cases."""
-    summary = tables.report_table(run)
+def facts(run, table: pd.DataFrame) -> dict:
+    """What every chapter may quote about its run: GPU, run id, copy bandwidth, empty node, counts of cases.
+
+    table: tables.report_table(run)
+    """
     status = run.cases["status"]
     return {
         "gpu": run.gpu["name"],
         "run_id": run.run_id,
-        "copy_tb_s": tables.copy_bandwidth_gb_s(summary) / 1e3,
-        "empty_node_us": tables.empty_node_us(summary),
+        "copy_tb_s": tables.copy_bandwidth_gb_s(table) / 1e3,
+        "empty_node_us": tables.empty_node_us(table),
         "cases": len(run.cases),
         "timed": (status == "ok").sum(),
         "samples": len(run.samples),
     }
+
+
+def shapes(table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
+    """The weights of a run and what their bytes allow: layer, K, N, fp16_mb, int4_mb, ideal_speedup, floor_us."""
+    rows = tables.primary(table)
+    fp16, int4 = (rows[(rows["backend"] == name) & (rows["M"] == M)] for name in (BASELINE, "int4"))
+    both = int4.merge(fp16[["K", "N", "bytes_min"]], on=["K", "N"], suffixes=("", "_fp16"), validate="one_to_one")
+    layers = [LAYER_OF_SHAPE.get(shape) for shape in zip(both["K"], both["N"], strict=True)]
+    return both.assign(
+        layer=[layer.layer if layer else "–" for layer in layers],
+        fp16_mb=both["K"] * both["N"] * 2 / 1e6,
+        int4_mb=both["K"] * both["N"] * both["bits_per_weight"] / 8e6,
+    ).sort_values(["K", "N"])
+
+
+def intensities(table: pd.DataFrame, M: int = 1) -> dict[str, float]:
+    """FLOP per byte of the largest weight in FP16 and INT4, bits of an INT4 weight, and the speedup they allow."""
+    rows = tables.primary(table)
+    rows = rows[(rows["M"] == M)].sort_values("bytes_min")
+    fp16, int4 = (rows[rows["backend"] == name].iloc[-1] for name in (BASELINE, "int4"))
+    return {
+        "fp16_intensity": fp16["flops"] / fp16["bytes_min"],
+        "int4_intensity": int4["flops"] / int4["bytes_min"],
+        "int4_bits": int4["bits_per_weight"],
+        "ideal": 16 / int4["bits_per_weight"],
+    }
+
+
+def choices(table: pd.DataFrame, M: int = 1) -> dict:
+    """One call of the tuned kernel at the narrow shape, timed in every way: graph_us, eager_us, cold_us, hot_us."""
+    K, N = NARROW
+    rows = table[(table["backend"] == "int4") & (table["M"] == M) & (table["K"] == K) & (table["N"] == N)]
+    latency = rows.set_index(["launch", "l2_state"])["latency_us_p50"]
+    modes = {"graph_us": ("graph", "cold"), "eager_us": ("eager", "cold"), "cold_us": ("graph", "cold")}
+    modes |= {"hot_us": ("graph", "hot")}
+    return {name: latency.get(mode, float("nan")) for name, mode in modes.items()} | {"shape": f"{K}×{N}"}
+
+
+def contenders(run) -> pd.DataFrame:
+    """One row per backend of a run: backend, what, bits, source (of its launch configs), timed, not_timed (cases)."""
+    cases = run.cases.assign(timed=run.cases["status"] == "ok")
+    rows = cases.groupby("backend", sort=False).agg(
+        bits=("bits_per_weight", "max"),
+        source=("config_source", lambda sources: ", ".join(sorted(set(filter(None, sources)))) or "–"),
+        timed=("timed", "sum"),
+        all_cases=("timed", "size"),
+    )
+    rows = rows.reindex(style.in_order(rows.index)).reset_index()
+    return rows.assign(
+        what=rows["backend"].map(WHAT).fillna("–"),
+        bits=rows["bits"].where(rows["bits"] > 0),
+        not_timed=rows["all_cases"] - rows["timed"],
+        backend="`" + rows["backend"] + "`",
+    )
+
+
+def errors(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per backend that was checked: name, dtype, checked and mismatch (cases), worst rms_err and max_err."""
+    checked = table.dropna(subset=["rms_err"])
+    checked = checked.assign(mismatched=checked["status"] == "mismatch")
+    rows = checked.groupby("backend", sort=False).agg(
+        dtype=("dtype", "first"),
+        checked=("case_id", "size"),
+        mismatch=("mismatched", "sum"),
+        rms_err=("rms_err", "max"),
+        max_err=("max_err", "max"),
+    )
+    rows = rows.reindex(style.in_order(rows.index)).reset_index()
+    return rows.assign(name=rows["backend"].map(style.name))
+
+
+def projections(table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
+    """The four projections of the earlier study in this run: shape, then latencies and speedups of each kernel."""
+    rows = tables.primary(table)
+    rows = rows[rows["M"] == M].set_index(["K", "N", "backend"])
+    result = []
+    for K, N in STUDY_SHAPES:
+        one = rows.loc[(K, N)] if (K, N) in rows.index.droplevel("backend") else rows.iloc[:0].droplevel(["K", "N"])
+        latency, speedup = (one[name].get for name in ("latency_us_p50", "speedup_vs_fp16"))
+        result.append({
+            "shape": f"{K}×{N}",
+            "fp16_us": latency(BASELINE, float("nan")),
+            "static_us": latency("int4-static", float("nan")),
+            "static_speedup": speedup("int4-static", float("nan")),
+            "int4_us": latency("int4", float("nan")),
+            "int4_speedup": speedup("int4", float("nan")),
+            "ideal_speedup": one["ideal_speedup"].get("int4", float("nan")),
+        })  # fmt: skip
+    return pd.DataFrame(result)
+
+
+def token_counts(table: pd.DataFrame) -> list[int]:
+    """The values of M that the tuned kernel was timed at."""
+    return sorted(int(M) for M in table.loc[table["backend"] == "int4", "M"].unique())
+
+
+def by_tokens(table: pd.DataFrame, backend: str = "int4") -> pd.DataFrame:
+    """Speedup over FP16, one row per projection of the earlier study and one column per M: shape, M1, M2, ..."""
+    rows = tables.primary(table)
+    rows = rows[(rows["backend"] == backend) & pd.MultiIndex.from_frame(rows[["K", "N"]]).isin(list(STUDY_SHAPES))]
+    wide = rows.pivot(index=["K", "N"], columns="M", values="speedup_vs_fp16").add_prefix("M").reset_index()
+    return wide.assign(shape=wide["K"].astype(str) + "×" + wide["N"].astype(str)).rename_axis(columns=None)
+
+
+def counters(run) -> pd.DataFrame:
+    """tables.counters_table(run) with a name and a shape for each row; metrics that were not collected are NaN."""
+    columns = ["n_kernels", "frac_dram", "frac_sm", "frac_issue", "frac_warps", "traffic_ratio"]
+    if run.counters.empty:
+        return pd.DataFrame(columns=["name", "shape", *columns])
+    rows = tables.counters_table(run)
+    rows = rows.reindex(columns=[*dict.fromkeys([*rows.columns, *columns])]).sort_values(["K", "N"], kind="stable")
+    shape = rows["K"].astype(str) + "×" + rows["N"].astype(str)
+    return rows.assign(name=rows["backend"].map(style.name), shape=shape)
+
+
+def no_counters() -> Markdown:
+    """What stands where the counters would, for a run that has none."""
+    return Markdown("*This run has no hardware counters: Nsight Compute was missing, or was not allowed to read them.*")
+
+
+def dequantisation(parts: pd.DataFrame, M: int = 1) -> dict[str, float]:
+    """At the wide shape: dequant_only_us, to memory and without a product, and dequant_in_kernel_us.
+
+    parts: tables.breakdown(run)
+    """
+    K, N = WIDE
+    row = parts[(parts["M"] == M) & (parts["K"] == K) & (parts["N"] == N)].iloc[0]
+    return {name: row[name] for name in ("dequant_only_us", "dequant_in_kernel_us")}
 
 
 def _badge(verdict: Verdict) -> str:
