@@ -1,0 +1,272 @@
+"""The same comparisons as test_kernels.py on a real GPU, at real sizes, and what only a GPU can get wrong.
+
+Outputs and workspaces are poisoned before every call: what a kernel does not write stays NaN.
+"""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from operands import assert_close, make_operands
+
+from tinygemm.hardware import cuda_unavailable_reason
+from tinygemm.kernel.configs import FORMS, STATIC, LaunchConfig, select
+from tinygemm.kernel.gemm import (
+    dequantize_fp16,
+    empty_kernel,
+    fp16_gemm,
+    gemm,
+    load_only,
+    load_only_reference,
+)
+from tinygemm.kernel.quant import dequantize, pack, quantize, random_packed, reference_gemm, unpack
+from tinygemm.problem import REPORT_SHAPES, GemmProblem
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(bool(cuda_unavailable_reason()), reason=str(cuda_unavailable_reason())),
+]
+
+SPLITK = LaunchConfig("splitk", block_m=8, block_n=32, block_k=512, split_k=4, num_warps=4, num_stages=3)
+GEMV = LaunchConfig("gemv", block_m=1, block_n=32, block_k=256, split_k=4, num_warps=4, num_stages=3)
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """Everything `torch.empty` returns is NaN, or a large number where it holds integers."""
+    empty = torch.empty
+
+    def fill(*args, **kwargs):
+        tensor = empty(*args, **kwargs)
+        return tensor.fill_(torch.nan if tensor.is_floating_point() else 0x5A)
+
+    monkeypatch.setattr(torch, "empty", fill)
+
+
+def name(parameter):
+    return getattr(parameter, "form", None)
+
+
+def check(M, N, K, group_size, symmetric, config, seed=0):
+    operands = make_operands(M, N, K, group_size, symmetric, seed)
+    w = pack(operands.codes, operands.scales, operands.zeros, group_size).to("cuda")
+    assert_close(gemm(operands.x.cuda(), w, config).cpu(), operands.reference())
+
+
+def activations(M, K):
+    return torch.randn(M, K, generator=torch.Generator("cuda").manual_seed(M), device="cuda", dtype=torch.float16)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
+@pytest.mark.parametrize(("K", "N"), REPORT_SHAPES)
+def test_the_selected_kernel_at_every_shape_of_the_report(K, N, symmetric):
+    """Against float64 on the GPU, for every number of tokens."""
+    from tinygemm.hardware import live_gpu_key
+
+    w = random_packed(N, K, symmetric=symmetric, device="cuda", seed=1)
+    for M in (1, 2, 3, 4, 5, 8, 15, 16, 33):
+        x = activations(M, K)
+        reference = reference_gemm(x, w)
+        assert_close(gemm(x, w), reference)
+        for form in FORMS:
+            if form == "gemv" and M != 1:
+                continue
+            try:
+                config, _ = select(GemmProblem(M, N, K), live_gpu_key(), form)
+            except ValueError:  # a table need not have every form
+                continue
+            assert_close(gemm(x, w, config), reference)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
+@pytest.mark.parametrize(
+    ("config", "group_size"),
+    [(config, group_size) for config in (STATIC, SPLITK) for group_size in (32, 64, 128, -1)]
+    + [(GEMV, 128), (GEMV, -1)],
+    ids=name,
+)
+def test_every_form_serves_every_group_size_and_zero_mode(config, group_size, symmetric):
+    check(1 if config.form == "gemv" else 3, 1024, 2048, group_size, symmetric, config)
+
+
+@pytest.mark.parametrize(("N", "K", "group_size"), [(1, 128, 128), (15, 160, 32), (1000, 1120, 32), (333, 4032, 64)])
+@pytest.mark.parametrize("M", [1, 7, 16])
+def test_shapes_that_fill_no_tile(M, N, K, group_size):
+    check(M, N, K, group_size, False, None, seed=2)
+
+
+@pytest.mark.parametrize("K", [33, 96, 130, 4097])
+@pytest.mark.parametrize("config", [STATIC, SPLITK, None], ids=name)
+def test_one_group_of_any_length(config, K):
+    check(1, 200, K, -1, False, config)
+
+
+@pytest.mark.parametrize("split_k", [1, 2, 3, 5, 7, 16, 40])
+@pytest.mark.parametrize("config", [SPLITK, GEMV, replace(SPLITK, block_m=16)], ids=name)
+def test_split_k_gives_the_same_bits_every_time(config, split_k):
+    """Shares are added in fixed order whoever arrives last; counters left behind by one call would spoil the next."""
+    w = random_packed(2000, 4096, symmetric=False, device="cuda")
+    x = activations(1 if config.form == "gemv" else config.block_m, 4096)
+    config = replace(config, split_k=split_k)
+    first = gemm(x, w, config)
+    assert_close(first, reference_gemm(x, w))
+    for _ in range(200):
+        assert torch.equal(gemm(x, w, config), first)
+
+
+@pytest.mark.parametrize("config", [SPLITK, GEMV], ids=name)
+def test_calls_on_two_streams_do_not_disturb_each_other(config):
+    config = replace(config, split_k=8)
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    weights = [random_packed(4096, 4096, device="cuda", seed=seed) for seed in (1, 2)]
+    x = activations(1, 4096)
+    expected = [gemm(x, w, config) for w in weights]
+    torch.cuda.synchronize()
+    results = [[], []]
+    for _ in range(100):
+        for stream, w, outputs in zip(streams, weights, results, strict=True):
+            with torch.cuda.stream(stream):
+                outputs.append(gemm(x, w, config))
+    torch.cuda.synchronize()
+    for outputs, right in zip(results, expected, strict=True):
+        assert all(torch.equal(out, right) for out in outputs)
+
+
+@pytest.mark.parametrize("config", [STATIC, SPLITK, GEMV], ids=name)
+def test_a_cuda_graph_replays_the_call_on_new_activations(config):
+    w = random_packed(4096, 4096, device="cuda")
+    x = activations(1, 4096)
+    gemm(x, w, config)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = gemm(x, w, config)
+    for seed in range(5):
+        x.copy_(activations(1, 4096) * (seed + 1))
+        out.fill_(torch.nan)
+        graph.replay()
+        assert_close(out, reference_gemm(x, w))
+
+
+def test_two_graphs_replayed_at_once_do_not_share_counters():
+    """Each captured call has its own counters, so graphs may overlap with each other and with eager calls."""
+    config = replace(SPLITK, split_k=8)
+    weights = [random_packed(4096, 4096, device="cuda", seed=seed) for seed in (1, 2, 3)]
+    x = activations(4, 4096)
+    expected = [gemm(x, w, config) for w in weights]
+    graphs, outputs = [], []
+    for w in weights[:2]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs.append([gemm(x, w, config) for _ in range(20)])
+        graphs.append(graph)
+    streams = [torch.cuda.Stream() for _ in graphs]
+    torch.cuda.synchronize()
+    eager = []
+    for _ in range(20):
+        for stream, graph in zip(streams, graphs, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+        eager.append(gemm(x, weights[2], config))
+    torch.cuda.synchronize()
+    for outs, right in zip([*outputs, eager], expected, strict=True):
+        assert all(torch.equal(out, right) for out in outs)
+
+
+@pytest.mark.parametrize("config", [STATIC, SPLITK, GEMV], ids=name)
+def test_a_chain_of_calls_sees_the_results_of_the_one_before(config):
+    """A dependent launch starts early: it must not read x before the kernel that writes it has finished."""
+    K = 4096
+    identity = (8 + torch.eye(K)).to(torch.uint8)
+    w = pack(identity, torch.ones(K // 128, K, dtype=torch.float16), None).to("cuda")
+    start = torch.randint(-1000, 1000, (1, K), device="cuda").half()
+    x = start
+    for _ in range(200):
+        x = gemm(x, w, config)
+    assert torch.equal(x, start)
+
+
+@pytest.mark.parametrize("exponent", [-10, -7, 11])
+@pytest.mark.parametrize("config", [STATIC, SPLITK, GEMV], ids=name)
+def test_accuracy_does_not_depend_on_the_size_of_the_activations(config, exponent):
+    operands = make_operands(1, 512, 4096, symmetric=False)
+    scales = operands.scales * 2.0 ** -max(0, exponent)
+    operands = replace(operands, x=operands.x * 2.0**exponent, scales=scales)
+    w = pack(operands.codes, operands.scales, operands.zeros).to("cuda")
+    assert_close(gemm(operands.x.cuda(), w, config).cpu(), operands.reference())
+
+
+@pytest.mark.parametrize("config", [STATIC, SPLITK, GEMV], ids=name)
+def test_x_may_start_anywhere(config):
+    operands = make_operands(1, 64, 512)
+    buffer = torch.full((600,), torch.nan, dtype=torch.float16, device="cuda")
+    buffer[1:513] = operands.x[0]
+    w = pack(operands.codes, operands.scales, None).to("cuda")
+    assert_close(gemm(buffer[1:513].view(1, 512), w, config).cpu(), operands.reference())
+
+
+@pytest.mark.parametrize("config", [STATIC, SPLITK, GEMV], ids=name)
+def test_nothing_around_the_output_is_written(config, monkeypatch):
+    """The output and the workspace are cut out of larger allocations, whose edges stay NaN."""
+    N, edge = 1001, 4096
+    w = random_packed(N, 2048, device="cuda")
+    x = activations(1, 2048)
+    arenas = []
+
+    def inside_an_arena(shape, dtype, device):
+        size = math.prod(shape)
+        arenas.append((torch.full((size + 2 * edge,), torch.nan, dtype=dtype, device=device), size))
+        return arenas[-1][0][edge : edge + size].view(shape)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", inside_an_arena)
+        out = gemm(x, w, config)
+    assert_close(out, reference_gemm(x, w))
+    assert len(arenas) == 1 + (config.split_k > 1)
+    for arena, size in arenas:
+        assert arena[:edge].isnan().all()
+        assert arena[edge : edge + size].isfinite().all()
+        assert arena[edge + size :].isnan().all()
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
+@pytest.mark.parametrize("group_size", [32, 64, 128, -1])
+def test_the_dequantised_weight_equals_the_reference_bit_for_bit(group_size, symmetric):
+    w = random_packed(1000, 1024, group_size, symmetric, device="cuda")
+    assert torch.equal(dequantize_fp16(w), dequantize(w))
+
+
+@pytest.mark.parametrize("group_size", [64, 128, -1])
+def test_load_only_reads_every_word_and_scale_once(group_size):
+    w = random_packed(4096, 4096, group_size, device="cuda")
+    shares = load_only(w, SPLITK)
+    total = shares[0]
+    for share in shares[1:]:
+        total = total ^ share
+    assert torch.equal(total, load_only_reference(w))
+
+
+@pytest.mark.parametrize(("M", "N", "K"), [(1, 1024, 4096), (8, 1000, 4100), (5, 4096, 14336)])
+def test_the_fp16_twin_computes_the_same_product(M, N, K):
+    x = activations(M, K)
+    weight = torch.randn(N, K, device="cuda", dtype=torch.float16) * K**-0.5
+    assert_close(fp16_gemm(x, weight, SPLITK), x.double() @ weight.double().T)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
+def test_quantising_on_the_gpu_gives_the_same_weight_as_on_the_cpu(symmetric):
+    weight = torch.randn(300, 1024, generator=torch.Generator().manual_seed(0))
+    here, there = quantize(weight, 128, symmetric), quantize(weight.cuda(), 128, symmetric)
+    assert torch.equal(unpack(here), unpack(there).cpu())
+    assert torch.equal(here.qweight, there.qweight.cpu())
+    assert torch.equal(here.scales, there.scales.cpu())
+
+
+def test_x_and_w_on_two_devices_are_refused():
+    with pytest.raises(ValueError, match="x is on cpu and w on cuda:0"):
+        gemm(torch.ones(1, 128).half(), random_packed(16, 128, device="cuda"))
+
+
+def test_the_empty_kernel_runs():
+    empty_kernel()
+    torch.cuda.synchronize()
