@@ -62,7 +62,9 @@ def sample_matrix(cases: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     matrix = samples[samples["case_id"].isin(cases["case_id"])].pivot(
         index="case_id", columns="sample", values="latency_us"
     )
-    claimed = cases.set_index("case_id", verify_integrity=True)["n_samples"]
+    if (twice := cases.loc[cases["case_id"].duplicated(), "case_id"]).size:
+        raise ValueError(f"{twice.iloc[0]} is listed twice in cases.csv")
+    claimed = cases.set_index("case_id")["n_samples"]
     found = matrix.notna().sum(axis=1).reindex(claimed.index, fill_value=0)
     if (wrong := claimed[claimed != found]).size:
         case = wrong.index[0]

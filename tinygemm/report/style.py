@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib as mpl
@@ -102,6 +104,20 @@ def in_order(backends) -> list[str]:
     """Backends in the order of the colour table, unknown ones last."""
     known = {backend: i for i, backend in enumerate(COLOURS)}
     return sorted(set(backends), key=lambda backend: (known.get(backend, len(known)), backend))
+
+
+def figure(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Decorator of a function that draws: applies the style and fixes the layout, which would creep with each save."""
+
+    @functools.wraps(draw)
+    def styled(*args, **kwargs) -> Figure:
+        with mpl.rc_context(STYLE):
+            fig = draw(*args, **kwargs)
+            fig.draw_without_rendering()
+        fig.set_layout_engine("none")
+        return fig
+
+    return styled
 
 
 def canvas(

@@ -213,7 +213,7 @@ def _numbers(prefix: str, row) -> dict[str, float]:
 def _counter_pair(counters: pd.DataFrame | None, backend: str, shape: tuple[int, int, int]):
     if counters is None or not {"frac_dram", "frac_sm"} <= set(counters.columns):
         return None
-    rows = counters[(counters[SHAPE] == shape).all(axis=1) & (counters["l2_state"] == "cold")].dropna(
+    rows = counters[(counters[SHAPE] == list(shape)).all(axis=1) & (counters["l2_state"] == "cold")].dropna(
         subset=["frac_dram", "frac_sm"]
     )
     sides = [rows[rows["backend"] == name] for name in (BASELINE, backend)]

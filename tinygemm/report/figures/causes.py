@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -38,7 +37,7 @@ FACTORS = {
 }
 
 
-@mpl.rc_context(style.STYLE)
+@style.figure
 def roofline(table: pd.DataFrame, shape=WIDE, backends=(BASELINE, "int4")) -> Figure:
     """Decode under the roofs: arithmetic rate against arithmetic intensity, one point per M, for one projection (K, N).
 
@@ -91,7 +90,7 @@ def _along_roof(ax: Axes, x: float, copy_gb_s: float, text: str) -> None:
     ax.text(x, y, text, rotation=angle, rotation_mode="anchor", transform_rotates_text=True, size=9.5)
 
 
-@mpl.rc_context(style.STYLE)
+@style.figure
 def percent_of_peak(
     counters: pd.DataFrame, M: int = 1, shapes=(WIDE, NARROW), backends=(BASELINE, "int4-static", "int4")
 ) -> Figure:
@@ -137,7 +136,7 @@ def percent_of_peak(
     return fig
 
 
-@mpl.rc_context(style.STYLE)
+@style.figure
 def dequant_breakdown(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE)) -> Figure:
     """Finding C: what dequantisation costs on its own, before a matmul, and inside the fused kernel.
 
@@ -200,7 +199,7 @@ def _breakdown_bars(ax: Axes, rows: pd.DataFrame, bars) -> None:
     ax.grid(axis="y", visible=False)
 
 
-@mpl.rc_context(style.STYLE)
+@style.figure
 def ladder(steps: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> Figure:
     """What the speedup of the tuned kernel is made of: factors on a log axis, end to end, so that lengths add up.
 

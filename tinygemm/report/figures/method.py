@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -18,7 +17,7 @@ LADDER = (BASELINE, "dequant-fp16", "int4-static", "aten-int4mm", "int4")
 MAX_ERR_BOUND = {"float16": 2e-2, "bfloat16": 6e-2}
 
 
-@mpl.rc_context(style.STYLE)
+@style.figure
 def launch_cost(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE), backends=LADDER) -> Figure:
     """What Python adds to each call: device time in a CUDA graph, and launched one by one.
 
@@ -31,7 +30,7 @@ def launch_cost(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE), backends
     )
 
 
-@mpl.rc_context(style.STYLE)
+@style.figure
 def cold_vs_hot(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE), backends=LADDER) -> Figure:
     """What a weight that is still in L2 saves: the same call with a hot and with a cold cache.
 
@@ -88,7 +87,7 @@ def _dumbbells(table, rows, ends, title, M, shapes, backends, fact) -> Figure:
     return fig
 
 
-@mpl.rc_context(style.STYLE)
+@style.figure
 def correctness(table: pd.DataFrame) -> Figure:
     """The errors of every verified case against the float64 reference, and the bound each had to stay below.
 
@@ -126,7 +125,7 @@ def correctness(table: pd.DataFrame) -> Figure:
     return fig
 
 
-@mpl.rc_context(style.STYLE)
+@style.figure
 def samples_spread(table: pd.DataFrame, samples: pd.DataFrame, M: int = 1, shape=WIDE, backends=LADDER) -> Figure:
     """The samples of one group, round by round, each backend relative to its own median.
 

@@ -28,7 +28,7 @@ LAYER_NAMES = {
 }
 
 
-@mpl.rc_context(style.STYLE)
+@style.figure
 def headline(table: pd.DataFrame, M: int = 1, backends=CONTENDERS, shapes=STUDY_SHAPES) -> Figure:
     """The one figure of the report: INT4 over FP16 at the four projections of the study, each with the ideal.
 
@@ -49,7 +49,7 @@ def headline(table: pd.DataFrame, M: int = 1, backends=CONTENDERS, shapes=STUDY_
     return fig
 
 
-@mpl.rc_context(style.STYLE)
+@style.figure
 def speedup_vs_n(table: pd.DataFrame, K: int | None = None, m_list=(1, 8), backends=CONTENDERS) -> Figure:
     """Finding A: the speedup over FP16 against N at one K, one panel per M.
 
@@ -84,7 +84,7 @@ def speedup_vs_n(table: pd.DataFrame, K: int | None = None, m_list=(1, 8), backe
     return fig
 
 
-@mpl.rc_context(style.STYLE)
+@style.figure
 def decode_latency(table: pd.DataFrame, M: int = 1, backends=(BASELINE, *CONTENDERS), shapes=STUDY_SHAPES) -> Figure:
     """Latency of one call per projection, and where the table knows it the floor: every byte once at copy bandwidth.
 
@@ -101,9 +101,8 @@ def decode_latency(table: pd.DataFrame, M: int = 1, backends=(BASELINE, *CONTEND
     quantised = rows[rows["backend"] != BASELINE]
     where = style.conditions(quantised if len(quantised) else rows, f"M = {M}")
     fig, ax = style.canvas("Latency of one decode GEMM", where, legend=handles, height=3.5)
-    _bars(
-        ax, rows, shown, shapes, "latency_us_p50", "{:.0f}" if rows["latency_us_p50"].min() > 99 else "{:.1f}", floors
-    )
+    digits = "{:.0f}" if rows["latency_us_p50"].min() > 99 else "{:.1f}"
+    _bars(ax, rows, shown, shapes, "latency_us_p50", digits, floors=floors)
     _name_shapes(ax, shapes)
     ax.set(ylabel="latency (µs)", xlim=(-0.5, len(shapes) - 0.5))
     ax.margins(y=0.1)
@@ -111,7 +110,7 @@ def decode_latency(table: pd.DataFrame, M: int = 1, backends=(BASELINE, *CONTEND
     return fig
 
 
-@mpl.rc_context(style.STYLE)
+@style.figure
 def bandwidth_vs_n(table: pd.DataFrame, K: int = 4096, M: int = 1, backends=(BASELINE, *CONTENDERS)) -> Figure:
     """Achieved bandwidth, every byte counted once, against N, under the copy bandwidth measured in the same run.
 
@@ -131,7 +130,7 @@ def bandwidth_vs_n(table: pd.DataFrame, K: int = 4096, M: int = 1, backends=(BAS
     return fig
 
 
-@mpl.rc_context(style.STYLE)
+@style.figure
 def frac_of_floor(table: pd.DataFrame, K: int = 4096, M: int = 1, backends=(BASELINE, *CONTENDERS)) -> Figure:
     """How near each backend comes to its own floor (its bytes at copy bandwidth, plus one empty graph node), against N.
 
@@ -191,41 +190,34 @@ def _bars(ax: Axes, rows: pd.DataFrame, backends, shapes, value: str, label: str
         ax.bar(x, mine[value], 0.92 * width, color=style.colour(backend), zorder=2)
         spread = style.spread(mine, value)
         ax.errorbar(x, mine[value], spread, fmt="none", ecolor=style.INK, elinewidth=1, capsize=2, zorder=3)
-        look = {"size": 9.5 if len(backends) < 4 else 8.5, "weight": "bold" if backend == "int4" else "normal"}
-        for at, height in zip(x, mine[value], strict=True):
-            if np.isfinite(height):
-                inside = (
-                    below is not None and 0.5 * below < height < below
-                )  # beside the line, the line would strike it out
-                place = {"xytext": (0, -4), "va": "top"} if inside else {"xytext": (0, 4), "va": "bottom"}
-                ax.annotate(
-                    label.format(height), (at, height), textcoords="offset points", ha="center", **place, **look
-                )
+        _number_bars(ax, x, mine[value], label, backend == "int4", 9.5 if len(backends) < 4 else 8.5, below)
         if floors:
             ax.hlines(mine["floor_us"], x - 0.46 * width, x + 0.46 * width, color=style.IDEAL, lw=2, zorder=4)
+
+
+def _number_bars(ax: Axes, x, heights, label: str, bold: bool, size: float, below: float | None) -> None:
+    for at, height in zip(x, heights, strict=True):
+        if np.isfinite(height):
+            struck = below is not None and 0.5 * below < height < below
+            place = {"xytext": (0, -4), "va": "top"} if struck else {"xytext": (0, 4), "va": "bottom"}
+            look = {"size": size, "weight": "bold" if bold else "normal", "ha": "center"}
+            ax.annotate(label.format(height), (at, height), textcoords="offset points", **place, **look)
 
 
 def _lines(ax: Axes, rows: pd.DataFrame, backends, column: str) -> None:
     for backend in backends:
         mine = rows[rows["backend"] == backend].sort_values("N")
-        look = {
-            "color": style.colour(backend),
-            "marker": style.marker(backend),
-            "ms": 7,
-            "lw": 2,
-            "mec": "white",
-            "mew": 0.8,
-        }
-        ax.errorbar(mine["N"], mine[column], style.spread(mine, column), capsize=2, elinewidth=1, **look)
+        look = _line_look(backend) | {"capsize": 2, "elinewidth": 1}
+        ax.errorbar(mine["N"], mine[column], style.spread(mine, column), **look)
 
 
 def _line_handles(backends) -> list[Line2D]:
-    return [
-        Line2D(
-            [], [], color=style.colour(b), marker=style.marker(b), ms=7, lw=2, mec="white", mew=0.8, label=style.name(b)
-        )
-        for b in backends
-    ]
+    return [Line2D([], [], label=style.name(backend), **_line_look(backend)) for backend in backends]
+
+
+def _line_look(backend: str) -> dict:
+    look = {"ms": 7, "lw": 2, "mec": "white", "mew": 0.8}
+    return look | {"color": style.colour(backend), "marker": style.marker(backend)}
 
 
 def _name_shapes(ax: Axes, shapes, notes=None) -> None:

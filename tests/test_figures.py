@@ -1,0 +1,302 @@
+"""Figures: they draw what the table says, legibly, in the same colours everywhere, as the same bytes every time."""
+
+import itertools
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import BarContainer, ErrorbarContainer
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from tinygemm.problem import STUDY_SHAPES
+from tinygemm.report import figures, style, tables
+from tinygemm.report.counters import summarize_counters
+from tinygemm.report.figures.method import MAX_ERR_BOUND
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return synthetic.load(tmp_path_factory.mktemp("run"), m_list=(1, 8))
+
+
+@pytest.fixture(scope="module")
+def table(run):
+    return tables.report_table(run)
+
+
+DRAW = {
+    "headline": lambda run, table: figures.headline(table),
+    "speedup_vs_n": lambda run, table: figures.speedup_vs_n(table),
+    "decode_latency": lambda run, table: figures.decode_latency(table),
+    "decode_latency at M = 8": lambda run, table: figures.decode_latency(table, M=8),
+    "bandwidth_vs_n": lambda run, table: figures.bandwidth_vs_n(table),
+    "frac_of_floor": lambda run, table: figures.frac_of_floor(table),
+    "roofline": lambda run, table: figures.roofline(table),
+    "percent_of_peak": lambda run, table: figures.percent_of_peak(tables.counters_table(run)),
+    "dequant_breakdown": lambda run, table: figures.dequant_breakdown(table),
+    "ladder": lambda run, table: figures.ladder(tables.ladder(run)),
+    "launch_cost": lambda run, table: figures.launch_cost(table),
+    "cold_vs_hot": lambda run, table: figures.cold_vs_hot(table),
+    "correctness": lambda run, table: figures.correctness(table),
+    "samples_spread": lambda run, table: figures.samples_spread(table, run.samples),
+}
+
+
+@pytest.fixture(scope="module", params=list(DRAW))
+def drawn(request, run, table) -> Figure:
+    return DRAW[request.param](run, table)
+
+
+@pytest.fixture(scope="module")
+def placed(drawn):
+    return texts(drawn)
+
+
+def texts(fig: Figure) -> list[tuple[str, mpl.transforms.Bbox]]:
+    """Every level or upright text that shows, with its place in pixels."""
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
+    outside = set()
+    for axis in (axis for ax in fig.axes for axis in (ax.xaxis, ax.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+            if not (low <= tick.get_loc() <= high and tick.get_visible()):
+                outside |= {tick.label1, tick.label2}
+    found = [text for text in fig.findobj(Text) if text.get_text().strip() and text.get_visible()]
+    shown = [text for text in found if text not in outside and text.get_rotation() in (0, 90)]
+    return [(text.get_text(), text.get_window_extent(canvas.get_renderer())) for text in shown]
+
+
+def test_every_exported_figure_is_drawn_here():
+    assert {name.split()[0] for name in DRAW} == set(figures.__all__) - {"save"}
+
+
+def test_no_two_texts_overlap_and_none_leaves_the_figure(drawn, placed):
+    assert len(placed) > 8
+    for text, box in placed:
+        assert box.x0 >= -1, f"{text!r} is cut off"
+        assert box.y0 >= -1, f"{text!r} is cut off"
+        assert box.x1 <= drawn.bbox.width + 1, f"{text!r} is cut off"
+        assert box.y1 <= drawn.bbox.height + 1, f"{text!r} is cut off"
+    for (one, a), (other, b) in itertools.combinations(placed, 2):
+        inner = (min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0))
+        assert min(inner) < 2, f"{one!r} and {other!r} overlap by {inner} pixels"
+
+
+def test_every_figure_says_where_its_numbers_come_from(placed, run):
+    text = " ".join(text for text, _ in placed).replace(style.NO_BREAK, " ")
+    assert run.gpu["name"] in text
+    assert run.run_id in text
+
+
+def test_every_axis_has_a_name(drawn):
+    assert any(ax.get_xlabel() for ax in drawn.axes)
+    assert all(
+        ax.get_ylabel() or ax.get_title(loc="left") or ax.yaxis.get_ticklabels()[0].get_text() for ax in drawn.axes
+    )
+
+
+def test_text_is_at_least_seven_pixels_high_on_a_phone(drawn):
+    scale = 375 / drawn.get_figwidth() / 72
+    sizes = {text.get_fontsize() for text in drawn.findobj(Text) if text.get_text().strip() and text.get_visible()}
+    assert min(sizes) * scale > 6.5
+
+
+def test_saving_twice_gives_the_same_svg_without_a_date(drawn, tmp_path):
+    one, other = (figures.save(drawn, tmp_path / f"{i}.svg") for i in range(2))
+    assert one.read_bytes() == other.read_bytes()
+    assert b"<dc:date>" not in one.read_bytes()
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_drawing_twice_gives_the_same_bytes(table, tmp_path, ending):
+    one, other = (figures.save(figures.headline(table), tmp_path / f"{i}.{ending}") for i in range(2))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["plot.pdf", "plot", "plot.svgz"])
+def test_other_endings_are_refused_and_nothing_is_written(table, tmp_path, name):
+    with pytest.raises(ValueError, match=r"\.png or \.svg"):
+        figures.save(figures.headline(table), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_figures_are_not_kept_open(run, table):
+    import matplotlib.pyplot as plt
+
+    figures.headline(table)
+    assert plt.get_fignums() == []
+
+
+# --- what is drawn --------------------------------------------------------------------------------------------------
+
+
+def bars(fig: Figure) -> dict[str, list[float]]:
+    """Heights of the vertical bars by colour."""
+    found = {}
+    for ax in fig.axes:
+        for container in ax.containers:
+            if isinstance(container, BarContainer):
+                for bar in container:
+                    found.setdefault(mpl.colors.to_hex(bar.get_facecolor()), []).append(bar.get_height())
+    return found
+
+
+def primary(table, backend, M=1):
+    rows = tables.primary(table)
+    rows = rows[(rows["backend"] == backend) & (rows["M"] == M)].set_index(["K", "N"])
+    return rows.loc[list(STUDY_SHAPES)]
+
+
+def test_headline_bars_are_the_speedups_in_the_colours_of_their_backends(table):
+    drawn = bars(figures.headline(table))
+    for backend in ("int4-static", "aten-int4mm", "int4"):
+        np.testing.assert_allclose(drawn[style.COLOURS[backend].lower()], primary(table, backend)["speedup_vs_fp16"])
+
+
+def test_headline_draws_the_ideal_and_the_bootstrap_intervals(table):
+    (ax,) = figures.headline(table).axes
+    levels = [line.get_ydata()[0] for line in ax.lines if len(set(line.get_ydata())) == 1]
+    assert any(np.isclose(level, 16 / 4.125) for level in levels)
+    assert 1 in levels
+    ends = np.concatenate([
+        np.array(c.lines[2][0].get_segments())[:, :, 1] for c in ax.containers if isinstance(c, ErrorbarContainer)
+    ])  # fmt: skip
+    expected = pd.concat(primary(table, b) for b in ("int4-static", "aten-int4mm", "int4"))
+    np.testing.assert_allclose(ends, expected[["speedup_vs_fp16_low", "speedup_vs_fp16_high"]])
+
+
+def test_latency_bars_are_medians_with_their_floor(table):
+    fig = figures.decode_latency(table)
+    np.testing.assert_allclose(bars(fig)[style.COLOURS["int4"].lower()], primary(table, "int4")["latency_us_p50"])
+    floors = [seg for c in fig.axes[0].collections for seg in c.get_segments() if np.ptp(seg[:, 1]) == 0]
+    heights = {round(float(seg[0, 1]), 6) for seg in floors}
+    assert {round(value, 6) for value in primary(table, "int4")["floor_us"]} <= heights
+
+
+def test_speedup_lines_pass_through_the_table(table):
+    fig = figures.speedup_vs_n(table)
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["M = 1", "M = 8"]
+    rows = tables.primary(table)
+    rows = rows[(rows["backend"] == "int4") & (rows["K"] == 4096) & (rows["M"] == 8)].sort_values("N")
+    colour = style.COLOURS["int4"].lower()
+    (line,) = [ln for ln in fig.axes[1].lines if ln.get_marker() == "o" and mpl.colors.to_hex(ln.get_color()) == colour]
+    np.testing.assert_array_equal(line.get_xdata(), rows["N"])
+    np.testing.assert_allclose(line.get_ydata().astype(float), rows["speedup_vs_fp16"])
+
+
+def test_breakdown_splits_the_tuned_kernel_at_the_load_only_time(table):
+    narrow = figures.dequant_breakdown(table).axes[0]
+    widths = [
+        bar.get_width() for container in narrow.containers if isinstance(container, BarContainer) for bar in container
+    ]
+    rows = primary(table, "int4"), primary(table, "int4-load-only")
+    total, reads = (float(side.loc[STUDY_SHAPES[0], "latency_us_p50"]) for side in rows)
+    assert widths[-2:] == pytest.approx([total, reads])
+
+
+def test_roofline_points_lie_under_the_memory_roof(table):
+    (ax,) = figures.roofline(table).axes
+    points = [line for line in ax.lines if line.get_marker() in ("s", "o") and len(line.get_xdata()) == 2]
+    assert len(points) == 2
+    for line in points:
+        assert (line.get_ydata() <= line.get_xdata() * 4.3).all()
+
+
+def test_every_backend_has_its_own_colour_and_name():
+    assert len(set(style.COLOURS.values())) == len(style.COLOURS) == len(set(style.NAMES.values()))
+    assert style.COLOURS.keys() == style.NAMES.keys()
+
+
+@pytest.mark.parametrize(
+    "vision",
+    [
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    ],
+    ids=["deuteranopia", "protanopia"],
+)
+def test_the_colours_of_one_figure_differ_without_red_or_green_vision(vision):
+    # matrices of Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB
+    shown = ("fp16-cublas", "int4-static", "aten-int4mm", "int4", "int4-load-only")
+    rgb = np.array([mpl.colors.to_rgb(style.COLOURS[backend]) for backend in shown])
+    seen = np.clip((rgb**2.2) @ np.array(vision).T, 0, 1) ** (1 / 2.2)
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 0.15
+
+
+# --- tables from files ----------------------------------------------------------------------------------------------
+
+
+def test_the_csv_of_a_bench_is_drawn_like_the_run(run, table, tmp_path):
+    plain = table.drop(columns=["gpu", "run_id", "problem", "floor_us", "frac_floor", "ideal_speedup"])
+    plain.to_csv(tmp_path / "bench.csv", index=False)
+    read = pd.read_csv(tmp_path / "bench.csv")
+    for draw in (figures.headline, figures.speedup_vs_n, figures.decode_latency, figures.dequant_breakdown):
+        assert isinstance(draw(read), Figure)
+    assert bars(figures.headline(read)) == bars(figures.headline(table))
+
+
+def test_the_csv_of_a_breakdown_is_drawn_like_the_run(run, table, tmp_path):
+    tables.breakdown(run).to_csv(tmp_path / "breakdown.csv", index=False)
+    read = figures.dequant_breakdown(pd.read_csv(tmp_path / "breakdown.csv"))
+    labels = {text for text, _ in texts(figures.dequant_breakdown(table)) if "+" in text}
+    assert labels == {text for text, _ in texts(read) if "+" in text}
+
+
+def test_counters_without_a_shape_are_one_panel(run):
+    one = run.counters[run.counters["case_id"].str.contains("M1-K4096-N14336")]
+    rows = summarize_counters(one)
+    rows = rows.assign(backend=rows["case_id"].str.split("/").str[0]).drop(columns="case_id")
+    assert len(figures.percent_of_peak(rows).axes) == 1
+
+
+def test_other_shapes_than_those_of_the_study_are_drawn(tmp_path):
+    run = synthetic.load(tmp_path, m_list=(1,), shapes=[(2048, 2048), (2048, 8192)])
+    table = tables.report_table(run)
+    fig = figures.decode_latency(table)
+    assert [label.get_text() for label in fig.axes[0].get_xticklabels()] == ["2048×2048", "2048×8192"]
+    assert figures.speedup_vs_n(table).axes
+    assert len(figures.dequant_breakdown(table).axes) == 2
+
+
+@pytest.mark.parametrize(
+    ("draw", "column"),
+    [
+        (figures.headline, "speedup_vs_fp16"),
+        (figures.speedup_vs_n, "speedup_vs_fp16_low"),
+        (figures.decode_latency, "latency_us_p50"),
+        (figures.dequant_breakdown, "latency_us_high"),
+        (figures.launch_cost, "launch"),
+        (figures.correctness, "max_err"),
+        (figures.roofline, "bytes_min"),
+    ],
+)
+def test_a_missing_column_is_named(table, draw, column):
+    with pytest.raises(ValueError, match=rf"{draw.__name__} needs the columns? .*{column}"):
+        draw(table.drop(columns=column))
+
+
+def test_missing_counters_are_named(run):
+    with pytest.raises(ValueError, match="percent_of_peak needs the columns frac_sm"):
+        figures.percent_of_peak(tables.counters_table(run).drop(columns="frac_sm"))
+
+
+@pytest.mark.parametrize("draw", [figures.headline, figures.decode_latency, figures.dequant_breakdown])
+def test_a_table_without_the_cases_says_what_was_looked_for(table, draw):
+    with pytest.raises(ValueError, match="M = 3"):
+        draw(table, M=3)
+
+
+def test_an_empty_table_is_refused(table):
+    with pytest.raises(ValueError, match="no rows"):
+        figures.headline(table.iloc[:0])
+
+
+def test_the_bounds_drawn_are_the_bounds_applied():
+    verify = pytest.importorskip("tinygemm.harness.verify")
+    applied = {"float16": verify.FP16_TOLERANCE.max_err, "bfloat16": verify.BF16_TOLERANCE.max_err}
+    assert applied == MAX_ERR_BOUND

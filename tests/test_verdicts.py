@@ -1,0 +1,178 @@
+"""Verdicts: each planted answer gives its verdict, and the opposite answer gives the opposite one."""
+
+import numpy as np
+import pytest
+import synthetic
+
+from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES
+from tinygemm.report import tables, verdicts
+from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
+
+NARROW, WIDE = STUDY_SHAPES[0], STUDY_SHAPES[2]
+BACKENDS = ("fp16-cublas", "int4-static", "int4", "int4-load-only", "dequant-only", "dequant-fp16")
+
+
+@pytest.fixture
+def judge(tmp_path):
+    """The verdicts of a run with planted factors; the untouched run has A, B true and C false."""
+
+    def judge(factors=None, shapes=STUDY_SHAPES, backends=BACKENDS, counters=True, **truth):
+        truth = synthetic.Truth(factors=factors or {}, **truth)
+        run = synthetic.load(
+            tmp_path, truth=truth, m_list=(1,), shapes=shapes, backends=backends, counters=counters,
+            modes=(("graph", "cold"),),
+        )  # fmt: skip
+        return verdicts.of_run(run)
+
+    return judge
+
+
+def test_every_verdict_is_given_for_both_kernels_with_plain_floats(judge):
+    found = judge()
+    parts = ("A", "B", "C", "C_loses", "C_cause")
+    assert set(found) == {f"{part}{kernel}" for part in parts for kernel in ("", "_static")}
+    for verdict in found.values():
+        assert verdict.state in (HOLDS, FAILS, UNDECIDED)
+        assert verdict.sentence.endswith(".")
+        assert verdict.numbers
+        assert all(type(value) is float for value in verdict.numbers.values())
+
+
+# --- A --------------------------------------------------------------------------------------------------------------
+
+
+def test_wide_helps_holds_where_int4_is_faster_at_every_wide_shape(judge):
+    verdict = judge(shapes=REPORT_SHAPES)["A"]
+    assert verdict.state == HOLDS
+    assert verdict.numbers["n_shapes"] == 3
+    truth, problem = synthetic.Truth(), synthetic.GemmProblem(1, 8192, 4096)
+    worst = truth.latency_us("fp16-cublas", problem) / truth.latency_us("int4", problem)
+    assert verdict.numbers["worst_speedup"] == pytest.approx(worst, rel=0.02)
+    assert "4096×8192, 4096×14336, 4096×28672" in verdict.sentence
+
+
+def test_wide_helps_fails_with_one_slower_wide_shape(judge):
+    verdict = judge({("int4", 4096, 8192): 4.0}, shapes=REPORT_SHAPES)["A"]
+    assert verdict.state == FAILS
+    assert verdict.numbers["worst_N"] == 8192
+    assert "slower than FP16 at 4096×8192" in verdict.sentence
+
+
+def test_wide_helps_is_undecided_on_a_tie(judge):
+    truth, problem = synthetic.Truth(), synthetic.GemmProblem(1, WIDE[1], WIDE[0])
+    tie = truth.latency_us("fp16-cublas", problem) / truth.latency_us("int4", problem)
+    found = judge({("int4", *WIDE): tie}, noise=0.05)
+    assert found["A"].state == UNDECIDED
+    assert "cannot be told apart" in found["A"].sentence
+    assert found["A_static"].state == HOLDS
+
+
+def test_a_slow_narrow_shape_does_not_speak_about_wide_ones(judge):
+    assert judge({("int4", *NARROW): 5.0})["A"].state == HOLDS
+
+
+def test_wide_helps_is_undecided_without_a_wide_shape(judge):
+    assert judge(shapes=[NARROW], counters=False)["A"].state == UNDECIDED
+
+
+# --- B --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fp16_dram", "int4_dram", "int4_sm", "state", "words"),
+    [
+        (0.84, 0.47, 0.37, HOLDS, "latency does"),
+        (0.84, 0.47, 0.75, HOLDS, "the SMs limit it"),
+        (0.84, 0.80, 0.37, FAILS, "47|80% busy and the SMs 37%: DRAM limits it"),
+        (0.40, 0.20, 0.37, FAILS, "FP16 keeps DRAM 40% busy and the SMs 27%: neither limits it"),
+        (0.65, 0.58, 0.37, FAILS, "DRAM 58%"),
+        (0.61, 0.30, 0.37, UNDECIDED, "DRAM 61%"),
+        (0.84, 0.59, 0.37, UNDECIDED, "DRAM 59%"),
+    ],
+)
+def test_bottleneck_shift_follows_the_counters(judge, fp16_dram, int4_dram, int4_sm, state, words):
+    dram = {"fp16-cublas": fp16_dram, "int4": int4_dram, "int4-static": 0.29}
+    verdict = judge(dram=dram, sm={"fp16-cublas": 0.27, "int4": int4_sm, "int4-static": 0.34})["B"]
+    assert verdict.state == state
+    assert pytest.approx(fp16_dram - int4_dram) == verdict.numbers["dram_shift"]
+    assert any(word in verdict.sentence for word in words.split("|"))
+
+
+def test_bottleneck_shift_is_undecided_without_counters(judge):
+    verdict = judge(counters=False)["B"]
+    assert verdict.state == UNDECIDED
+    assert "no counters" in verdict.sentence
+
+
+# --- C --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_win_on_narrow_shapes_refutes_the_loss_and_leaves_nothing_to_explain(judge):
+    found = judge()
+    assert found["C_loses"].state == FAILS
+    assert found["C_cause"].state == FAILS
+    assert "no loss to explain" in found["C_cause"].sentence
+    assert found["C"].state == FAILS
+
+
+def test_a_loss_that_free_dequantisation_would_win_back_confirms_the_claim(judge):
+    found = judge({("int4", *NARROW): 3.0})
+    assert found["C_loses"].state == HOLDS
+    assert found["C_cause"].state == HOLDS
+    assert found["C"].state == HOLDS
+    assert found["C"].numbers["cause_speedup_without_dequant"] > 1 > found["C"].numbers["cause_speedup"]
+
+
+def test_a_loss_that_stays_without_dequantisation_has_another_cause(judge):
+    found = judge({("int4", *NARROW): 4.0, ("int4-load-only", *NARROW): 3.5})
+    assert found["C_loses"].state == HOLDS
+    assert found["C_cause"].state == FAILS
+    assert "would stay a loss" in found["C_cause"].sentence
+    assert found["C"].state == FAILS
+
+
+def test_the_simple_kernel_loses_for_another_reason_where_the_tuned_one_wins(judge):
+    found = judge()
+    assert found["C_loses_static"].state == HOLDS
+    assert found["C_cause_static"].state == FAILS
+    assert "the tuned kernel dequantises the same weights and wins" in found["C_cause_static"].sentence
+
+
+def test_the_simple_kernel_loses_by_dequantisation_where_the_tuned_one_does_too(judge):
+    assert judge({("int4", *NARROW): 3.0})["C_static"].state == HOLDS
+
+
+def test_a_tie_on_a_narrow_shape_decides_nothing(judge):
+    truth, problem = synthetic.Truth(), synthetic.GemmProblem(1, NARROW[1], NARROW[0])
+    tie = truth.latency_us("fp16-cublas", problem) / truth.latency_us("int4", problem)
+    found = judge({("int4", *NARROW): tie}, noise=0.05)
+    assert found["C_loses"].state == UNDECIDED
+    assert found["C_cause"].state == UNDECIDED
+    assert found["C"].state == UNDECIDED
+
+
+def test_the_cause_is_undecided_without_the_experiment(judge):
+    found = judge({("int4", *NARROW): 3.0}, backends=("fp16-cublas", "int4-static", "int4"))
+    assert found["C_loses"].state == HOLDS
+    assert found["C_cause"].state == UNDECIDED
+    assert found["C"].state == UNDECIDED
+
+
+def test_the_numbers_of_the_cause_are_the_planted_ones(judge):
+    truth = synthetic.Truth(factors={("int4", *NARROW): 3.0})
+    problem = synthetic.GemmProblem(1, NARROW[1], NARROW[0])
+    numbers = judge(truth.factors)["C_cause"].numbers
+    fused, reads = truth.latency_us("int4", problem), truth.latency_us("int4-load-only", problem)
+    assert numbers["dequant_us"] == pytest.approx(fused - reads, rel=0.03)
+    assert numbers["dequant_share"] == pytest.approx(1 - reads / fused, rel=0.03)
+
+
+def test_a_claim_about_all_rows_needs_agreement_and_falls_by_one_counterexample():
+    yes, no = np.array([True, True]), np.array([False, False])
+    mixed = np.array([True, False])
+    state = verdicts._for_all
+    series = tables.pd.Series
+    assert state(series(yes), series(no)) == HOLDS
+    assert state(series(mixed), series(no)) == UNDECIDED
+    assert state(series(mixed), series(~mixed)) == FAILS
+    assert state(series([], dtype=bool), series([], dtype=bool)) == UNDECIDED
