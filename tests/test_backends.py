@@ -1,0 +1,392 @@
+"""Backends: each computes the one product, says what it cannot do, and a wrong one is caught before it is timed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from fake_gpu import FakeClock, fake_backend
+
+from tinygemm.harness import backends, contest, peers, timing, verify
+from tinygemm.harness.plan import REPORT_BACKENDS, SweepPlan
+from tinygemm.harness.verify import BF16_TOLERANCE, FP16_TOLERANCE, MismatchError
+from tinygemm.harness.weights import Weights, replicate, stored_bytes
+from tinygemm.kernel import quant
+from tinygemm.kernel.gemm import load_only_reference
+from tinygemm.problem import GemmProblem
+
+PROBLEM = GemmProblem(2, 64, 256)
+OURS = [name for name in backends.BACKENDS if name not in ("aten-int4mm", "gemlite", "bitsandbytes-nf4", "marlin")]
+
+
+@pytest.fixture(autouse=True)
+def _a_small_cache(request, monkeypatch):
+    """Few copies make a weight cold on the CPU; on a GPU the real numbers hold."""
+    if not request.node.get_closest_marker("gpu"):
+        monkeypatch.setattr(timing, "MIN_COLD_BYTES", 0)
+
+
+def operands(problem=PROBLEM, symmetric=True):
+    packed = backends.operands(problem, symmetric, "cpu", seed=0)
+    x = backends.activations(problem, "cpu", seed=1)
+    return x, packed, quant.reference_gemm(x, packed)
+
+
+def bench_of(clock, *chosen, **plan):
+    registry = {backend.name: backend for backend in chosen}
+    plan = SweepPlan((PROBLEM,), backends=("fp16-cublas",), **plan)
+    object.__setattr__(plan, "backends", tuple(registry))
+    return contest.Bench(plan, {"key": "h200", "l2_bytes": 1000}, clock, "cpu", registry)
+
+
+# --- the registry ---------------------------------------------------------------------------------------------------
+
+
+def test_every_backend_of_the_design_is_registered_under_its_own_name():
+    names = {
+        "fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4-gemv", "int4-splitk", "int4",
+        "int4-load-only", "aten-int4mm", "gemlite", "bitsandbytes-nf4", "marlin", "copy", "empty-node",
+    }  # fmt: skip
+    assert set(backends.known_names()) == names
+    assert set(REPORT_BACKENDS) <= names
+    assert all(name == backend.name for name, backend in backends.BACKENDS.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "bytes_min", "flops"),
+    [
+        ("fp16-cublas", 16, 2 * 4096 * 1024 + 2 * 4 * (4096 + 1024), 2 * 4 * 4096 * 1024),
+        ("int4", 4.125, 4096 * 1024 // 2 + 2 * 32 * 1024 + 2 * 4 * (4096 + 1024), 2 * 4 * 4096 * 1024),
+        ("int4-load-only", 4.125, 4096 * 1024 // 2 + 2 * 32 * 1024 + 2 * 4 * (4096 + 1024), 2 * 4 * 4096 * 1024),
+        ("dequant-fp16", 4.125, 4096 * 1024 // 2 + 2 * 32 * 1024 + 2 * 4 * (4096 + 1024), 2 * 4 * 4096 * 1024),
+        ("dequant-only", 4.125, 4096 * 1024 // 2 + 2 * 32 * 1024 + 2 * 4096 * 1024, 0),
+        ("aten-int4mm", 4.25, 4096 * 1024 // 2 + 4 * 32 * 1024 + 2 * 4 * (4096 + 1024), 2 * 4 * 4096 * 1024),
+    ],
+)
+def test_bits_bytes_and_flops_are_those_of_the_stored_format(name, bits, bytes_min, flops):
+    problem, backend = GemmProblem(4, 1024, 4096), backends.BACKENDS[name]
+    assert backend.bits_per_weight(problem, True) == bits
+    assert backend.bytes_min(problem, bits) == bytes_min
+    assert backend.flops(problem) == flops
+
+
+def test_stored_bits_are_the_bytes_that_the_copies_hold():
+    """bits_per_weight is a formula in the data and a tensor in memory; they must be one number."""
+    _, packed, _ = operands(GemmProblem(1, 128, 1024))
+    for name in ("fp16-cublas", "int4"):
+        for variant in backends.BACKENDS[name].variants(PROBLEM, "h200"):
+            stored = stored_bytes(variant.build(packed))
+            assert stored * 8 / (128 * 1024) == backends.BACKENDS[name].bits_per_weight(PROBLEM, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem", "symmetric", "message"),
+    [
+        ("int4-gemv", GemmProblem(2, 1024, 4096), True, "M=1 only, this is M=2"),
+        ("int4-load-only", GemmProblem(1, 1024, 4096), False, "symmetric weights only"),
+        ("aten-int4mm", GemmProblem(1, 1024, 4096, -1), True, "group sizes 32, 64 and 128, not -1"),
+        ("aten-int4mm", GemmProblem(1, 1023, 4096), True, "N divisible by 8"),
+        ("gemlite", GemmProblem(1, 1024, 4096), True, r"pip install gemlite"),
+        ("bitsandbytes-nf4", GemmProblem(1, 1024, 4096), True, r"pip install bitsandbytes"),
+        ("marlin", GemmProblem(1, 1024, 4096), True, r"github.com/IST-DASLab/marlin"),
+    ],
+)
+def test_what_a_backend_cannot_do_is_said_in_words(name, problem, symmetric, message, monkeypatch):
+    monkeypatch.setattr(peers, "find_spec", lambda package: None)
+    assert message in backends.BACKENDS[name].unsupported_reason(problem, symmetric)
+
+
+def test_load_only_refuses_a_shape_that_leaves_a_tile_half_full():
+    with pytest.raises(ValueError, match="reads whole tiles"):
+        backends.BACKENDS["int4-load-only"].variants(GemmProblem(1, 1000, 4096), "h200")
+
+
+# --- each computes the product --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
+@pytest.mark.parametrize("name", ["fp16-cublas", "int4-static"])
+def test_a_backend_and_all_its_variants_compute_the_product_on_a_cpu(name, symmetric):
+    x, packed, reference = operands(symmetric=symmetric)
+    backend = backends.BACKENDS[name]
+    variants = backend.variants(PROBLEM, "h200")
+    for variant in variants:
+        backend.check(variant.bind, x, variant.build(packed), packed, reference, backend.tolerance)
+    assert len(variants) == (2 if name == "fp16-cublas" else 1)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
+def test_aten_operands_hold_the_same_weight_in_its_own_order(symmetric, monkeypatch):
+    """(code - 8) * scale + zero of what is handed to aten is the weight that the packed format stands for."""
+    handed = {}
+
+    def convert(pairs, tiles):
+        handed["codes"] = torch.stack([pairs >> 4, pairs & 15], -1).reshape(pairs.shape[0], -1)
+        return torch.zeros(1, dtype=torch.int32)
+
+    @dataclass(frozen=True)
+    class Ops:
+        _convert_weight_to_int4pack = staticmethod(convert)
+
+    monkeypatch.setattr(torch.ops, "aten", Ops())
+    _, packed, _ = operands(symmetric=symmetric)
+    _, scales_and_zeros = peers.aten_build(8)(packed)
+    assert scales_and_zeros.shape == (PROBLEM.K // 128, PROBLEM.N, 2)
+    scale, zero = (part.repeat_interleave(128, 0).t() for part in scales_and_zeros.float().unbind(2))
+    weight = (handed["codes"].float() - 8) * scale + zero
+    expected = quant.dequantize(packed, torch.float32)
+    assert (weight - expected).abs().max() < 2**-7 * expected.abs().max()
+
+
+# --- a wrong one is caught ------------------------------------------------------------------------------------------
+
+
+def right(x, w):
+    return quant.reference_gemm(x, w)
+
+
+def wrong_group(x, w):
+    scales = w.scales.roll(1, 0)
+    return right(x, quant.pack(quant.unpack(w), scales, w.zeros, w.group_size))
+
+
+def wrong_nibble(x, w):
+    codes = quant.unpack(w)
+    codes[:, 0] ^= 1
+    return right(x, quant.pack(codes, w.scales, w.zeros, w.group_size))
+
+
+def lost_share(x, w):
+    return right(x[:, : w.K // 2], quant.pack(quant.unpack(w)[:, : w.K // 2].contiguous(), w.scales[:1], None, 128))
+
+
+def unwritten_element(x, w):
+    out = torch.empty(x.shape[0], w.N)
+    out[:, :-1] = right(x, w)[:, :-1]
+    return out
+
+
+FAULTS = [wrong_group, wrong_nibble, lost_share, unwritten_element]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("tolerance", [FP16_TOLERANCE, BF16_TOLERANCE], ids=["fp16", "bf16"])
+def test_a_fault_is_a_mismatch_whatever_the_tolerance(fault, tolerance):
+    x, packed, reference = operands()
+    with pytest.raises(MismatchError, match="error against float64"):
+        verify.check_product(lambda x, w: lambda: fault(x, w), x, packed, packed, reference, tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", FP16_TOLERANCE), ("bfloat16", BF16_TOLERANCE)])
+def test_rounding_everything_to_a_backends_type_stays_within_its_tolerance(dtype, tolerance):
+    x, packed, reference = operands(GemmProblem(16, 512, 1024))
+    dtype = getattr(torch, dtype)
+    weight = quant.dequantize(packed).to(dtype).double()
+    out = (x.to(dtype).double() @ weight.t()).to(dtype)
+    errors = verify.compare(out, reference, tolerance)
+    assert errors.max_err > tolerance.max_err / 30, "the bound is far wider than rounding needs"
+
+
+def test_bf16_is_too_coarse_for_the_bounds_of_fp16():
+    _, _, reference = operands(GemmProblem(16, 512, 1024))
+    with pytest.raises(MismatchError):
+        verify.compare(reference.bfloat16(), reference, verify.Tolerance(2e-3, 1e-3))
+
+
+def test_an_output_of_another_shape_is_a_mismatch():
+    with pytest.raises(MismatchError, match=r"shape \(64, 2\), expected \(2, 64\)"):
+        verify.compare(torch.zeros(64, 2), torch.ones(2, 64), FP16_TOLERANCE)
+
+
+def test_nan_fails_every_bound():
+    out = torch.ones(2, 64)
+    out[1, 3] = torch.nan
+    with pytest.raises(MismatchError, match="1 are NaN"):
+        verify.compare(out, torch.ones(2, 64), verify.Tolerance(float("inf"), float("inf")))
+
+
+def test_memory_is_poisoned_during_the_check_and_only_then():
+    with verify.poisoned_memory():
+        assert torch.empty(1000).isnan().all()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_load_only_must_have_read_every_word_and_scale():
+    _, packed, _ = operands()
+    truth = load_only_reference(packed)
+    whole = lambda x, w: lambda: torch.stack([truth ^ 5, torch.full_like(truth, 5)])  # noqa: E731
+    assert verify.check_reads(whole, None, packed, packed, None, None) == verify.Errors()
+    for spoilt in ({"qweight": packed.qweight.clone()}, {"scales": packed.scales.clone()}):
+        (tensor,) = spoilt.values()
+        tensor.view(-1).view(torch.int16)[-1] ^= 1
+        less = load_only_reference(replace(packed, **spoilt))
+        with pytest.raises(MismatchError, match="checksum of what was read is wrong for 1 of 64 rows"):
+            verify.check_reads(lambda x, w, less=less: lambda: less[None], None, packed, packed, None, None)
+
+
+def test_dequant_only_is_compared_with_the_weight_itself():
+    x, packed, _ = operands()
+    good = lambda x, w: lambda: quant.dequantize(w)  # noqa: E731
+    verify.check_dequantised(good, x, packed, packed, None, verify.DEQUANT_TOLERANCE)
+    bad = lambda x, w: lambda: quant.dequantize(w).roll(1, 1)  # noqa: E731
+    with pytest.raises(MismatchError):
+        verify.check_dequantised(bad, x, packed, packed, None, verify.DEQUANT_TOLERANCE)
+
+
+def test_a_copy_that_copies_nothing_is_a_mismatch():
+    source, target = torch.arange(8), torch.zeros(8, dtype=torch.long)
+    verify.check_copy(lambda: (target.copy_(source), source))
+    with pytest.raises(MismatchError):
+        verify.check_copy(lambda: (torch.zeros_like(source), source))
+
+
+# --- copies ---------------------------------------------------------------------------------------------------------
+
+
+def test_copies_are_equal_separate_and_aligned():
+    _, packed, _ = operands(GemmProblem(1, 100, 256))
+    copies = replicate(packed, 5)
+    pointers = {tensor.data_ptr() for copy in copies for tensor in copy.tensors()}
+    assert len(pointers) == 10
+    assert all(pointer % 16 == copies[0].qweight.data_ptr() % 16 for pointer in pointers)
+    for copy in copies:
+        assert torch.equal(copy.qweight, packed.qweight)
+        assert torch.equal(copy.scales, packed.scales)
+        assert (copy.N, copy.K, copy.group_size) == (100, 256, 128)
+    copies[0].qweight.zero_()
+    assert torch.equal(copies[1].qweight, packed.qweight)
+
+
+def test_tuples_and_modules_are_copied_too():
+    pair = (torch.arange(3), torch.ones(2))
+    copies = replicate(pair, 3)
+    assert [len(copy) for copy in copies] == [2, 2, 2]
+    assert torch.equal(copies[2][0], pair[0])
+    layers = replicate(torch.nn.Linear(4, 4), 3)
+    assert len({layer.weight.data_ptr() for layer in layers}) == 3
+    assert stored_bytes(layers[0]) == 4 * (16 + 4)
+    with pytest.raises(TypeError, match="cannot copy a weight of type str"):
+        stored_bytes("weight")
+
+
+def test_a_form_is_built_once_for_all_backends_and_cache_states():
+    _, packed, _ = operands()
+    built = []
+    weights = Weights(packed, l2_bytes=10 * packed.nbytes)
+
+    def build(packed):
+        built.append(1)
+        return packed
+
+    hot = weights.copies("packed", build, "hot")
+    cold = weights.copies("packed", build, "cold")
+    assert (len(hot), len(cold)) == (1, 50)
+    assert weights.copies("packed", build, "hot")[0] is cold[0]
+    assert weights.copies("packed", build, "cold") == cold
+    assert built == [1]
+
+
+# --- choosing a variant, refusing a backend -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fastest", ["first", "second"])
+def test_the_fastest_variant_is_chosen_and_named(fastest):
+    clock = FakeClock()
+    us = {"first": 9.0, "second": 9.0} | {fastest: 8.0}
+    bench = bench_of(clock, fake_backend("peer", clock, us, variants=("first", "second")))
+    _, packed, _ = operands()
+    ready = contest.make_ready(bench, PROBLEM, Weights(packed, 1000))
+    assert ready["peer"].variant.source == fastest
+
+
+def test_a_wrong_last_copy_is_caught():
+    """The first copy alone would hide a fault of the copying."""
+    clock = FakeClock()
+    bench = bench_of(clock, fake_backend("int4", clock))
+    _, packed, _ = operands()
+    weights = Weights(packed, 1000)
+    copies = weights.copies("packed", lambda packed: packed, "cold")
+    copies[-1].scales.mul_(2)
+    assert contest.make_ready(bench, PROBLEM, weights)["int4"].status == "mismatch"
+
+
+def raising(error):
+    def product(x, w):
+        raise error
+
+    return product
+
+
+@pytest.mark.parametrize(
+    ("product", "status", "message"),
+    [
+        (wrong_group, "mismatch", "error against float64"),
+        (raising(torch.OutOfMemoryError("CUDA out of memory.\nTried")), "out_of_memory", "CUDA out of memory."),
+        (raising(RuntimeError("ptxas failed on /tmp/x/k.ptx\nlong")), "error", "RuntimeError: ptxas failed on k.ptx"),
+    ],
+    ids=["mismatch", "out_of_memory", "error"],
+)
+def test_a_failure_gets_its_own_word_and_one_line(product, status, message):
+    clock = FakeClock()
+    bench = bench_of(clock, fake_backend("bad", clock, product=product), fake_backend("good", clock))
+    _, packed, _ = operands()
+    ready = contest.make_ready(bench, PROBLEM, Weights(packed, 1000))
+    assert ready["bad"].status == status
+    assert ready["bad"].message.startswith(message)
+    assert isinstance(ready["good"], contest.Ready)
+
+
+def test_a_config_that_does_not_exist_is_unsupported():
+    def no_config(problem, gpu):
+        raise ValueError("gemv serves M = 1")
+
+    clock = FakeClock()
+    _, packed, _ = operands()
+    ready = contest.make_ready(bench_of(clock, fake_backend("b", clock, variants=())), PROBLEM, Weights(packed, 1000))
+    assert ready["b"].status == "error", "a backend without a variant is a fault, not a refusal"
+    backend = fake_backend("b", clock)
+    object.__setattr__(backend, "variants", no_config)
+    ready = contest.make_ready(bench_of(clock, backend), PROBLEM, Weights(packed, 1000))
+    assert (ready["b"].status, ready["b"].message) == ("unsupported", "gemv serves M = 1")
+
+
+def test_a_lost_context_stops_everything():
+    clock = FakeClock()
+
+    def illegal(x, w):
+        clock.broken = True
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    _, packed, _ = operands()
+    with pytest.raises(contest.SweepStoppedError, match=r"no longer answers.*illegal memory access"):
+        contest.make_ready(bench_of(clock, fake_backend("bad", clock, product=illegal)), PROBLEM, Weights(packed, 1000))
+
+
+# --- on a GPU -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
+@pytest.mark.parametrize("problem", [GemmProblem(1, 1024, 4096), GemmProblem(8, 4096, 4096)], ids=str)
+def test_every_backend_is_right_on_the_gpu_or_says_why_not(problem, symmetric):
+    from tinygemm import hardware
+
+    names = tuple(backends.BACKENDS)
+    plan = SweepPlan((problem,), symmetric=symmetric, backends=names)
+    bench = contest.Bench(plan, hardware.snapshot(), timing.CudaClock())
+    packed = backends.operands(problem, symmetric, "cuda", 0)
+    ready = contest.make_ready(bench, problem, Weights(packed, bench.gpu["l2_bytes"]))
+    refused = {name: state for name, state in ready.items() if isinstance(state, contest.Refused)}
+    assert {state.status for state in refused.values()} <= {"unsupported"}, refused
+    needed = {"fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4", "aten-int4mm"}
+    assert not needed & set(refused), refused
+    assert ready["fp16-cublas"].variant.source in ("layout=kn", "layout=nk")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", list(backends.CEILINGS))
+def test_the_ceilings_run_on_the_gpu(name):
+    ceiling = backends.CEILINGS[name]
+    ceiling.check(ceiling.make())
+    torch.cuda.synchronize()
