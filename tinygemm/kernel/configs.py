@@ -53,6 +53,10 @@ class LaunchConfig:
             raise ValueError(
                 f"block_k={self.block_k} must be 128 * num_warps={128 * self.num_warps}: one block per warp"
             )
+        if self.form == "splitk" and self.num_stages not in (2, 3):
+            raise ValueError(f"num_stages={self.num_stages} must be 2 or 3: steps of weights held in registers")
+        if self.form == "splitk" and self.block_m % 8:
+            raise ValueError(f"block_m={self.block_m} must be a multiple of 8, the columns of a tensor-core tile")
         if self.form == "gemv" and (self.block_m != 1 or self.block_k % 128):
             raise ValueError(
                 f"gemv needs block_m=1 and block_k a multiple of 128, got {self.block_m} and {self.block_k}"

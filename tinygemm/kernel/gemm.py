@@ -60,7 +60,7 @@ def load_only(w: PackedInt4, config: LaunchConfig) -> torch.Tensor:
     kernels.kernel_load_only_int4[(w.N // config.block_n, config.split_k)](
         w.qweight, w.scales, checksum, w.N, KB,
         SCALE_ROWS=0 if w.group_size == -1 else 128 // w.group_length, BLOCK_N=config.block_n,
-        WARPS_K=config.block_k // 128, SPLIT_K=config.split_k, NUM_STAGES=config.num_stages, PDL=pdl,
+        WARPS_K=config.block_k // 128, SPLIT_K=config.split_k, PDL=pdl,
         num_warps=config.num_warps, **_pdl_option(pdl),
     )  # fmt: skip
     return checksum
@@ -92,7 +92,7 @@ def fp16_gemm(x: torch.Tensor, weight: torch.Tensor, config: LaunchConfig) -> to
     kernels.kernel_gemm_fp16_splitk[(triton.cdiv(N, config.block_n), config.split_k)](
         x, weight, out, partial, counter, M, N, K, KB, x.stride(0), EVEN=even,
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, WARPS_K=config.block_k // 128, SPLIT_K=config.split_k,
-        NUM_STAGES=config.num_stages, PDL=pdl, num_warps=config.num_warps, **_pdl_option(pdl),
+        PDL=pdl, num_warps=config.num_warps, **_pdl_option(pdl),
     )  # fmt: skip
     return out
 

@@ -70,6 +70,17 @@ def load_inside(ptrs, mask, EVEN: tl.constexpr):
 
 
 @triton.jit
+def load_step(ptrs, kb, last, row, rows, k, K, ALL_ROWS: tl.constexpr, ALL_K: tl.constexpr):
+    """Load what step `kb` reads; zeros past the end of the share, past `rows` and past K. k counts from the step."""
+    mask = kb < last
+    if not ALL_ROWS:
+        mask = mask & (row < rows)
+    if not ALL_K:
+        mask = mask & (kb * 128 + k < K)
+    return tl.load(ptrs, mask=mask, other=0)
+
+
+@triton.jit
 def k_range(KB, pid_k, STEP: tl.constexpr, SPLIT_K: tl.constexpr):
     """Blocks [first, last) of this program: SPLIT_K shares that differ by at most one step of STEP blocks."""
     steps = tl.cdiv(KB, STEP)
@@ -101,21 +112,75 @@ def store_split(acc, out_ptr, partial_ptr, counter_ptr, offs_m, offs_n, M, N, pi
 
 
 # --- the fast kernel: tensor cores, K shared by the warps of a program and by SPLIT_K programs ------------------------
+#
+# No shared memory, no barrier, no data movement between a 16-byte load and the tensor core. Three choices make that so.
+# * A batched dot gives each warp its own slice of K (batch = warp), so no weight is dequantised twice.
+# * Tensors are loaded flat, in the order register, warp, lane, element (slowest first), so that the compiler's layout
+#   puts elements where the operand of mma.m16n8k16 wants them: lane 4 g + t holds words 4 t .. 4 t + 3 of row g.
+# * A dot does not care in which order it sums over k. Lane t's four words hold k = 8 t .. 8 t + 7 of each 32, and the
+#   same lane of the x operand loads x[8 t .. 8 t + 7]; both operands name that k = 8 t + 4 b + 2 d + h in the order
+#   (b, t, d, h), in which the operand's registers take it. Only the speed rests on this: any order that both operands
+#   share gives the same sums.
 
 
 @triton.jit
-def subgroup(p0, p1, p2, p3, SUB: tl.constexpr, GROUP: tl.constexpr, WARPS_K: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The pairs of group SUB within a block of 128, in the natural order of k: [WARPS_K, BLOCK_N, GROUP]."""
-    if GROUP == 128:
-        pairs = tl.join(tl.join(p0, p1), tl.join(p2, p3)).permute(0, 1, 5, 4, 2, 3)  # [w, n, j, h, p & 1, p / 2]
-    elif GROUP == 64:
-        pairs = (tl.join(p0, p1) if SUB == 0 else tl.join(p2, p3)).permute(0, 1, 4, 2, 3)
+def quarters(values):
+    """Split the last axis, of length 4, into four tensors."""
+    even, odd = values.reshape(values.shape[:-1] + [2, 2]).split()
+    v0, v2 = even.split()
+    v1, v3 = odd.split()
+    return v0, v1, v2, v3
+
+
+@triton.jit
+def a_operand(pair, ROWS: tl.constexpr, WARPS_K: tl.constexpr):
+    """Pairs of 32 k, flat [ROWS * WARPS_K, 128, 2] -> [WARPS_K, 8 * ROWS, 32] in the order (b, t, d, h)."""
+    pair = pair.reshape(ROWS, WARPS_K, 8, 4, 2, 4)  # [r, warp, g, t, b, (d, h)]
+    return pair.permute(1, 0, 2, 4, 3, 5).reshape(WARPS_K, ROWS * 8, 32)
+
+
+@triton.jit
+def b_operands(x, HALVES: tl.constexpr, WARPS_K: tl.constexpr, K_WIDTH: tl.constexpr):
+    """x flat [HALVES * 4 * WARPS_K * 8, 32] -> for each 32 of 128 k: [WARPS_K, 32, 8 * HALVES].
+
+    K_WIDTH: elements of k that a lane of the dot operand holds side by side, the compiler's choice: 4 after a
+             dequantisation, where k is in the order (b, t, d, h); 2 for plain FP16, order (b, d, t, h)
+    """
+    x = x.reshape(HALVES, 4, WARPS_K, 8, 4, 2, 2, 2)  # [half, p, warp, m, t, b, d, h]
+    if K_WIDTH == 4:
+        x = x.permute(2, 5, 4, 6, 7, 0, 3, 1)
     else:
-        pairs = p0 if SUB == 0 else p1 if SUB == 1 else p2 if SUB == 2 else p3
-    return pairs.reshape(WARPS_K, BLOCK_N, GROUP)
+        x = x.permute(2, 5, 6, 4, 7, 0, 3, 1)
+    x0, x1, x2, x3 = quarters(x)
+    k: tl.constexpr = 32
+    m: tl.constexpr = 8 * HALVES
+    return x0.reshape(WARPS_K, k, m), x1.reshape(WARPS_K, k, m), x2.reshape(WARPS_K, k, m), x3.reshape(WARPS_K, k, m)
 
 
 @triton.jit
+def per_pair(values, SUBGROUPS: tl.constexpr, ROWS: tl.constexpr, WARPS_K: tl.constexpr):
+    """Per-group values, flat [SUBGROUPS * ROWS * WARPS_K * 32] -> for each pair p: [ROWS * WARPS_K, 32], one a lane."""
+    values = values.reshape(SUBGROUPS, ROWS * WARPS_K, 32).permute(1, 2, 0)
+    if SUBGROUPS == 4:
+        v0, v1, v2, v3 = quarters(values)
+    elif SUBGROUPS == 2:
+        v0, v2 = values.split()
+        v1, v3 = v0, v2
+    else:
+        v0 = values.reshape(ROWS * WARPS_K, 32)
+        v1, v2, v3 = v0, v0, v0
+    return v0, v1, v2, v3
+
+
+@triton.jit
+def times_scale(product, scale, ROWS: tl.constexpr, WARPS_K: tl.constexpr):
+    """product [WARPS_K, 8 * ROWS, BLOCK_M] float32 times one scale per row, scale [ROWS * WARPS_K, 32] one per lane."""
+    scale = scale.to(tl.float32).reshape(ROWS, WARPS_K, 8, 4).permute(1, 0, 2, 3)  # [warp, r, g, t]
+    columns = product.reshape(WARPS_K, ROWS * 8, product.shape[2] // 8, 4, 2)  # lane t holds columns 2 t and 2 t + 1
+    return (columns * scale.reshape(WARPS_K, ROWS * 8, 1, 4, 1)).reshape(product.shape)
+
+
+@triton.jit(do_not_specialize=["M"])  # one binary serves every M up to BLOCK_M
 def kernel_gemm_packed_int4_splitk(
     x_ptr, qweight_ptr, scales_ptr, zeros_ptr, out_ptr, partial_ptr, counter_ptr,
     M, N, K, KB, stride_xm,
@@ -123,63 +188,96 @@ def kernel_gemm_packed_int4_splitk(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WARPS_K: tl.constexpr, SPLIT_K: tl.constexpr,
     NUM_STAGES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """out[M, N] = x[M, K] @ weight.T: warp i of a program walks blocks i, i + WARPS_K, ... of the program's share of K.
+    """out[M, N] = x[M, K] @ weight.T: warp w of a program walks blocks w, w + WARPS_K, ... of the program's share of K.
 
-    The batched dot gives each warp its own slice of K, so no weight is dequantised twice, and words go from the packed
-    tile straight into operand registers: weights are the A operand, whose tile of 16 rows is the packed tile, and the
-    few tokens are the narrow B operand. EVEN promises that N and K fill the tiles: no load of a weight needs a mask.
+    NUM_STAGES: 2 or 3: how many steps of weights are on their way or in use; they wait in registers.
+    EVEN:       N and K fill the tiles, so that no load of a weight needs a mask
+    PDL:        dependent launch: the first weights are requested while the kernel before this one still runs
     """
     pid_n, pid_k = tl.program_id(0), tl.program_id(1)
-    if PDL:  # the next kernel may be placed now; it waits for this one before it reads
+    if PDL:
         tl.extra.cuda.gdc_launch_dependents()
 
-    # which tile of `out` is mine, and which blocks of K
-    first, last = k_range(KB, pid_k, WARPS_K, SPLIT_K)
-    warp = tl.arange(0, WARPS_K)[:, None]
-    row = tl.arange(0, BLOCK_N)
-    offs_n = pid_n * BLOCK_N + row
-    offs_m = tl.arange(0, BLOCK_M)
-    offs_k = tl.arange(0, GROUP)
+    # which tile of `out` is mine, which blocks of K, and which elements are my lane's
+    ROWS: tl.constexpr = BLOCK_N // 8
+    HALVES: tl.constexpr = BLOCK_M // 8
     SUBGROUPS: tl.constexpr = 128 // GROUP
     SCALE_ROWS: tl.constexpr = 0 if WHOLE_K else SUBGROUPS  # rows of scales per block of 128 k
+    first, last = k_range(KB, pid_k, WARPS_K, SPLIT_K)
+
+    i = tl.arange(0, ROWS * WARPS_K)[:, None]
+    r, q_block = i // WARPS_K, i % WARPS_K
+    lane_words = tl.arange(0, 128)[None, :]  # 8 rows x 16 words lie side by side
+    q_row = pid_n * BLOCK_N + r * 8 + lane_words // 16
     q_ptrs = qweight_ptr + pid_n.to(tl.int64) * (BLOCK_N // 16) * KB * 256
-    q_ptrs += ((row // 16 * KB * 256 + row % 16 * 16)[None, :] + warp * 256)[:, :, None]
-    q_ptrs += tl.arange(0, 16)[None, None, :]
-    x_ptrs = x_ptr + offs_m[None, None, :].to(tl.int64) * stride_xm + (warp * 128 + offs_k[None, :])[:, :, None]
-    offs_g = warp * SCALE_ROWS * N + offs_n[None, :]  # [WARPS_K, BLOCK_N]
+    q_ptrs += (r // 2 * KB + q_block) * 256 + r % 2 * 128 + lane_words
+
+    i = tl.arange(0, SUBGROUPS * ROWS * WARPS_K * 32)
+    g_block, sub = i // 32 % WARPS_K, i // (32 * WARPS_K * ROWS)
+    g_row = pid_n * BLOCK_N + i // (32 * WARPS_K) % ROWS * 8 + i % 32 // 4
+    offs_g = (g_block * SCALE_ROWS + sub) * N + g_row
+
+    i = tl.arange(0, HALVES * 4 * WARPS_K * 8)[:, None]
+    m = i // (8 * WARPS_K * 4) * 8 + i % 8
+    x_k = i // 8 % WARPS_K * 128 + i // (8 * WARPS_K) % 4 * 32 + tl.arange(0, 32)[None, :]
+    x_ptrs = x_ptr + m.to(tl.int64) * stride_xm + x_k
+
+    # request the first weights, then wait for whoever writes x
+    q_k, g_k = q_block * 128, g_block * 128 + sub * GROUP
+    word = load_step(q_ptrs + first * 256, first, last, q_row, N, q_k, K, EVEN, EVEN)
+    scale = load_step(scales_ptr + first * SCALE_ROWS * N + offs_g, first, last, g_row, N, g_k, K, EVEN, EVEN)
+    zero = scale
+    if HAS_ZEROS:
+        zero = load_step(zeros_ptr + first * SCALE_ROWS * N + offs_g, first, last, g_row, N, g_k, K, EVEN, EVEN)
+    if NUM_STAGES == 3:
+        kb = first + WARPS_K
+        word_1 = load_step(q_ptrs + kb * 256, kb, last, q_row, N, q_k, K, EVEN, EVEN)
     if PDL:
         tl.extra.cuda.gdc_wait()
+    x = load_step(x_ptrs + first * 128, first, last, m, M, x_k, K, False, EVEN)
 
-    # walk K, WARPS_K blocks of 128 at a time
+    # walk K, WARPS_K blocks of 128 at a time; the next step is requested before this one is used
     acc = tl.zeros((WARPS_K, BLOCK_N, BLOCK_M), dtype=tl.float32)
-    for kb in tl.range(first, last, WARPS_K, num_stages=NUM_STAGES):
-        k0 = (kb + warp) * 128  # [WARPS_K, 1]
-        n_mask = (offs_n < N)[None, :]
-        word = load_inside(q_ptrs + kb * 256, (n_mask & (k0 < K))[:, :, None], EVEN)
+    for kb in tl.range(first, last, WARPS_K, num_stages=1):
+        kb_1, kb_2 = kb + WARPS_K, kb + (NUM_STAGES - 1) * WARPS_K
+        word_2 = load_step(q_ptrs + kb_2 * 256, kb_2, last, q_row, N, q_k, K, EVEN, EVEN)
+        scale_1 = load_step(scales_ptr + kb_1 * SCALE_ROWS * N + offs_g, kb_1, last, g_row, N, g_k, K, EVEN, EVEN)
+        zero_1 = scale_1
+        if HAS_ZEROS:
+            zero_1 = load_step(zeros_ptr + kb_1 * SCALE_ROWS * N + offs_g, kb_1, last, g_row, N, g_k, K, EVEN, EVEN)
+        x_1 = load_step(x_ptrs + kb_1 * 128, kb_1, last, m, M, x_k, K, False, EVEN)
+
         z0, z1, z2, z3 = 0x64086408, -0x2B7F2B80, 0x64086408, -0x2B7F2B80  # pair_zeros(8)
         if HAS_ZEROS:
-            z_ptrs = zeros_ptr + kb * SCALE_ROWS * N + offs_g
-            z0 = pair_zeros(load_inside(z_ptrs, n_mask & (k0 < K), EVEN))[0][:, :, None]
-            z1 = pair_zeros(load_inside(z_ptrs + 32 // GROUP * N, n_mask & (k0 + 32 < K), EVEN))[1][:, :, None]
-            z2 = pair_zeros(load_inside(z_ptrs + 64 // GROUP * N, n_mask & (k0 + 64 < K), EVEN))[0][:, :, None]
-            z3 = pair_zeros(load_inside(z_ptrs + 96 // GROUP * N, n_mask & (k0 + 96 < K), EVEN))[1][:, :, None]
-        p0, p1, p2, p3 = unpack_word(word, z0, z1, z2, z3)
-        for sub in tl.static_range(SUBGROUPS):
-            w = subgroup(p0, p1, p2, p3, sub, GROUP, WARPS_K, BLOCK_N)
-            k = k0[:, :, None] + sub * GROUP + offs_k[None, :, None]
-            m_mask = offs_m[None, None, :] < M
-            x = tl.load(x_ptrs + kb * 128 + sub * GROUP, mask=m_mask if EVEN else m_mask & (k < K), other=0.0)
-            product = tl.dot(w, x)  # [WARPS_K, BLOCK_N, BLOCK_M] float32
-            if not WHOLE_K:
-                s_ptrs = scales_ptr + (kb * SUBGROUPS + sub) * N + offs_g
-                scale = load_inside(s_ptrs, n_mask & (k0 + sub * GROUP < K), EVEN)
-                product *= scale.to(tl.float32)[:, :, None]
-            acc += product
+            z0, z1, z2, z3 = per_pair(zero, SUBGROUPS, ROWS, WARPS_K)
+            z0, z1, z2, z3 = pair_zeros(z0)[0], pair_zeros(z1)[1], pair_zeros(z2)[0], pair_zeros(z3)[1]
+            z0, z1, z2, z3 = z0[:, :, None], z1[:, :, None], z2[:, :, None], z3[:, :, None]
+        p0, p1, p2, p3 = unpack_word(word.reshape(ROWS * WARPS_K, 32, 4), z0, z1, z2, z3)
+        x0, x1, x2, x3 = b_operands(x, HALVES, WARPS_K, 4)
+        s0, s1, s2, s3 = per_pair(scale, SUBGROUPS, ROWS, WARPS_K)
+        product = tl.dot(a_operand(p0, ROWS, WARPS_K), x0)  # [WARPS_K, BLOCK_N, BLOCK_M] float32
+        if GROUP == 32:
+            acc += times_scale(product, s0, ROWS, WARPS_K)
+            product = tl.zeros_like(acc)
+        product = tl.dot(a_operand(p1, ROWS, WARPS_K), x1, product)
+        if GROUP <= 64:
+            acc += times_scale(product, s1, ROWS, WARPS_K)
+            product = tl.zeros_like(acc)
+        product = tl.dot(a_operand(p2, ROWS, WARPS_K), x2, product)
+        if GROUP == 32:
+            acc += times_scale(product, s2, ROWS, WARPS_K)
+            product = tl.zeros_like(acc)
+        product = tl.dot(a_operand(p3, ROWS, WARPS_K), x3, product)
+        acc += times_scale(product, s3, ROWS, WARPS_K)
+
+        word = word_2
+        if NUM_STAGES == 3:
+            word, word_1 = word_1, word_2
+        scale, zero, x = scale_1, zero_1, x_1
 
     # add the warps' shares, then the programs'
+    offs_m, offs_n = tl.arange(0, BLOCK_M), pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     total = tl.sum(acc, 0)  # [BLOCK_N, BLOCK_M]
-    if WHOLE_K:
-        total *= tl.load(scales_ptr + offs_n, mask=offs_n < N, other=0.0).to(tl.float32)[:, None]
     store_split(total, out_ptr, partial_ptr, counter_ptr, offs_m, offs_n, M, N, pid_n, pid_k, SPLIT_K)
 
 
@@ -288,7 +386,7 @@ def kernel_gemv_packed_int4(
 # --- the obvious kernel, the naive route, and the yardsticks ----------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def kernel_gemm_packed_int4_static(
     x_ptr, qweight_ptr, scales_ptr, zeros_ptr, out_ptr,
     M, N, K, KB, stride_xm,
@@ -354,69 +452,93 @@ def kernel_dequantize_int4(
 def kernel_load_only_int4(
     qweight_ptr, scales_ptr, checksum_ptr,
     N, KB,
-    SCALE_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, WARPS_K: tl.constexpr, SPLIT_K: tl.constexpr,
-    NUM_STAGES: tl.constexpr, PDL: tl.constexpr,
+    SCALE_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, WARPS_K: tl.constexpr, SPLIT_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Read every word and scale, compute nothing with them: checksum[SPLIT_K, N] int32 is the XOR of what a row read.
 
-    The ceiling of every INT4 kernel: the same tiles, shares and pipeline as the fast kernel. Scales are read as their
-    bits; symmetric weights whose N and K fill the tiles only.
+    The ceiling of every INT4 kernel: tiles, shares, layout and the early request of the fast kernel, with neither x nor
+    arithmetic. Scales are read as their bits; symmetric weights whose N and K fill the tiles only.
     """
     pid_n, pid_k = tl.program_id(0), tl.program_id(1)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
+    ROWS: tl.constexpr = BLOCK_N // 8
+    GROUPS: tl.constexpr = SCALE_ROWS if SCALE_ROWS > 0 else 1
     first, last = k_range(KB, pid_k, WARPS_K, SPLIT_K)
-    warp = tl.arange(0, WARPS_K)
-    row = tl.arange(0, BLOCK_N)
-    offs_n = pid_n * BLOCK_N + row
+    i = tl.arange(0, ROWS * WARPS_K)[:, None]
     q_ptrs = qweight_ptr + pid_n.to(tl.int64) * (BLOCK_N // 16) * KB * 256
-    q_ptrs += ((row // 16 * KB * 256 + row % 16 * 16)[None, :] + warp[:, None] * 256)[:, :, None]
-    q_ptrs += tl.arange(0, 16)[None, None, :]
-    s_ptrs = scales_ptr.to(tl.pointer_type(tl.int16)) + warp[:, None] * SCALE_ROWS * N + offs_n[None, :]
+    q_ptrs += (i // (2 * WARPS_K) * KB + i % WARPS_K) * 256 + i // WARPS_K % 2 * 128 + tl.arange(0, 128)[None, :]
+    i = tl.arange(0, GROUPS * ROWS * WARPS_K * 32)
+    row = i // (32 * WARPS_K) % ROWS * 8 + i % 32 // 4
+    s_ptrs = scales_ptr.to(tl.pointer_type(tl.int16)) + pid_n * BLOCK_N + row
+    s_ptrs += (i // 32 % WARPS_K * SCALE_ROWS + i // (32 * WARPS_K * ROWS)) * N
 
-    acc = tl.zeros((WARPS_K, BLOCK_N, 16), dtype=tl.int32)
-    scale_acc = tl.zeros((WARPS_K, BLOCK_N), dtype=tl.int16)
-    for kb in tl.range(first, last, WARPS_K, num_stages=NUM_STAGES):
-        acc ^= tl.load(q_ptrs + kb * 256)
-        for group in tl.static_range(SCALE_ROWS):
-            scale_acc ^= tl.load(s_ptrs + (kb * SCALE_ROWS + group) * N)
-    checksum = tl.xor_sum(tl.xor_sum(acc, 2), 0) ^ tl.xor_sum(scale_acc.to(tl.int32), 0)
+    word = tl.load(q_ptrs + first * 256, mask=first < last, other=0)
+    scale = tl.load(s_ptrs + first * SCALE_ROWS * N, mask=first < last, other=0)
     if PDL:
         tl.extra.cuda.gdc_wait()
-    tl.store(checksum_ptr + pid_k * N + offs_n, checksum)
+    words = tl.zeros((ROWS * WARPS_K, 128), dtype=tl.int32)
+    scales = tl.zeros((GROUPS * ROWS * WARPS_K * 32,), dtype=tl.int16)
+    for kb in tl.range(first, last, WARPS_K, num_stages=1):
+        kb_1 = kb + WARPS_K
+        word_1 = tl.load(q_ptrs + kb_1 * 256, mask=kb_1 < last, other=0)
+        scale_1 = tl.load(s_ptrs + kb_1 * SCALE_ROWS * N, mask=kb_1 < last, other=0)
+        words ^= word
+        scales ^= scale
+        word, scale = word_1, scale_1
+
+    checksum = tl.xor_sum(tl.xor_sum(words.reshape(ROWS, WARPS_K, 8, 16), 3), 1)  # [ROWS, 8]
+    if SCALE_ROWS > 0:  # four lanes read each scale: one of them counts
+        scales = scales.to(tl.int32).reshape(GROUPS, ROWS, WARPS_K, 8, 4)
+        scales = tl.where(tl.arange(0, 4)[None, None, None, None, :] == 0, scales, 0)
+        checksum ^= tl.xor_sum(tl.xor_sum(tl.xor_sum(scales, 4), 2), 0)
+    offs = tl.arange(0, ROWS)[:, None] * 8 + tl.arange(0, 8)[None, :]
+    tl.store(checksum_ptr + pid_k * N + pid_n * BLOCK_N + offs, checksum)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def kernel_gemm_fp16_splitk(
     x_ptr, weight_ptr, out_ptr, partial_ptr, counter_ptr,
     M, N, K, KB, stride_xm,
     EVEN: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WARPS_K: tl.constexpr, SPLIT_K: tl.constexpr,
-    NUM_STAGES: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WARPS_K: tl.constexpr, SPLIT_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The FP16 twin of the fast kernel: out[M, N] = x[M, K] @ weight[N, K].T in the same tiles, shares and pipeline."""
+    """The FP16 twin of the fast kernel: out[M, N] = x[M, K] @ weight[N, K].T in its tiles, shares and early request."""
     pid_n, pid_k = tl.program_id(0), tl.program_id(1)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
+    ROWS: tl.constexpr = BLOCK_N // 8
+    HALVES: tl.constexpr = BLOCK_M // 8
     first, last = k_range(KB, pid_k, WARPS_K, SPLIT_K)
-    warp = tl.arange(0, WARPS_K)[:, None, None]
-    offs_n = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_m = tl.arange(0, BLOCK_M)
-    offs_k = tl.arange(0, 128)
-    w_ptrs = weight_ptr + offs_n[None, :, None].to(tl.int64) * K + warp * 128 + offs_k[None, None, :]
-    x_ptrs = x_ptr + offs_m[None, None, :].to(tl.int64) * stride_xm + warp * 128 + offs_k[None, :, None]
+    offs_k = tl.arange(0, 32)[None, :]
+    i = tl.arange(0, ROWS * 4 * WARPS_K * 8)[:, None]
+    w_row = pid_n * BLOCK_N + i // (32 * WARPS_K) * 8 + i % 8
+    w_k = i // 8 % WARPS_K * 128 + i // (8 * WARPS_K) % 4 * 32 + offs_k
+    w_ptrs = weight_ptr + w_row.to(tl.int64) * K + w_k
+    i = tl.arange(0, HALVES * 4 * WARPS_K * 8)[:, None]
+    m = i // (32 * WARPS_K) * 8 + i % 8
+    x_k = i // 8 % WARPS_K * 128 + i // (8 * WARPS_K) % 4 * 32 + offs_k
+    x_ptrs = x_ptr + m.to(tl.int64) * stride_xm + x_k
+
+    w = load_step(w_ptrs + first * 128, first, last, w_row, N, w_k, K, EVEN, EVEN)
     if PDL:
         tl.extra.cuda.gdc_wait()
-
+    x = load_step(x_ptrs + first * 128, first, last, m, M, x_k, K, False, EVEN)
     acc = tl.zeros((WARPS_K, BLOCK_N, BLOCK_M), dtype=tl.float32)
-    for kb in tl.range(first, last, WARPS_K, num_stages=NUM_STAGES):
-        k0 = (kb + warp) * 128
-        w = load_inside(w_ptrs + kb * 128, (offs_n < N)[None, :, None] & (k0 + offs_k[None, None, :] < K), EVEN)
-        m_mask = offs_m[None, None, :] < M
-        k_mask = k0 + offs_k[None, :, None] < K
-        x = tl.load(x_ptrs + kb * 128, mask=m_mask if EVEN else m_mask & k_mask, other=0.0)
-        acc += tl.dot(w, x)
+    for kb in tl.range(first, last, WARPS_K, num_stages=1):
+        kb_1 = kb + WARPS_K
+        w_1 = load_step(w_ptrs + kb_1 * 128, kb_1, last, w_row, N, w_k, K, EVEN, EVEN)
+        x_1 = load_step(x_ptrs + kb_1 * 128, kb_1, last, m, M, x_k, K, False, EVEN)
+        w = w.reshape(ROWS, 4, WARPS_K, 8, 4, 2, 2, 2)  # [r, p, warp, g, t, b, d, h]
+        w0, w1, w2, w3 = quarters(w.permute(2, 0, 3, 5, 6, 4, 7, 1))
+        x0, x1, x2, x3 = b_operands(x, HALVES, WARPS_K, 2)
+        acc = tl.dot(w0.reshape(WARPS_K, BLOCK_N, 32), x0, acc)
+        acc = tl.dot(w1.reshape(WARPS_K, BLOCK_N, 32), x1, acc)
+        acc = tl.dot(w2.reshape(WARPS_K, BLOCK_N, 32), x2, acc)
+        acc = tl.dot(w3.reshape(WARPS_K, BLOCK_N, 32), x3, acc)
+        w, x = w_1, x_1
 
+    offs_m, offs_n = tl.arange(0, BLOCK_M), pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     total = tl.sum(acc, 0)  # [BLOCK_N, BLOCK_M]
     store_split(total, out_ptr, partial_ptr, counter_ptr, offs_m, offs_n, M, N, pid_n, pid_k, SPLIT_K)
 
