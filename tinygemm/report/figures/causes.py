@@ -75,7 +75,8 @@ def roofline(table: pd.DataFrame, shape=WIDE, backends=(BASELINE, "int4")) -> Fi
             mine["intensity"], mine["tflop_s"], np.nan_to_num(np.clip(interval, 0, None)), color=style.colour(backend),
             marker=style.marker(backend), ms=8, mec="white", lw=1.2, elinewidth=1, zorder=3,
         )  # fmt: skip
-        for _, row in mine.iloc[[0, -1]].iterrows():
+        # both ends of the lowest curve, which has room; the points of the others follow in the same order
+        for _, row in mine.iloc[[0, -1] if backend == backends[-1] else [0]].iterrows():
             place = {"xytext": (8, -3), "textcoords": "offset points", "size": 9, "va": "top"}
             text = ax.annotate(f"M = {row['M']:.0f}", (row["intensity"], row["tflop_s"]), **place)
             text.set(color=style.colour(backend), path_effects=style.HALO)
