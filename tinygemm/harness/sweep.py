@@ -45,7 +45,7 @@ def record(
     say(f"recording into {writer.path}")
     todo = unfinished_groups(plan, writer)
     try:
-        for cases, samples in _with_progress(measure(contest.Bench(plan, gpu, timing.CudaClock()), todo), len(todo)):
+        for cases, samples in _with_progress(measure(bench_of_this_gpu(plan, gpu), todo), len(todo)):
             writer.append(cases, samples)
         if plan.counters:
             _record_counters(plan, writer, say)
@@ -59,12 +59,14 @@ def bench(plan: SweepPlan) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Measure a plan without recording it: the tables of cases.csv and samples.csv."""
     gpu, todo = hardware.snapshot(), groups(plan)
     cases, samples = [], []
-    for group_cases, group_samples in _with_progress(
-        measure(contest.Bench(plan, gpu, timing.CudaClock()), todo), len(todo)
-    ):
+    for group_cases, group_samples in _with_progress(measure(bench_of_this_gpu(plan, gpu), todo), len(todo)):
         cases += group_cases
         samples += group_samples
     return _frame(cases, Case), _frame(samples, Sample)
+
+
+def bench_of_this_gpu(plan: SweepPlan, gpu: dict) -> contest.Bench:
+    return contest.Bench(plan, gpu, timing.CudaClock())
 
 
 def unfinished_groups(plan: SweepPlan, writer: runs.RunWriter) -> list[Group]:

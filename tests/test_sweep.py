@@ -1,0 +1,423 @@
+"""A sweep: which groups, in which order, what lands on disk, and that a killed one goes on where it stopped."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from fake_gpu import GPU, FakeClock, fake_backend
+
+from tinygemm import runs
+from tinygemm.harness import backends as registry
+from tinygemm.harness import contest, counters, sweep, timing
+from tinygemm.harness.plan import REPORT_BACKENDS, Group, SweepPlan, groups
+from tinygemm.problem import DECODE_M, REPORT_SHAPES, GemmProblem
+from tinygemm.runs import RunError, load_run
+
+SMALL = (GemmProblem(1, 32, 128), GemmProblem(2, 32, 128), GemmProblem(1, 64, 128))
+CLEAN = ("3fa9c1e" + "0" * 33, False)
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def lab(monkeypatch, clock):
+    """A machine whose GPU is the fake one: `fast` takes 4 us, `slow` 12, and ceilings that cost nothing to make."""
+    install(monkeypatch.setattr, clock)
+    return clock
+
+
+def install(replace, clock: FakeClock) -> None:
+    fakes = [fake_backend("slow", clock, 12.0, quantised=False), fake_backend("fast", clock, 4.0)]
+    replace(registry, "BACKENDS", {backend.name: backend for backend in fakes})
+    ceiling = registry.Ceiling("copy", "1GiB", lambda: lambda: clock.spend(500.0), lambda call: None, 2**31, 10)
+    replace(registry, "CEILINGS", {"copy": ceiling})
+    replace(sweep, "bench_of_this_gpu", lambda plan, gpu: contest.Bench(plan, gpu, clock, "cpu", registry.BACKENDS))
+    replace(sweep.hardware, "snapshot", lambda: GPU)
+    replace(timing, "MIN_COLD_BYTES", 0)
+    replace(runs, "git_state", lambda: CLEAN)
+    replace(runs, "software_versions", lambda: {})
+
+
+def small_plan(**settings) -> SweepPlan:
+    defaults = {
+        "problems": SMALL, "backends": ("slow", "fast", "copy"), "rep": 3, "warmup": 1, "counters": False,
+        "counter_backends": ("slow", "fast"), "counter_problems": (SMALL[0],),
+    }  # fmt: skip
+    return SweepPlan(**(defaults | settings))
+
+
+# --- the plan -------------------------------------------------------------------------------------------------------
+
+
+def test_the_default_plan_is_what_the_report_needs():
+    plan = SweepPlan()
+    assert set(plan.problems) == {GemmProblem(M, N, K) for K, N in REPORT_SHAPES for M in DECODE_M}
+    needed = {
+        "fp16-cublas", "dequant-fp16", "dequant-only", "int4-static", "int4", "int4-load-only", "aten-int4mm", "copy",
+        "empty-node",
+    }  # fmt: skip
+    assert needed <= set(plan.backends)
+    assert (plan.launches, plan.l2_states) == (("graph", "eager"), ("cold", "hot"))
+    assert plan.verify
+    assert {(p.K, p.N) for p in plan.counter_problems} == {(4096, 1024), (4096, 14336)}
+    assert SweepPlan.from_parameters() == plan
+
+
+def test_a_plan_is_built_from_notebook_parameters():
+    plan = SweepPlan.from_parameters(
+        "1, 8", "4096,1024;4096,4096", 64, "fp16-cublas, int4", rep=5, warmup=0, counters=False
+    )
+    assert plan.problems == tuple(GemmProblem(M, N, 4096, 64) for N in (1024, 4096) for M in (1, 8))
+    assert plan.backends == ("fp16-cublas", "int4")
+    assert (plan.rep, plan.warmup, plan.counters) == (5, 0, False)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "profiled"),
+    [
+        ("4096,512;4096,1024;4096,14336", [(4096, 1024), (4096, 14336)]),
+        ("128,64;256,64;512,64", [(128, 64), (512, 64)]),
+    ],
+)
+def test_counters_compare_the_narrow_and_the_wide_shape_at_the_fewest_tokens(shapes, profiled):
+    plan = SweepPlan.from_parameters("8,2", shapes)
+    assert [(p.M, p.K, p.N) for p in plan.counter_problems] == [(2, *pair) for pair in profiled]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"m_list": "1,x"}, "m_list must be positive integers separated by commas, got '1,x'"),
+        ({"m_list": "0"}, "m_list must be positive integers"),
+        ({"shapes": "4096"}, "shapes: '4096' is not K,N"),
+        ({"shapes": "4096,1024,1"}, "is not K,N"),
+        ({"shapes": ";"}, r"shapes must be K,N;K,N;\.\.\."),
+        ({"group_size": 100}, "group_size must be one of"),
+        ({"shapes": "4100,1024"}, "K=4100 must be divisible by group_size=128"),
+        ({"backends": "fp16-cublas,int5"}, "unknown backend int5; known: fp16-cublas"),
+        ({"rep": 0}, "rep must be an integer of at least 1, got 0"),
+        ({"rep": "many"}, "rep must be an integer"),
+        ({"warmup": -1}, "warmup must be an integer of at least 0"),
+        ({"repeat": 3}, "unknown parameter repeat; known: m_list"),
+    ],
+)
+def test_a_parameter_that_cannot_be_is_refused_by_name(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        SweepPlan.from_parameters(**parameters)
+
+
+def test_every_case_of_the_report_stands_in_exactly_one_group():
+    plan = SweepPlan()
+    ids = [case_id for group in groups(plan) for case_id in group.case_ids]
+    products = [name for name in REPORT_BACKENDS if name not in ("copy", "empty-node")]
+    assert len(ids) == len(set(ids)) == len(plan.problems) * 4 * len(products) + 2
+    assert "int4/M1-K4096-N14336-g128/graph-cold" in ids
+    assert {"copy/1GiB/graph-cold", "empty-node/empty/graph-cold"} <= set(ids)
+
+
+def test_equal_weights_stand_side_by_side():
+    weights = [(g.problem.K, g.problem.N) for g in groups(SweepPlan()) if g.problem]
+    changes = sum(a != b for a, b in itertools.pairwise(weights))
+    assert changes == len(set(weights)) - 1
+
+
+def test_the_parameters_of_a_plan_tell_every_plan_from_every_other():
+    texts = {
+        str(plan.parameters())
+        for plan in (
+            SweepPlan(), SweepPlan(rep=9), SweepPlan(seed=1), SweepPlan(symmetric=False), SweepPlan(problems=SMALL),
+            SweepPlan(problems=(GemmProblem(1, 32, 128, 64),)), SweepPlan(problems=(GemmProblem(1, 32, 128, -1),)),
+        )
+    }  # fmt: skip
+    assert len(texts) == 7
+
+
+# --- what a group measures ------------------------------------------------------------------------------------------
+
+
+def test_a_recorded_run_holds_every_case_with_its_samples(lab, tmp_path):
+    path = sweep.record(small_plan(), tmp_path, command="tinygemm record -f /home/ada/p.yaml", say=lambda text: None)
+    run = load_run(path)
+    assert run.cases["case_id"].tolist() == [i for group in groups(small_plan()) for i in group.case_ids]
+    assert (run.cases["status"] == "ok").all()
+    medians = run.samples.merge(run.cases).groupby("backend")["latency_us"].median()
+    assert medians.to_dict() == {"slow": 12.0, "fast": 4.0, "copy": 500.0}
+    assert (run.samples.groupby("case_id").size() == 3).all()
+    assert run.provenance["command"] == "tinygemm record -f p.yaml"
+    assert run.provenance["parameters"]["problems"] == {"128": "1,128,32;2,128,32;1,128,64"}
+
+
+def test_a_case_says_what_was_measured_and_how(lab, tmp_path):
+    lab.readings = [timing.Reading(1980.0, 3201.0, None, 41.0)]
+    cases = load_run(sweep.record(small_plan(), tmp_path, say=lambda text: None)).cases.set_index("case_id")
+    case = cases.loc["fast/M2-K128-N32-g128/graph-cold"]
+    packed_bytes = 128 * 32 // 2 + 2 * 32  # the words and the scales
+    assert (case["M"], case["N"], case["K"], case["group_size"], case["dtype"]) == (2, 32, 128, 128, "float16")
+    assert (case["n_samples"], case["n_calls"]) == (3, 50)
+    assert case["n_copies"] == max(2, -(-5 * GPU["l2_bytes"] // packed_bytes))
+    assert 0 < case["rms_err"] < case["max_err"] < 2e-2
+    assert (case["sm_clock_mhz"], case["mem_clock_mhz"], case["temp_c"]) == (1980, 3201, 41)
+    assert pd.isna(case["power_w"])
+    assert case["flops"] == 2 * 2 * 32 * 128
+    assert cases.loc["fast/M2-K128-N32-g128/graph-hot", "n_copies"] == 1
+    assert cases.loc["slow/M2-K128-N32-g128/graph-cold", "group_size"] == 0
+    copy = cases.loc["copy/1GiB/graph-cold"]
+    assert (copy["M"], copy["flops"], copy["bytes_min"], copy["n_calls"]) == (0, 0, 2**31, 10)
+
+
+def test_launch_modes_differ_in_what_is_captured(lab):
+    list(
+        sweep.measure(
+            sweep.bench_of_this_gpu(small_plan(launches=("eager",)), GPU), groups(small_plan(launches=("eager",)))
+        )
+    )
+    assert not [entry for entry in lab.log if entry[0] == "capture"]
+    assert {entry[2] for entry in lab.log if entry[0] == "round"} == {False}
+
+
+def test_a_weight_is_made_once_for_all_token_counts_and_modes(lab, monkeypatch):
+    made = []
+    original = registry.operands
+    monkeypatch.setattr(
+        registry, "operands", lambda problem, *rest: made.append((problem.K, problem.N)) or original(problem, *rest)
+    )
+    list(sweep.measure(sweep.bench_of_this_gpu(small_plan(), GPU), groups(small_plan())))
+    assert made == [(128, 32), (128, 64)]
+
+
+def test_contenders_are_verified_before_any_of_them_is_timed(lab, monkeypatch):
+    order = []
+    check = registry.BACKENDS["fast"].check
+    for name in ("slow", "fast"):
+        object.__setattr__(
+            registry.BACKENDS[name], "check", lambda *a, name=name: order.append(f"check {name}") or check(*a)
+        )
+    interleave = timing.interleave
+    monkeypatch.setattr(timing, "interleave", lambda *a: order.append("time") or interleave(*a))
+    todo = groups(small_plan(problems=SMALL[:1], backends=("slow", "fast")))
+    list(sweep.measure(sweep.bench_of_this_gpu(small_plan(), GPU), todo))
+    assert order == ["check slow"] * 2 + ["check fast"] * 2 + ["time"] * 4
+
+
+def test_a_mismatch_is_recorded_with_its_error_and_without_samples(lab, tmp_path):
+    wrong = fake_backend("fast", lab, product=lambda x, w: torch.zeros(x.shape[0], w.N))
+    registry.BACKENDS["fast"] = wrong
+    run = load_run(sweep.record(small_plan(), tmp_path, say=lambda text: None))
+    bad = run.cases[run.cases["backend"] == "fast"]
+    assert set(bad["status"]) == {"mismatch"}
+    assert (bad["max_err"] > 1).all()
+    assert bad["message"].str.contains("error against float64").all()
+    assert not run.samples["case_id"].str.startswith("fast").any()
+    assert (run.cases.loc[run.cases["backend"] == "slow", "n_samples"] == 3).all()
+
+
+def test_a_recorded_run_cannot_skip_verification(lab, tmp_path):
+    with pytest.raises(ValueError, match="verifies every case"):
+        sweep.record(small_plan(verify=False), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bench_times_what_is_not_verified_and_records_nothing(lab, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "DATA_ROOT", tmp_path)
+    cases, samples = sweep.bench(small_plan(verify=False))
+    assert cases.columns.tolist() == runs.columns_of(runs.Case)
+    assert (cases["status"] == "ok").all()
+    assert cases["max_err"].isna().all()
+    assert len(samples) == 3 * len(cases)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_contender_that_fails_when_it_is_prepared_leaves_the_others_alone(lab):
+    def capture(calls):
+        lab.log.append(("capture", len(calls)))
+        if len([entry for entry in lab.log if entry[0] == "capture"]) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return lambda: [call() for call in calls]
+
+    object.__setattr__(lab, "capture", capture)
+    plan = small_plan(problems=SMALL[:1], backends=("slow", "fast"), launches=("graph",), l2_states=("cold",))
+    ((cases, samples),) = sweep.measure(sweep.bench_of_this_gpu(plan, GPU), groups(plan))
+    assert [case.status for case in cases] == ["ok", "out_of_memory"]
+    assert cases[1].max_err is not None, "it was verified before it ran out of memory"
+    assert {sample.case_id for sample in samples} == {cases[0].case_id}
+
+
+def test_a_failure_while_timing_is_the_whole_groups(lab):
+    def time_round(runs, **_):
+        raise RuntimeError("launch failed")
+
+    object.__setattr__(lab, "time_round", time_round)
+    plan = small_plan(problems=SMALL[:1], backends=("slow", "fast"), launches=("graph",), l2_states=("cold",))
+    ((cases, samples),) = sweep.measure(sweep.bench_of_this_gpu(plan, GPU), groups(plan))
+    assert [case.status for case in cases] == ["error", "error"]
+    assert cases[0].message == "while timing the group: RuntimeError: launch failed"
+    assert samples == []
+
+
+# --- stopped and gone on with ---------------------------------------------------------------------------------------
+
+
+def break_after(clock: FakeClock, rounds: int) -> None:
+    """The context is lost in some round: every later call raises."""
+    original = clock.time_round
+
+    def time_round(*arguments, **settings):
+        if sum(entry[0] == "round" for entry in clock.log) == rounds:
+            clock.broken = True
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return original(*arguments, **settings)
+
+    object.__setattr__(clock, "time_round", time_round)
+
+
+def test_a_lost_context_leaves_a_run_that_can_be_finished(lab, tmp_path, monkeypatch):
+    whole = load_run(sweep.record(small_plan(), tmp_path / "whole", say=lambda text: None))
+    said = []
+    fresh = FakeClock()
+    break_after(fresh, 22)
+    install(monkeypatch.setattr, fresh)
+    with pytest.raises(sweep.SweepStoppedError, match="illegal memory access"):
+        sweep.record(small_plan(), tmp_path / "stopped", say=said.append)
+    (partial,) = tmp_path.glob("stopped/h200/*.partial")
+    assert said[-1] == f"stopped; go on with: tinygemm record --resume {partial}"
+    assert len(runs.read_table(partial / "cases.csv")) == 9
+
+    install(monkeypatch.setattr, again := FakeClock())
+    run = load_run(sweep.record(small_plan(), tmp_path / "stopped", resume=partial, say=lambda text: None))
+    assert sum(entry[0] == "round" for entry in again.log) == 4 * (13 - 5)
+    pd.testing.assert_frame_equal(run.cases, whole.cases)
+    pd.testing.assert_frame_equal(run.samples, whole.samples)
+
+
+def test_a_group_that_is_only_partly_on_disk_is_measured_again_as_a_whole(lab, tmp_path):
+    writer = runs.RunWriter.create(GPU, small_plan().parameters(), "", tmp_path)
+    for rows in sweep.measure(sweep.bench_of_this_gpu(small_plan(), GPU), groups(small_plan())[:3]):
+        writer.append(*rows)
+    lines = (writer.path / "cases.csv").read_text().splitlines(keepends=True)
+    (writer.path / "cases.csv").write_text("".join(lines[:-1]))
+    writer = runs.RunWriter.resume(writer.path, GPU, small_plan().parameters())
+    todo = sweep.unfinished_groups(small_plan(), writer)
+    assert todo == groups(small_plan())[2:]
+    assert writer.done() == {case_id for group in groups(small_plan())[:2] for case_id in group.case_ids}
+
+
+def test_another_plan_is_not_mixed_into_a_run(lab, tmp_path):
+    writer = runs.RunWriter.create(GPU, small_plan().parameters(), "", tmp_path)
+    with pytest.raises(RunError, match="cannot be resumed: its parameters was"):
+        sweep.record(small_plan(rep=4), tmp_path, resume=writer.path, say=lambda text: None)
+
+
+KILLED = """
+import os, sys, time
+sys.path.insert(0, {tests!r})
+import test_sweep
+from fake_gpu import FakeClock
+from tinygemm.harness import sweep
+clock = FakeClock()
+test_sweep.install(setattr, clock)
+original = clock.time_round
+def slow(*a, **k):
+    print("round", flush=True)
+    time.sleep(0.02)
+    return original(*a, **k)
+object.__setattr__(clock, "time_round", slow)
+sweep.record(test_sweep.small_plan(), __import__("pathlib").Path({root!r}), say=lambda text: None)
+"""
+
+
+def test_a_process_that_is_killed_loses_only_the_group_in_flight(lab, tmp_path):
+    code = KILLED.format(tests=str(Path(__file__).parent), root=str(tmp_path))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    for _ in range(4 * 7 + 2):  # rounds of seven groups, and half of the eighth
+        assert process.stdout.readline() == "round\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+    (partial,) = tmp_path.glob("h200/*.partial")
+    done = runs.RunWriter.resume(partial, GPU, small_plan().parameters()).done()
+    assert done >= {case_id for group in groups(small_plan())[:7] for case_id in group.case_ids}
+    run = load_run(sweep.record(small_plan(), tmp_path, resume=partial, say=lambda text: None))
+    assert run.cases["case_id"].tolist() == [i for group in groups(small_plan()) for i in group.case_ids]
+    assert (run.samples.groupby("case_id").size() == 3).all()
+
+
+# --- counters of a run ----------------------------------------------------------------------------------------------
+
+
+def test_counters_are_taken_of_the_cases_that_were_timed(lab, tmp_path, monkeypatch):
+    registry.BACKENDS["slow"] = fake_backend("slow", lab, product=lambda x, w: torch.zeros(x.shape[0], w.N))
+    asked = []
+
+    def collect(targets, say):
+        asked.extend(targets)
+        rows = [runs.Counter(t.case_id, 0, 0, "k", "gpu__time_duration.sum", 5.0, "nsecond") for t in targets]
+        return rows, {"fast.csv": "raw"}
+
+    monkeypatch.setattr(counters, "collect", collect)
+    run = load_run(sweep.record(small_plan(counters=True), tmp_path, say=lambda text: None))
+    assert [target.case_id for target in asked] == ["fast/M1-K128-N32-g128/graph-cold"]
+    assert run.counters["case_id"].tolist() == ["fast/M1-K128-N32-g128/graph-cold"]
+    assert (run.path / "ncu" / "fast.csv").read_text() == "raw"
+
+
+def test_a_run_without_permission_for_counters_is_kept_and_says_so(lab, tmp_path, monkeypatch):
+    def collect(targets, say):
+        raise counters.CountersUnavailableError(counters.PERMISSION_HELP)
+
+    monkeypatch.setattr(counters, "collect", collect)
+    said = []
+    run = load_run(sweep.record(small_plan(counters=True), tmp_path, say=said.append))
+    assert run.counters.empty
+    assert len(run.cases) == 25
+    assert "NVreg_RestrictProfilingToAdminUsers=0" in said[-1]
+
+
+def test_a_group_names_its_cases_after_its_problem():
+    group = Group(SMALL[0], str(SMALL[0]), "eager", "hot", ("fp16-cublas", "int4"))
+    assert group.case_ids == ["fp16-cublas/M1-K128-N32-g128/eager-hot", "int4/M1-K128-N32-g128/eager-hot"]
+
+
+# --- on a GPU -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+def test_a_small_sweep_on_the_gpu_is_recorded_and_reads_back(tmp_path):
+    problems = (GemmProblem(1, 1024, 4096), GemmProblem(4, 1024, 4096))
+    plan = SweepPlan(problems, rep=5, warmup=2, counters=False)
+    run = load_run(sweep.record(plan, tmp_path), allow_dirty=True)
+    unmeasured = run.cases[run.cases["status"] != "ok"]
+    assert unmeasured.empty, unmeasured[["case_id", "status", "message"]].to_string()
+    medians = run.samples.groupby("case_id")["latency_us"].median()
+    for problem in problems:
+        fp16, int4 = (medians[runs.case_id(name, problem, "graph", "cold")] for name in ("fp16-cublas", "int4"))
+        assert int4 < fp16
+        assert medians[runs.case_id("int4", problem, "eager", "cold")] > int4
+    assert 0.1 < medians["empty-node/empty/graph-cold"] < 5
+    assert run.cases["sm_clock_mhz"].dropna().between(300, 3000).all()
+
+
+@pytest.mark.gpu
+def test_captured_calls_never_run_out_of_counters(tmp_path):
+    """A split-K call whose counters must be zeroed in the graph carries one node more; no sweep may get there."""
+    from tinygemm.kernel import gemm
+
+    plan = SweepPlan(
+        (GemmProblem(1, 512, 4096),), backends=("int4-splitk",), launches=("graph",), rep=2, warmup=0, counters=False
+    )
+    bench = sweep.bench_of_this_gpu(plan, sweep.hardware.snapshot())
+    for _ in sweep.measure(bench, groups(plan) * 40):
+        (pool,) = gemm._captured_counters.values()
+        assert pool[0].numel() > gemm.CAPTURED_COUNTERS // 2
