@@ -237,7 +237,8 @@ def test_the_csv_of_a_bench_is_drawn_like_the_run(run, table, tmp_path):
     read = pd.read_csv(tmp_path / "bench.csv")
     for draw in (figures.headline, figures.speedup_vs_n, figures.decode_latency, figures.dequant_breakdown):
         assert isinstance(draw(read), Figure)
-    assert bars(figures.headline(read)) == bars(figures.headline(table))
+    for colour, heights in bars(figures.headline(table)).items():
+        np.testing.assert_allclose(bars(figures.headline(read))[colour], heights)
 
 
 def test_the_csv_of_a_breakdown_is_drawn_like_the_run(run, table, tmp_path):
