@@ -43,7 +43,7 @@ check: $(VENV)/.has-report+kernel+test ## lint, and the tests that need neither 
 	@$(PY) -m ruff format --check
 	@$(PY) -m pytest -m "not gpu and not aot and not book and not browser"
 
-headline: $(VENV)/.has-report ## draw the README's figure again, from the newest recorded run
+headline: $(VENV)/.has-report ## write the README's figure and findings again, from the newest recorded run
 	@$(PY) -m tinygemm.report.build --headline
 
 clean: ## remove what was built; the environment and the recorded runs stay

@@ -16,10 +16,11 @@ from pathlib import Path
 import click
 import yaml
 
+from tinygemm.runs import RunError, latest_run
+
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = "00_answer"  # opens the run, or measures it; the other chapters are then given its folder
 WORKERS = 2
-HEADLINE = "book/_static/headline.svg"
 
 
 class BuildError(Exception):
@@ -139,16 +140,6 @@ def build_book(root: Path) -> Path:
     return html / "index.html"
 
 
-def draw_headline(root: Path = ROOT) -> Path:
-    """Draw the README's figure from the newest recorded run; the same run always gives the same bytes."""
-    from tinygemm.report import figures, tables
-    from tinygemm.runs import latest_run
-
-    target = root / HEADLINE
-    figures.save(figures.headline(tables.report_table(latest_run())), target)
-    return target
-
-
 def _say(done: int, total: int, notebook: Path, seconds: float) -> None:
     click.echo(f"[{done}/{total}] {notebook.name} {seconds:.1f} s")
 
@@ -157,16 +148,18 @@ def _say(done: int, total: int, notebook: Path, seconds: float) -> None:
 @click.option(
     "-f", "--params", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML of notebook parameters."
 )
-@click.option("--headline", is_flag=True, help="Only draw the README's figure again.")
+@click.option("--headline", is_flag=True, help="Only write the README's figure and findings again.")
 def main(params: Path | None, headline: bool) -> None:
     """Build the report from the newest recorded run, or from what PARAMS says."""
-    if headline:
-        click.echo(f"drawn: {draw_headline().relative_to(ROOT)}")
-        return
     try:
+        if headline:
+            from tinygemm.report import readme
+
+            readme.write(ROOT, latest_run(readme.GPU))
+            return
         parameters = yaml.safe_load(params.read_text()) if params else None
         click.echo(f"open the report: {build(parameters=parameters).as_uri()}")
-    except BuildError as error:
+    except (BuildError, RunError) as error:
         raise click.ClickException(str(error)) from None
 
 

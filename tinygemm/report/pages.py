@@ -206,12 +206,13 @@ def by_tokens(table: pd.DataFrame, backend: str = "int4") -> pd.DataFrame:
     return wide.assign(shape=wide["K"].astype(str) + "×" + wide["N"].astype(str)).rename_axis(columns=None)
 
 
-def counters(run) -> pd.DataFrame:
-    """tables.counters_table(run) with a name and a shape for each row; metrics that were not collected are NaN."""
+def counters(run, M: int = 1) -> pd.DataFrame:
+    """tables.counters_table(run) at one M, with a name and a shape; metrics that were not collected are NaN."""
     columns = ["n_kernels", "frac_dram", "frac_sm", "frac_issue", "frac_warps", "traffic_ratio"]
     if run.counters.empty:
         return pd.DataFrame(columns=["name", "shape", *columns])
     rows = tables.counters_table(run)
+    rows = rows[rows["M"] == M]
     rows = rows.reindex(columns=[*dict.fromkeys([*rows.columns, *columns])]).sort_values(["K", "N"], kind="stable")
     shape = rows["K"].astype(str) + "×" + rows["N"].astype(str)
     return rows.assign(name=rows["backend"].map(style.name), shape=shape)

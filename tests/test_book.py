@@ -1,0 +1,255 @@
+"""The built book: what its pages say, and how they behave in a real browser that has no network."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import re
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, browser_path
+
+from tinygemm.report import build, tables, verdicts
+from tinygemm.runs import latest_run
+
+pytestmark = pytest.mark.book
+CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+PAGES = [*(f"executed/{chapter}.html" for chapter in CHAPTERS), "references.html"]
+PHONE, DESK = {"width": 375, "height": 800}, {"width": 1280, "height": 900}
+
+
+class Text(HTMLParser):
+    """The words of a page's article."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.depth = [], 0
+
+    def handle_starttag(self, tag, attrs):
+        self.depth += tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self.depth -= tag in ("script", "style")
+
+    def handle_data(self, data):
+        if not self.depth:
+            self.words.append(data)
+
+
+def text_of(page: Path) -> str:
+    parser = Text()
+    parser.feed(page.read_text())
+    return re.sub(r"\s+", " ", "".join(parser.words))
+
+
+@pytest.fixture(scope="module")
+def run(recorded_or_synthetic):
+    root = recorded_or_synthetic.get("data_root")
+    return latest_run(root=Path(root)) if root else latest_run()
+
+
+# --- what the pages say ------------------------------------------------------------------------------
+
+
+def test_book_has_every_chapter_and_its_front_page_leads_to_the_answer(book):
+    for page in PAGES:
+        assert (book / page).is_file()
+    assert "executed/00_answer.html" in (book / "index.html").read_text()
+
+
+def test_front_page_gives_every_verdict_of_the_run_with_its_state(book, run):
+    page = text_of(book / "executed" / "00_answer.html")
+    findings = verdicts.of_run(run)
+    for letter in "ABC":
+        for key in (letter, f"{letter}_static"):
+            answer = f"{findings[key].state} {findings[key].sentence}"
+            assert re.sub(r"\s+", " ", answer) in page
+
+
+def test_every_chapter_says_which_run_and_which_gpu_it_shows(book, run):
+    for chapter in ("00_answer", "07_reproduce"):
+        page = text_of(book / "executed" / f"{chapter}.html")
+        assert run.run_id in page
+        assert run.gpu["name"] in page
+
+
+def test_numbers_of_the_prose_are_those_of_the_run(book, run):
+    page = text_of(book / "executed" / "01_problem.html")
+    table = tables.report_table(run)
+    assert f"{tables.copy_bandwidth_gb_s(table) / 1e3:.2f} TB/s" in page
+    assert f"{tables.empty_node_us(table):.2f} µs" in page
+
+
+def test_no_page_shows_a_path_of_this_machine(book):
+    for page in book.rglob("*.html"):
+        assert str(ROOT) not in page.read_text(), page.name
+
+
+def test_figures_are_numbered_in_reading_order_and_referenced_tables_exist(book):
+    numbers = [
+        int(number)
+        for chapter in CHAPTERS
+        for number in re.findall(r'caption-number">Fig\. (\d+)', (book / "executed" / f"{chapter}.html").read_text())
+    ]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert len(numbers) >= 8
+
+
+def test_parameters_of_the_run_are_folded_and_their_defaults_not_repeated(book):
+    for chapter in CHAPTERS:
+        page = (book / "executed" / f"{chapter}.html").read_text()
+        assert page.count("Show the run&#x27;s parameters") == 1
+        assert "tag_parameters" not in page
+
+
+def test_inks_of_code_and_prose_name_no_other_source_than_the_site(book):
+    loaded = re.compile(r'<(?:script|img|link|iframe)[^>]+(?:src|href)="(https?:)?//')
+    for page in book.rglob("*.html"):
+        assert not (found := loaded.search(page.read_text())), f"{page.name}: {found.group()}"
+
+
+def test_packing_table_of_the_kernel_chapter_is_what_pack_does():
+    import torch
+
+    from tinygemm.kernel.quant import pack
+
+    cells = json.loads((ROOT / "notebooks" / "03_kernel.ipynb").read_text())["cells"]
+    text = "".join("".join(cell["source"]) for cell in cells)
+    rows = re.findall(r"\| word (\d+) \|((?: \d+ \|){8})", text)
+    assert len(rows) >= 3
+    for word, nibbles in rows:
+        for position, k in enumerate(reversed(nibbles.split("|")[:8])):  # the last column is bits 0-3
+            codes = torch.zeros(16, 128, dtype=torch.uint8)
+            codes[0, int(k)] = 15
+            background = pack(torch.zeros_like(codes), torch.ones(1, 16).half(), None, 128).qweight
+            changed = pack(codes, torch.ones(1, 16).half(), None, 128).qweight ^ background
+            assert changed.flatten().nonzero().tolist() == [[int(word)]]
+            assert changed[0, 0, 0, int(word)].item() & 0xFFFFFFFF == 15 << 4 * position
+
+
+# --- how they behave ------------------------------------------------------------------------------
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def site(book):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(book)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser, site):
+    """(page, viewport, colour scheme) -> the page, loaded, and every complaint it had; nothing but the site answers."""
+    contexts = []
+
+    def opened(page: str, viewport=DESK, scheme="light"):
+        context = browser.new_context(viewport=viewport, color_scheme=scheme)
+        contexts.append(context)
+        complaints: list[str] = []
+        context.route(
+            lambda url: not url.startswith((site, "data:", "blob:")),
+            lambda route: (complaints.append(f"asks for {route.request.url}"), route.abort()),
+        )
+        tab = context.new_page()
+        tab.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("response", lambda reply: complaints.append(f"{reply.status} {reply.url}") if not reply.ok else None)
+        tab.goto(f"{site}/{page}")
+        tab.wait_for_load_state("networkidle")
+        return tab, complaints
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(("viewport", "scheme"), [(DESK, "light"), (PHONE, "dark")], ids=["desk-light", "phone-dark"])
+def test_page_loads_from_the_site_alone_without_a_complaint_and_fits(open_page, page, viewport, scheme):
+    tab, complaints = open_page(page, viewport, scheme)
+    assert complaints == []
+    assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    for image in tab.query_selector_all("article figure img"):
+        assert image.is_visible()
+        assert image.evaluate("i => i.naturalWidth > 0 && i.getBoundingClientRect().width <= innerWidth")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", [page for page in PAGES if re.search("problem|kernel", page)])
+def test_formulas_are_typeset_by_the_site_itself(open_page, page):
+    tab, complaints = open_page(page)
+    tab.wait_for_selector("mjx-container svg", timeout=10_000)
+    assert tab.locator("article .math").count() == tab.locator("mjx-container").count()
+    assert complaints == []
+
+
+@pytest.mark.browser
+def test_figures_stay_white_and_undimmed_in_a_dark_page(open_page):
+    tab, _ = open_page("executed/04_speedup.html", scheme="dark")
+    assert tab.evaluate("document.documentElement.dataset.theme") == "dark"
+    styles = tab.eval_on_selector_all(
+        "article figure img", "all => all.map(i => [getComputedStyle(i).backgroundColor, getComputedStyle(i).filter])"
+    )
+    assert styles
+    assert all(style == ["rgb(255, 255, 255)", "none"] for style in styles)
+
+
+@pytest.mark.browser
+def test_a_click_unfolds_the_parameters_of_the_run(open_page):
+    tab, _ = open_page("executed/00_answer.html")
+    fold = tab.locator("div.tag_injected-parameters")
+    assert not fold.locator("pre").is_visible()
+    fold.locator("summary").click()
+    assert fold.locator("pre").is_visible()
+    assert "source" in fold.inner_text()
+
+
+@pytest.mark.browser
+def test_wide_table_scrolls_inside_a_phone_page_instead_of_being_cut(open_page):
+    tab, _ = open_page("executed/02_method.html", PHONE)
+    box = tab.locator(".pst-scrollable-table-container").first
+    assert box.evaluate("b => b.scrollWidth <= b.clientWidth || getComputedStyle(b).overflowX === 'auto'")
+
+
+@pytest.mark.browser
+def test_search_finds_a_word_of_the_report(open_page):
+    tab, complaints = open_page("search.html?q=dequantisation")
+    tab.wait_for_selector("#search-results li a")
+    assert complaints == []
+
+
+# --- how building fails ------------------------------------------------------------------------------
+
+
+def test_warning_of_the_book_is_an_error_and_the_old_book_stays(tmp_path):
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "_toc.yml").write_text("format: jb-book\nroot: page\n")
+    (tmp_path / "book" / "page.md").write_text("# Page\n\n{doc}`nowhere`\n")
+    (tmp_path / "_config.yml").write_text("title: t\n")
+    old = tmp_path / "_build" / "html" / "index.html"
+    old.parent.mkdir(parents=True)
+    old.write_text("the old book")
+    with pytest.raises(build.BuildError, match="nowhere"):
+        build.build_book(tmp_path)
+    assert old.read_text() == "the old book"

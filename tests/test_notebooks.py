@@ -1,0 +1,149 @@
+"""The notebooks as they are stored, their parameters, and how a run of them fails."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+
+import nbformat
+import pytest
+import synthetic
+import yaml
+from conftest import ROOT
+
+from tinygemm.hardware import live_gpu_key
+from tinygemm.report import build
+from tinygemm.report.build import BuildError
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PARAMS = sorted((ROOT / "notebooks" / "params").glob("*.yaml"))
+
+
+def cells(notebook, kind="code"):
+    return [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+def source(cell) -> str:
+    return "".join(cell["source"])
+
+
+def parameters_of(notebook) -> dict:
+    (cell,) = [cell for cell in cells(notebook) if "parameters" in cell["metadata"].get("tags", [])]
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(source(cell)).body}
+
+
+def each_notebook(function):
+    return pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)(function)
+
+
+@each_notebook
+def test_notebook_is_stored_without_outputs_and_is_valid(notebook):
+    nbformat.validate(nbformat.read(notebook, as_version=4))
+    for cell in cells(notebook):
+        assert cell["outputs"] == []
+        assert cell["execution_count"] is None
+
+
+@each_notebook
+def test_every_notebook_has_the_same_parameters_and_defaults(notebook):
+    assert parameters_of(notebook) == parameters_of(NOTEBOOKS[0])
+
+
+def test_default_sweep_is_what_the_harness_measures_for_the_report():
+    from tinygemm.harness.sweep import SweepPlan
+
+    where = {"source", "gpu", "run_dir", "data_root", "allow_dirty"}
+    sweep = {name: value for name, value in parameters_of(NOTEBOOKS[0]).items() if name not in where}
+    assert SweepPlan.from_parameters(**sweep) == SweepPlan()
+
+
+@each_notebook
+def test_notebook_holds_prose_and_short_cells_without_definitions(notebook):
+    assert cells(notebook, "markdown")
+    for cell in cells(notebook):
+        code = source(cell)
+        tree = ast.parse("\n".join(line for line in code.splitlines() if not line.startswith("%")))
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda)]
+        assert len(code.splitlines()) <= 16, f"{notebook.name}: a cell of {len(code.splitlines())} lines"
+
+
+@each_notebook
+def test_every_figure_has_a_caption_and_a_label_and_stands_alone(notebook):
+    for cell in cells(notebook):
+        if re.search(r"\bfigures\.\w+\(", source(cell)):
+            figure = cell["metadata"]["mystnb"]["figure"]
+            assert figure["caption"].rstrip().endswith(".")
+            assert figure["name"].startswith("fig-")
+            assert len(source(cell).splitlines()) == 1
+
+
+@each_notebook
+def test_prose_types_no_measured_number(notebook):
+    """Times and ratios of the run reach the prose through glue; those of others are quoted, with their source."""
+    measured = re.compile(r"(?<![\w.`])\d+(\.\d+)? ?(µs|TB/s|GB/s|×(?![\dN]))")
+    quoted = {"03_kernel": "What the earlier study's kernel computes", "04_speedup": "Beside the earlier study"}
+    for cell in cells(notebook, "markdown"):
+        text = source(cell)
+        if heading := quoted.get(notebook.stem):
+            text = text.split(f"## {heading}")[0]
+        assert not (found := measured.search(text)), f"{notebook.name}: {found.group()!r}"
+
+
+@each_notebook
+def test_notebook_opens_the_run_it_is_told_to(notebook):
+    code = "\n".join(map(source, cells(notebook)))
+    assert "run = open_run(source, gpu, run_dir, data_root, allow_dirty, **sweep)" in code
+
+
+@pytest.mark.parametrize("file", PARAMS, ids=lambda path: path.stem)
+def test_parameter_file_names_its_gpu_and_only_parameters_that_exist(file):
+    parameters = yaml.safe_load(file.read_text())
+    assert parameters["gpu"] == file.stem
+    for notebook in NOTEBOOKS:
+        build.check_parameters(notebook, parameters)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "complaint"),
+    [
+        ({"m_lits": "1,2"}, "has no parameter 'm_lits'; it has source, gpu"),
+        ({"rep": "30"}, "parameter 'rep' must be int, as 25 is; got str '30'"),
+        ({"rep": True}, "parameter 'rep' must be int, as 25 is; got bool True"),
+        ({"m_list": [1, 2]}, "parameter 'm_list' must be str, as '1,2,4,8,16' is; got list [1, 2]"),
+        ({"counters": 1}, "parameter 'counters' must be bool, as True is; got int 1"),
+    ],
+)
+def test_unknown_or_mistyped_parameter_is_refused_before_anything_runs(tmp_path, parameters, complaint):
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    with pytest.raises(BuildError, match=re.escape(complaint)):
+        build.build(tmp_path, parameters)
+    assert not (tmp_path / "book").exists()
+
+
+def test_failing_cell_is_named_and_leaves_no_chapter_behind(tmp_path):
+    (tmp_path / "notebooks").mkdir()
+    book = nbformat.v4.new_notebook()
+    cell = nbformat.v4.new_code_cell
+    book.cells = [cell("a = 1", metadata={"tags": ["parameters"]}), cell("b = a"), cell("# why\nprint(1 / (b - 1))")]
+    nbformat.write(book, tmp_path / "notebooks" / "04_wrong.ipynb")
+    (tmp_path / "out" / ".aside").mkdir(parents=True)
+    with pytest.raises(BuildError) as failure:
+        build.execute(tmp_path / "notebooks" / "04_wrong.ipynb", tmp_path / "out", {})
+    assert str(failure.value) == "notebooks/04_wrong.ipynb, cell [3] `# why`:\nZeroDivisionError: division by zero"
+    assert not (tmp_path / "out" / "04_wrong.ipynb").exists()
+    assert (tmp_path / "out" / ".aside" / "04_wrong.ipynb").exists()
+
+
+@pytest.mark.skipif(live_gpu_key() == "a10g", reason="this machine has an A10G: it would measure")
+def test_report_of_a_gpu_that_was_never_recorded_stops_with_one_sentence(tmp_path):
+    synthetic.write_run(tmp_path / "data", shapes=((4096, 1024),), m_list=(1,), n_samples=3)
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    parameters = yaml.safe_load((ROOT / "notebooks" / "params" / "a10g.yaml").read_text())
+    with pytest.raises(BuildError) as failure:
+        build.build(tmp_path, parameters | {"data_root": str(tmp_path / "data")})
+    message = str(failure.value)
+    assert message.startswith("notebooks/00_answer.ipynb, cell [")
+    assert "no recorded run of a10g" in message
+    assert list((tmp_path / "book" / "executed").glob("*.ipynb")) == []
