@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 
@@ -31,6 +33,17 @@ def report_table(run) -> pd.DataFrame:
     speedup = speedups(run.cases, run.samples).rename(columns=lambda name: name.replace("speedup", "speedup_vs_fp16"))
     table = table.merge(speedup, on="case_id", how="left", validate="one_to_one")
     return table.assign(**_origin(run))
+
+
+def only(run: Run, keep: pd.Series) -> Run:
+    """A run with some of its cases: what takes every case apart is quicker on the few that a question is about.
+
+    keep: one boolean per row of run.cases
+    """
+    cases = run.cases[keep]
+    kept = {name: getattr(run, name) for name in ("samples", "counters")}
+    kept = {name: rows[rows["case_id"].isin(cases["case_id"])] for name, rows in kept.items()}
+    return dataclasses.replace(run, cases=cases, **kept)
 
 
 def primary(table: pd.DataFrame) -> pd.DataFrame:
@@ -224,7 +237,11 @@ def counters_table(run) -> pd.DataFrame:
     counters = summarize_counters(run.counters)
     if unknown := sorted(set(counters["case_id"]) - set(run.cases["case_id"])):
         raise ValueError(f"counters.csv has {unknown[0]!r}, which is not a case of cases.csv")
-    table = report_table(run).merge(counters, on="case_id", validate="one_to_one")
+    problem = problem_of(run.cases)
+    beside = problem.isin(problem[run.cases["case_id"].isin(counters["case_id"])]) | run.cases["backend"].isin(
+        NO_PRODUCT
+    )
+    table = report_table(only(run, beside)).merge(counters, on="case_id", validate="one_to_one")
     moved = table.get("dram_read_bytes", np.nan) + table.get("dram_write_bytes", 0)
     return table.assign(traffic_ratio=moved / table["bytes_min"])
 

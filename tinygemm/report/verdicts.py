@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from tinygemm.report.tables import BASELINE, SHAPE, breakdown, counters_table, primary, report_table
+from tinygemm.report.tables import BASELINE, SHAPE, breakdown, counters_table, only, primary, report_table
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 
@@ -43,6 +43,7 @@ class Verdict:
 def of_run(run) -> dict[str, Verdict]:
     """Every verdict of a run at M = 1: A, B, C (and the parts of C, C_loses and C_cause) for the tuned kernel; the same
     keys with `_static` for the simple one."""
+    run = only(run, run.cases["M"].isin((0, 1)) & (run.cases["launch"] == "graph") & (run.cases["l2_state"] == "cold"))
     table, tuned = report_table(run), breakdown(run)
     counters = counters_table(run) if len(run.counters) else None
     verdicts = {}
