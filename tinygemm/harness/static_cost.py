@@ -160,13 +160,14 @@ def compile_launch(launch: Launch, arch: int) -> CompiledKernel:
     for index, parameter in enumerate(kernel.params):
         value = launch.arguments[parameter.name]
         aligned = False
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        specialised = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (specialised and isinstance(value, int) and value == 1):
             signature[parameter.name] = "constexpr"
             constants[parameter.name] = value
         elif isinstance(value, torch.dtype):
             signature[parameter.name], aligned = POINTERS[value], True
         elif isinstance(value, int):
-            signature[parameter.name], aligned = "i32" if abs(value) < 2**31 else "i64", value % 16 == 0
+            signature[parameter.name], aligned = "i32" if abs(value) < 2**31 else "i64", specialised and value % 16 == 0
         else:
             signature[parameter.name] = "fp32"
         if aligned:
