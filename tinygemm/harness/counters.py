@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import re
 import shutil
 import subprocess
@@ -27,15 +26,12 @@ METRICS = (
 )
 PROFILED_CALLS = 3
 KERNEL_NAME, METRIC_NAME = "Kernel Name", "Metric Name"
-# columns of the wide layout that describe the launch; every other column is a metric
-LAUNCH_COLUMNS = {
-    "ID", "Process ID", "Process Name", "Host Name", KERNEL_NAME, "Kernel Time", "Context", "Stream", "Block Size",
-    "Grid Size", "Device", "CC", "Section Name",
-}  # fmt: skip
 # torch's own helpers that fill, copy, convert and draw random operands; a split-K reduction of cuBLAS is none of them
 SETUP_KERNEL = re.compile(
     r"elementwise\w*_kernel|distribution_|FillFunctor|CatArrayBatchedCopy|\breduce_kernel\b|random_|philox|spin_kernel"
 )
+
+NUMBER = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?([eE][+-]?\d+)?")
 
 PERMISSION_HELP = (
     "this user may not read GPU counters (ERR_NVGPUCTRPERM). Either run as root (in a container: with "
@@ -68,11 +64,11 @@ class Target:
 
 @dataclass(frozen=True)
 class KernelLaunch:
-    """One profiled kernel: metric -> (value, unit)."""
+    """One profiled kernel and the line it starts in: metric -> (value or None, unit)."""
 
     name: str
     line: int
-    metrics: dict[str, tuple[float, str]] = field(default_factory=dict)
+    metrics: dict[str, tuple[float | None, str]] = field(default_factory=dict)
 
 
 # --- running ncu ----------------------------------------------------------------------------------------------------
@@ -190,85 +186,96 @@ def read_text(text: str, name: str, case_id: str, calls: int | None = None) -> l
         Counter(case_id, index, index // per_call, launch.name, metric, value, unit)
         for index, launch in enumerate(launches)
         for metric, (value, unit) in launch.metrics.items()
+        if value is not None
     ]
 
 
 def read_launches(text: str, name: str) -> list[KernelLaunch]:
     """Every kernel of an ncu CSV, in launch order."""
-    before, rows = _table(text, name)
-    columns = rows[0][1]
-    records = [(line, dict(zip(columns, cells, strict=True))) for line, cells in rows[1:]]
-    launches = _long_layout(records, name) if METRIC_NAME in columns else _wide_layout(records, columns, name)
+    (header_line, columns), *rows = _table(text, name)
+    if METRIC_NAME in columns:
+        launches = _long_layout(rows, columns, name, header_line)
+    else:
+        launches = _wide_layout(rows, columns, name, header_line)
     if not launches:
-        raise CounterFileError(f"{name}:{before}: the table has no rows; did ncu profile any kernel?")
+        raise CounterFileError(f"{name}:{header_line}: no kernel stands below the header")
+    for launch in launches:
+        if missing := sorted(launches[0].metrics.keys() - launch.metrics.keys()):
+            raise CounterFileError(f"{name}:{launch.line}: {launch.name} has no {missing[0]}; is the file cut off?")
     return launches
 
 
-def _table(text: str, name: str) -> tuple[int, list[tuple[int, list[str]]]]:
-    """The header and its rows with their line numbers; ncu prints its own `==` lines before, between and after."""
-    lines = [(i, line) for i, line in enumerate(text.splitlines(), start=1) if not line.startswith("==")]
-    start = next((k for k, (_, line) in enumerate(lines) if _is_header(line)), None)
-    if start is None:
+def _table(text: str, name: str) -> list[tuple[int, list[str]]]:
+    """The header and its rows, each with its line number; ncu quotes every cell of both.
+
+    Whatever starts without a quote is a message of ncu (`==PROF==`) or of the profiled program; it may stand anywhere.
+    """
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.startswith('"'):
+            continue
+        try:
+            cells = next(csv.reader([line], strict=True))
+        except csv.Error as error:
+            raise CounterFileError(f"{name}:{number}: not CSV ({error}); is the file cut off?") from None
+        if rows and len(cells) != len(rows[0][1]):
+            width = len(rows[0][1])
+            raise CounterFileError(f"{name}:{number}: {len(cells)} cells, the header has {width}; is the file cut off?")
+        if rows or {"ID", KERNEL_NAME} <= set(cells):
+            rows.append((number, cells))
+    if not rows:
         if "ERR_NVGPUCTRPERM" in text:
             raise CounterFileError(f"{name}: {PERMISSION_HELP}")
         if "No kernels were profiled" in text:
             raise CounterFileError(f"{name}: ncu profiled no kernel; does --kernel-name match one?")
         raise CounterFileError(f'{name}:1: no ncu CSV header (a line with "ID" and "{KERNEL_NAME}") in this file')
-    rows = []
-    for number, line in lines[start:]:
-        if not line.strip():
-            continue
-        cells = next(csv.reader(io.StringIO(line)))
-        if rows and len(cells) != len(rows[0][1]):
-            raise CounterFileError(
-                f"{name}:{number}: {len(cells)} cells, the header has {len(rows[0][1])}; is the file cut off?"
-            )
-        rows.append((number, cells))
-    return rows[0][0], rows
+    return rows
 
 
-def _is_header(line: str) -> bool:
-    cells = next(csv.reader(io.StringIO(line)), [])
-    return "ID" in cells and KERNEL_NAME in cells
-
-
-def _long_layout(records: list, name: str) -> list[KernelLaunch]:
+def _long_layout(rows: list, columns: list[str], name: str, header_line: int) -> list[KernelLaunch]:
+    """One row per kernel and metric; a kernel goes by its process and ID."""
+    for column in ("Metric Unit", "Metric Value"):
+        if column not in columns:
+            raise CounterFileError(f"{name}:{header_line}: the column {column!r} is missing")
     launches: dict[tuple, KernelLaunch] = {}
-    for line, row in records:
-        for column in ("Metric Unit", "Metric Value"):
-            if column not in row:
-                raise CounterFileError(f"{name}: the column {column!r} is missing")
-        if not row[METRIC_NAME]:  # rows that carry a rule's advice have no metric
-            continue
-        key = (row.get("Process ID"), row["ID"])
-        launch = launches.setdefault(key, KernelLaunch(row[KERNEL_NAME], line))
-        launch.metrics[row[METRIC_NAME]] = (
-            _number(row["Metric Value"], name, line, row[METRIC_NAME]),
-            row["Metric Unit"],
-        )
+    for line, cells in rows:
+        row = dict(zip(columns, cells, strict=True))
+        launch = launches.setdefault((row.get("Process ID"), row["ID"]), KernelLaunch(row[KERNEL_NAME], line))
+        if row[METRIC_NAME]:  # empty in a row that carries the advice of a rule
+            value = _number(row["Metric Value"], name, line, row[METRIC_NAME])
+            launch.metrics[row[METRIC_NAME]] = value, row["Metric Unit"]
     return list(launches.values())
 
 
-def _wide_layout(records: list, columns: list[str], name: str) -> list[KernelLaunch]:
-    metrics = [column for column in columns if column not in LAUNCH_COLUMNS and "Domain:" not in column]
+def _wide_layout(rows: list, columns: list[str], name: str, header_line: int) -> list[KernelLaunch]:
+    """One row per kernel, one column per metric, and a first row with the units."""
+    metrics = [(i, column) for i, column in enumerate(columns) if "__" in column]
     if not metrics:
-        raise CounterFileError(f"{name}: no column is a metric; columns are {', '.join(columns)}")
-    if not records or records[0][1]["ID"]:
-        raise CounterFileError(f"{name}: the row of units after the header is missing")
-    units = records[0][1]
+        raise CounterFileError(f"{name}:{header_line}: no column is a metric; columns are {', '.join(columns)}")
+    (units_line, units), *rows = rows or [(header_line, columns)]
+    if units[columns.index("ID")]:
+        raise CounterFileError(f"{name}:{units_line}: the row of units below the header is missing")
     return [
         KernelLaunch(
-            row[KERNEL_NAME], line, {m: (_number(row[m], name, line, m), units[m]) for m in metrics if row[m] != ""}
+            cells[columns.index(KERNEL_NAME)],
+            line,
+            {metric: (_number(cells[i], name, line, metric), units[i]) for i, metric in metrics},
         )
-        for line, row in records[1:]
+        for line, cells in rows
     ]
 
 
-def _number(text: str, name: str, line: int, metric: str) -> float:
-    """A number as ncu prints it, with or without commas between thousands."""
-    if not re.fullmatch(r"[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?([eE][+-]?\d+)?", text.strip()):
-        raise CounterFileError(f"{name}:{line}: {metric} is {text!r}, not a number")
-    return float(text.replace(",", ""))
+def _number(text: str, name: str, line: int, metric: str) -> float | None:
+    """A number as ncu prints it, commas between thousands removed.
+
+    None for a counter that this GPU does not have, and for a property in words: a counter's name ends in a roll-up such
+    as `.sum`, a property's (`launch__func_cache_config`) does not.
+    """
+    if NUMBER.fullmatch(text):
+        return float(text.replace(",", ""))
+    if text in ("", "n/a") or "." not in metric:
+        return None
+    raise CounterFileError(f"{name}:{line}: {metric} is {text!r}, not a number")
 
 
 def _kernels_per_call(launches: list[KernelLaunch], name: str, calls: int | None) -> int:

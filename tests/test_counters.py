@@ -1,0 +1,352 @@
+"""Counters: the ncu command, its failures in words, and the import of real and damaged CSVs."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tinygemm.harness import counters
+from tinygemm.harness.counters import CounterFileError, CountersUnavailableError, Target, ncu_command, read_file
+from tinygemm.problem import GemmProblem
+from tinygemm.report.counters import COUNTER_COLUMNS, summarize_counters
+from tinygemm.runs import Counter
+
+# long_fp16.csv and wide_int4.csv are written by hand after the documented layouts of `--csv` and `--csv --page raw`
+NCU = Path(__file__).parent / "data" / "ncu"
+LONG, WIDE = NCU / "long_fp16.csv", NCU / "wide_int4.csv"
+TARGET = Target("int4/M2-K4096-N1024-g64/graph-cold", "int4", GemmProblem(2, 1024, 4096, 64))
+
+
+def table(rows: list[Counter]) -> pd.DataFrame:
+    return pd.DataFrame(rows)
+
+
+def value(rows, launch, metric):
+    return next(row.value for row in rows if row.launch == launch and row.metric == metric)
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_profiles_only_the_calls_at_the_clocks_as_they_are():
+    command = ncu_command(TARGET, Path("log.csv"))
+    joined = " ".join(command)
+    assert command[0] == "ncu"
+    assert "--csv --print-units base" in joined
+    assert "--profile-from-start off" in joined, "operands are made and kernels compiled outside the profiled range"
+    assert "--clock-control none" in joined, "this project never changes a GPU's clocks"
+    assert joined.endswith(
+        f"{sys.executable} -m tinygemm.cli profile --backend int4 --m 2 --k 4096 --n 1024 --group_size 64 --calls 3"
+    )
+
+
+def test_the_command_takes_metrics_a_kernel_name_and_the_variant_that_was_timed():
+    target = Target("x", "fp16-cublas", GemmProblem(1, 1024, 4096), symmetric=False, variant="layout=nk")
+    joined = " ".join(ncu_command(target, Path("log"), metrics=("a.sum", "b.avg"), kernel_name="kernel_x"))
+    assert "--metrics a.sum,b.avg" in joined
+    assert "--kernel-name-base function --kernel-name kernel_x" in joined
+    assert "--asymmetric --variant layout=nk" in joined
+
+
+def test_the_report_knows_every_metric_that_is_asked_for():
+    assert set(counters.METRICS) <= set(COUNTER_COLUMNS)
+
+
+FAKE_NCU = """#!{python}
+import sys
+log = sys.argv[sys.argv.index("--log-file") + 1]
+open(log, "w").write({text!r})
+print({stdout!r})
+sys.exit({code})
+"""
+
+
+def fake_ncu(tmp_path, monkeypatch, text="", stdout="", code=0):
+    program = tmp_path / "bin" / "ncu"
+    program.parent.mkdir()
+    program.write_text(FAKE_NCU.format(python=sys.executable, text=text, stdout=stdout, code=code))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+
+
+def test_what_ncu_writes_is_collected_per_target(tmp_path, monkeypatch):
+    text = WIDE.read_text().replace("(python3.12)", "(/usr/bin/python3.12)", 1)
+    fake_ncu(tmp_path, monkeypatch, text)
+    said = []
+    rows, raw = counters.collect([TARGET], say=said.append)
+    assert said == ["profiling int4/M2-K4096-N1024-g64/graph-cold"]
+    assert {row.case_id for row in rows} == {TARGET.case_id}
+    assert len(rows) == 3 * len(counters.METRICS)
+    assert list(raw) == ["int4_M2-K4096-N1024-g64_graph-cold.csv"]
+    (kept,) = raw.values()
+    assert "(python3.12)" in kept
+    assert "/usr/bin" not in kept
+
+
+def test_a_machine_without_ncu_is_told_where_it_comes_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CountersUnavailableError, match="ncu is not on the PATH; it comes with Nsight Compute"):
+        counters.collect([TARGET], say=lambda text: None)
+
+
+def test_a_user_without_permission_is_told_how_to_get_it(tmp_path, monkeypatch):
+    message = "==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access NVIDIA GPU Performance Counters"
+    fake_ncu(tmp_path, monkeypatch, f"==PROF== Connected to process 1\n{message} on the target device 0.\n", code=1)
+    with pytest.raises(CountersUnavailableError, match=r"NVreg_RestrictProfilingToAdminUsers=0.*") as caught:
+        counters.collect([TARGET], say=lambda text: None)
+    assert "CAP_SYS_ADMIN" in str(caught.value).replace("cap-add=SYS_ADMIN", "CAP_SYS_ADMIN")
+    assert "root" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("log", "stdout", "message"),
+    [
+        ("==ERROR== Failed to initialize the profiler: LibraryNotLoaded\n", "", "LibraryNotLoaded"),
+        ("==PROF== Connected\n", "Error: unknown backend 'int5'", "Error: unknown backend 'int5'"),
+        ("", "", "it printed nothing"),
+    ],
+)
+def test_a_failing_ncu_is_quoted(tmp_path, monkeypatch, log, stdout, message):
+    fake_ncu(tmp_path, monkeypatch, log, stdout, code=9)
+    with pytest.raises(CountersUnavailableError, match=rf"ncu ended with code 9: .*{re.escape(message)}"):
+        counters.collect([TARGET], say=lambda text: None)
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def test_the_long_layout_is_read_by_name():
+    rows = read_file(LONG, "fp16")
+    assert value(rows, 0, "dram__bytes_read.sum") == 8404992
+    assert value(rows, 1, "gpu__time_duration.sum") == 2000
+    assert next(row.unit for row in rows if row.metric == "gpu__time_duration.sum") == "ns"
+    assert {row.metric for row in rows} == set(counters.METRICS)
+
+
+def test_the_wide_layout_is_read_by_name():
+    rows = read_file(WIDE, "int4")
+    assert [value(rows, i, "dram__bytes_read.sum") for i in range(3)] == [30298112, 30299136, 30300160]
+    assert {row.unit for row in rows if row.metric == "gpu__time_duration.sum"} == {"nsecond"}
+    assert {row.metric for row in rows} == set(counters.METRICS)
+    assert {row.kernel_name for row in rows} == {"kernel_gemm_packed_int4_splitk"}
+
+
+def test_setup_kernels_are_left_out_by_name():
+    names = {row.kernel_name for row in read_file(LONG, "fp16")}
+    assert len(names) == 2
+    assert any("nvjet_hsh" in name for name in names)
+    assert any("splitKreduce_kernel" in name for name in names), "a split-K reduction is part of the product"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<float>, std::array<char *, 1>>(int)",
+        "void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda(...)>(int)",
+        "void at::native::<unnamed>::distribution_elementwise_grid_stride_kernel<float, 4>(long)",
+        "void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float>>(T3)",
+        "void at::native::<unnamed>::CatArrayBatchedCopy<at::native::<unnamed>::OpaqueType<2>, unsigned int>(T1 *)",
+        "at::cuda::<unnamed>::spin_kernel(long)",
+    ],
+)
+def test_a_setup_kernel_is_known(name):
+    assert counters.SETUP_KERNEL.search(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "kernel_gemm_packed_int4_static",
+        "kernel_gemv_packed_int4",
+        "nvjet_hsh_64x8_64x16_4x1_v_bz_splitK_TNT",
+        "void cublasLt::splitKreduce_kernel<32, 16, int, float, __half, float, __half, 1, 0, 0>(T4)",
+        "void gemv2T_kernel_val<int, int, __half, __half, __half, float, 128, 16, 4, 4, 0, 0>(T13, T6, T6)",
+        "void at::native::tinygemm_m16n8k16_chunk_kernel<at::native::ALayout_RM<0>, at::native::BLayout_TC_int4<8>>",
+        "void dot_kernel<float, 128, 0, cublasDotParams<cublasGemvTensorStridedBatched<__half const>>>(T4)",
+    ],
+)
+def test_a_kernel_of_a_product_is_no_setup_kernel(name):
+    assert not counters.SETUP_KERNEL.search(name)
+
+
+def test_kernels_are_counted_into_calls():
+    rows = read_file(LONG, "fp16")
+    assert sorted({(row.launch, row.call) for row in rows}) == [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2), (5, 2)]
+    assert sorted({(row.launch, row.call) for row in read_file(LONG, "fp16", calls=3)})[-1] == (5, 2)
+    assert sorted({(row.launch, row.call) for row in read_file(LONG, "fp16", calls=1)})[-1] == (5, 0)
+
+
+def test_a_call_of_two_kernels_adds_up_time_and_bytes_and_weights_percentages():
+    """The numbers of the second call, which is the median one, worked out by hand from the fixture."""
+    summary = summarize_counters(table(read_file(LONG, "fp16"))).iloc[0]
+    gemm_ns, reduce_ns = 6064, 2000
+    assert summary["n_kernels"] == 2
+    assert summary["counter_us"] == pytest.approx((gemm_ns + reduce_ns) / 1000)
+    assert summary["dram_read_bytes"] == 8404992 + 512 + 66048
+    assert summary["frac_dram"] == pytest.approx((37.5 * gemm_ns + 1.25 * reduce_ns) / (gemm_ns + reduce_ns) / 100)
+
+
+def test_both_layouts_give_one_summary_each_in_base_units():
+    summary = summarize_counters(table(read_file(WIDE, "int4"))).iloc[0]
+    assert summary["counter_us"] == pytest.approx(13.472)
+    assert summary["frac_dram"] == pytest.approx(0.4725)
+    assert summary["frac_issue"] == pytest.approx(0.4525)
+
+
+def test_units_other_than_base_are_kept_as_printed_and_converted_later(tmp_path):
+    text = WIDE.read_text().replace('"nsecond"', '"usecond"').replace('"byte"', '"Mbyte"')
+    for whole, scaled in (("13,504", "13.50"), ("13,472", "13.47"), ("13,440", "13.44")):
+        text = text.replace(whole, scaled)
+    text = re.sub(r'"30,(\d)\d\d,\d\d\d"', r'"30.\1"', text)
+    file = tmp_path / "w.csv"
+    file.write_text(text)
+    summary = summarize_counters(table(read_file(file, "int4"))).iloc[0]
+    assert summary["counter_us"] == pytest.approx(13.47)
+    assert summary["dram_read_bytes"] == pytest.approx(30.2e6)
+
+
+def test_columns_in_another_order_mean_the_same(tmp_path):
+    """Import by name, never by position."""
+    rows = [line.split('","') for line in WIDE.read_text().splitlines() if line.startswith('"')]
+    swapped = ['"' + '","'.join(cell.strip('"') for cell in reversed(row)) + '"' for row in rows]
+    quoted = [re.sub(r'"\((\d+), (\d+), (\d+)\)"', r'"(\1; \2; \3)"', line) for line in swapped]
+    (tmp_path / "r.csv").write_text("\n".join(quoted))
+    key = lambda row: (row.launch, row.metric)  # noqa: E731
+    assert sorted(read_file(tmp_path / "r.csv", "int4"), key=key) == sorted(read_file(WIDE, "int4"), key=key)
+
+
+def test_lines_of_ncu_and_of_the_program_may_stand_anywhere(tmp_path):
+    lines = WIDE.read_text().splitlines()
+    noisy = []
+    for line in lines:
+        noisy += [line, "loading weights ...", "==WARNING== something", ""]
+    (tmp_path / "n.csv").write_text("\n".join(noisy))
+    assert read_file(tmp_path / "n.csv", "int4") == read_file(WIDE, "int4")
+
+
+def test_rows_of_rules_properties_in_words_and_counters_a_gpu_lacks_are_passed_over(tmp_path):
+    text = WIDE.read_text().replace(
+        '"sm__warps_active', '"launch__func_cache_config","lts__x.sum","sm__warps_active'
+    )  # two columns more
+    lines = []
+    for line in text.splitlines():
+        if line.startswith('"') and "Kernel Name" not in line:
+            cells = line.split('","')
+            at = len(cells) - 2
+            cells[at:at] = ["", "byte"] if cells[1] == "" else ["CachePreferNone", "n/a"]
+            line = '","'.join(cells)
+        lines.append(line)
+    (tmp_path / "p.csv").write_text("\n".join(lines))
+    assert read_file(tmp_path / "p.csv", "int4") == read_file(WIDE, "int4")
+
+    rule = '"2","4711","python3.12","127.0.0.1","k","1","7","(1, 1, 1)","(1, 1, 1)","0","9.0","SpeedOfLight","","",""\n'
+    (tmp_path / "l.csv").write_text(LONG.read_text() + rule)
+    assert read_file(tmp_path / "l.csv", "fp16") == read_file(LONG, "fp16")
+
+
+# --- what cannot be read --------------------------------------------------------------------------------------------
+
+
+def damaged(tmp_path, source: Path, old: str, new: str) -> Path:
+    text = source.read_text()
+    assert old in text
+    file = tmp_path / source.name
+    file.write_text(text.replace(old, new, 1))
+    return file
+
+
+def line_of(file: Path, text: str) -> int:
+    return next(i for i, line in enumerate(file.read_text().splitlines(), start=1) if text in line)
+
+
+@pytest.mark.parametrize(
+    ("source", "old", "new", "message"),
+    [
+        (WIDE, '"13,472"', '"fast"', r"wide_int4.csv:8: gpu__time_duration.sum is 'fast', not a number"),
+        (WIDE, '"13,472"', '"13,47"', r"wide_int4.csv:8: gpu__time_duration.sum is '13,47', not a number"),
+        (WIDE, ',"13,472"', "", r"wide_int4.csv:8: 17 cells, the header has 18; is the file cut off\?"),
+        (WIDE, '"Kernel Name"', '"Kernel"', r"wide_int4.csv:1: no ncu CSV header"),
+        (
+            WIDE,
+            '"","","","","","","","","","","","byte"',
+            '"9","","","","","","","","","","","byte"',
+            r":6: the row of units",
+        ),
+        (LONG, '"Metric Value"', '"Value"', r"long_fp16.csv:12: the column 'Metric Value' is missing"),
+        (LONG, '"36.50"', '"36.5.0"', r"long_fp16.csv:29: dram__throughput.* is '36.5.0', not a number"),
+    ],
+)
+def test_what_cannot_be_read_is_said_with_file_and_line(tmp_path, source, old, new, message):
+    with pytest.raises(CounterFileError, match=message):
+        read_file(damaged(tmp_path, source, old, new), "x")
+
+
+@pytest.mark.parametrize("source", [LONG, WIDE], ids=["long", "wide"])
+@pytest.mark.parametrize("lost", [1, 2, 3, 5, 9, 40, 150, 333])
+def test_a_file_that_was_cut_off_never_passes_for_a_whole_one(tmp_path, source, lost):
+    file = tmp_path / "cut.csv"
+    file.write_text(source.read_text().rstrip("\n")[:-lost])
+    with pytest.raises(CounterFileError, match=r"cut\.csv:\d+: .*(cut off|not a number|not 3 calls)"):
+        read_file(file, "x", calls=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no ncu CSV header"),
+        ("==ERROR== ERR_NVGPUCTRPERM - The user does not have permission\n", "NVreg_RestrictProfilingToAdminUsers=0"),
+        ("==WARNING== No kernels were profiled.\n", "profiled no kernel; does --kernel-name match one"),
+        ('"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n', "no kernel stands below the header"),
+        ('"ID","Kernel Name","Grid Size"\n', "no column is a metric"),
+        ('"ID","Kernel Name","a__b.sum"\n', "the row of units below the header is missing"),
+    ],
+)
+def test_a_file_without_kernels_says_what_it_lacks(tmp_path, text, message):
+    file = tmp_path / "e.csv"
+    file.write_text(text)
+    with pytest.raises(CounterFileError, match=message):
+        read_file(file, "x")
+
+
+def test_a_file_that_is_missing_or_no_text_is_named(tmp_path):
+    with pytest.raises(CounterFileError, match=r"nowhere.csv: cannot be read"):
+        read_file(tmp_path / "nowhere.csv", "x")
+    (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(CounterFileError, match=r"b.csv: cannot be read"):
+        read_file(tmp_path / "b.csv", "x")
+
+
+def test_calls_that_do_not_launch_the_same_kernels_are_refused(tmp_path):
+    with pytest.raises(CounterFileError, match="6 kernels are not 4 calls of the same kernels"):
+        read_file(LONG, "fp16", calls=4)
+    with pytest.raises(CounterFileError, match="6 kernels are not 2 calls of the same kernels"):
+        read_file(LONG, "fp16", calls=2)
+
+
+def test_a_file_of_setup_kernels_alone_is_refused(tmp_path):
+    text = WIDE.read_text().replace("kernel_gemm_packed_int4_splitk", "vectorized_elementwise_kernel")
+    (tmp_path / "s.csv").write_text(text)
+    with pytest.raises(CounterFileError, match="every profiled kernel is a setup kernel"):
+        read_file(tmp_path / "s.csv", "x")
+
+
+# --- on a GPU -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["fp16-cublas", "int4"])
+def test_real_counters_agree_with_the_bytes_that_must_move(backend):
+    problem = GemmProblem(1, 14336, 4096)
+    target = Target(f"{backend}/{problem}/graph-cold", backend, problem)
+    try:
+        rows, _ = counters.collect([target])
+    except CountersUnavailableError as error:
+        pytest.skip(f"no counters on this machine: {error}")
+    summary = summarize_counters(table(rows)).iloc[0]
+    least = problem.bytes_min(16.0 if backend == "fp16-cublas" else problem.int4_bits_per_weight())
+    assert 0.95 < summary["dram_read_bytes"] / least < 1.3
+    assert 0.05 < summary["frac_dram"] < 1
