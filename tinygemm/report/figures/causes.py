@@ -66,7 +66,7 @@ def roofline(table: pd.DataFrame, shape=WIDE, backends=(BASELINE, "int4")) -> Fi
     if spec:
         ax.plot([ridge, 8 * ridge], [peak, peak], color=style.IDEAL, lw=1.6, zorder=1)
         ax.text(7 * ridge, 1.15 * peak, f"FP16 tensor peak: {peak:,.0f} TFLOP/s (datasheet)", ha="right", size=9.5)
-    _along_roof(ax, 6, copy, f"copy bandwidth: {copy / 1e3:.2f} TB/s (measured)")
+    _along_roof(ax, 0.5 * ridge, copy, f"copy bandwidth: {copy / 1e3:.2f} TB/s (measured)")
     for backend in backends:
         mine = rows[rows["backend"] == backend]
         ends = {end: mine["flops"] / mine[f"latency_us_{end}"] / 1e6 for end in ("low", "high")}
@@ -85,10 +85,10 @@ def roofline(table: pd.DataFrame, shape=WIDE, backends=(BASELINE, "int4")) -> Fi
 
 
 def _along_roof(ax: Axes, x: float, copy_gb_s: float, text: str) -> None:
-    """Write along the memory roof; on log axes its direction in data space is (x, y) itself."""
+    """Write along the memory roof up to x; on log axes its direction in data space is (x, y) itself."""
     y = 1.18 * x * copy_gb_s / 1e3
     angle = np.degrees(np.arctan2(y, x))
-    ax.text(x, y, text, rotation=angle, rotation_mode="anchor", transform_rotates_text=True, size=9.5)
+    ax.text(x, y, text, rotation=angle, rotation_mode="anchor", transform_rotates_text=True, ha="right", size=9.5)
 
 
 @style.figure

@@ -41,7 +41,7 @@ def headline(table: pd.DataFrame, M: int = 1, backends=CONTENDERS, shapes=STUDY_
     handles = [Patch(color=style.colour(backend), label=style.name(backend)) for backend in shown]
     where = style.conditions(rows[rows["backend"].isin(shown)], f"M = {M}")
     fig, ax = style.canvas("What INT4 gains over FP16 in decode", where, legend=handles, height=3.5)
-    _bars(ax, rows, shown, shapes, "speedup_vs_fp16", "{:.1f}×", below=1.0)
+    _bars(ax, rows, shown, shapes, "speedup_vs_fp16", "{:.1f}×".format, below=1.0)
     _speedup_axis(ax, rows, "ideal: 16 bits / {bits:.4g} bits = {ideal:.2f}×")
     _name_shapes(ax, shapes, [_gain(rows, shape, "int4") for shape in shapes])
     ax.set(ylabel="speedup over FP16", xlim=(-0.5, len(shapes) - 0.5))
@@ -101,8 +101,7 @@ def decode_latency(table: pd.DataFrame, M: int = 1, backends=(BASELINE, *CONTEND
     quantised = rows[rows["backend"] != BASELINE]
     where = style.conditions(quantised if len(quantised) else rows, f"M = {M}")
     fig, ax = style.canvas("Latency of one decode GEMM", where, legend=handles, height=3.5)
-    digits = "{:.0f}" if rows["latency_us_p50"].min() > 99 else "{:.1f}"
-    _bars(ax, rows, shown, shapes, "latency_us_p50", digits, floors=floors)
+    _bars(ax, rows, shown, shapes, "latency_us_p50", _us, floors=floors)
     _name_shapes(ax, shapes)
     ax.set(ylabel="latency (µs)", xlim=(-0.5, len(shapes) - 0.5))
     ax.margins(y=0.1)
@@ -177,9 +176,10 @@ def _at(table: pd.DataFrame, M: int, backends, shapes, figure: str) -> tuple[pd.
     return rows[pd.MultiIndex.from_frame(rows[["K", "N"]]).isin(shapes)], shapes
 
 
-def _bars(ax: Axes, rows: pd.DataFrame, backends, shapes, value: str, label: str, below=None, floors=False) -> None:
+def _bars(ax: Axes, rows: pd.DataFrame, backends, shapes, value: str, write, below=None, floors=False) -> None:
     """Bars in groups of one shape, each with its interval and its number.
 
+    write:  a number -> what stands at the bar
     below:  a line at this height is drawn by the caller: numbers that would meet it stand inside their bar
     floors: draw the floor of each bar
     """
@@ -190,18 +190,23 @@ def _bars(ax: Axes, rows: pd.DataFrame, backends, shapes, value: str, label: str
         ax.bar(x, mine[value], 0.92 * width, color=style.colour(backend), zorder=2)
         spread = style.spread(mine, value)
         ax.errorbar(x, mine[value], spread, fmt="none", ecolor=style.INK, elinewidth=1, capsize=2, zorder=3)
-        _number_bars(ax, x, mine[value], label, backend == "int4", 9.5 if len(backends) < 4 else 8.5, below)
+        look = {"size": 9.5 if len(backends) < 4 else 8.5, "weight": "bold" if backend == "int4" else "normal"}
+        for at, height in zip(x[mine[value].notna()], mine[value].dropna(), strict=True):
+            struck = below is not None and 0.5 * below < height < below
+            inside = {"xytext": (0, -4), "va": "top", "color": _readable_on(style.colour(backend))}
+            place = inside if struck else {"xytext": (0, 4), "va": "bottom"}
+            ax.annotate(write(height), (at, height), textcoords="offset points", ha="center", **place, **look)
         if floors:
             ax.hlines(mine["floor_us"], x - 0.46 * width, x + 0.46 * width, color=style.IDEAL, lw=2, zorder=4)
 
 
-def _number_bars(ax: Axes, x, heights, label: str, bold: bool, size: float, below: float | None) -> None:
-    for at, height in zip(x, heights, strict=True):
-        if np.isfinite(height):
-            struck = below is not None and 0.5 * below < height < below
-            place = {"xytext": (0, -4), "va": "top"} if struck else {"xytext": (0, 4), "va": "bottom"}
-            look = {"size": size, "weight": "bold" if bold else "normal", "ha": "center"}
-            ax.annotate(label.format(height), (at, height), textcoords="offset points", **place, **look)
+def _us(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _readable_on(colour: str) -> str:
+    """White on dark colours, ink on light ones, by perceived brightness."""
+    return "white" if np.dot(mpl.colors.to_rgb(colour), (0.299, 0.587, 0.114)) < 0.5 else style.INK
 
 
 def _lines(ax: Axes, rows: pd.DataFrame, backends, column: str) -> None:
@@ -234,7 +239,7 @@ def _gain(rows: pd.DataFrame, shape, backend: str) -> str:
     mine = rows[(rows["K"] == shape[0]) & (rows["N"] == shape[1])].set_index("backend")["latency_us_p50"]
     if not {BASELINE, backend} <= set(mine.index):
         return ""
-    return f"{mine[BASELINE]:.1f} → {mine[backend]:.1f} µs"
+    return f"{_us(mine[BASELINE])} → {_us(mine[backend])} µs"
 
 
 def _ideal(rows: pd.DataFrame) -> float:
