@@ -30,7 +30,7 @@ def open_run(
     root = Path(data_root) if data_root else runs.DATA_ROOT
     if run_dir:
         if source == "live":
-            raise ValueError('source is "live" and run_dir names a recorded run; give one of the two')
+            raise ValueError("source is live and run_dir names a recorded run; give one of the two")
         return _of_gpu(runs.load_run(run_dir, allow_dirty=allow_dirty), gpu)
     here = hardware.live_gpu_key()
     if source == "live" or (source == "auto" and here is not None and gpu in ("auto", here)):
@@ -60,11 +60,9 @@ def _newest(here: str | None, gpu: str, root: Path, allow_dirty: bool) -> Run:
 def _measure(here: str | None, gpu: str, root: Path, allow_dirty: bool, sweep: dict) -> Run:
     """Record a run, going on with one that was interrupted, and load it."""
     if here is None:
-        raise RunError(f'source is "live" but {hardware.cuda_unavailable_reason()}; set source to "recorded"')
+        raise RunError(f"source is live, but {hardware.cuda_unavailable_reason()}; set source to recorded")
     if gpu not in ("auto", here):
-        raise RunError(
-            f'source is "live" and gpu is {gpu}, but this machine\'s GPU is {here}; set gpu to {here} or auto'
-        )
+        raise RunError(f"gpu is {gpu} and source is live, but this machine's GPU is {here}; set gpu to {here} or auto")
     from tinygemm.harness.sweep import SweepPlan, record
 
     plan = SweepPlan.from_parameters(**sweep)
