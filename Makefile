@@ -14,6 +14,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 GPU := $(shell nvidia-smi -L 2>/dev/null | grep -m 1 GPU)
 comma := ,
+# pip leaves byte-compiling to the first import, which must be allowed to keep what it compiles
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 16

@@ -104,7 +104,7 @@ def execute(notebook: Path, folder: Path, parameters: dict, show_output: bool = 
             progress_bar=show_output,
             stdout_file=sys.stdout if show_output else None,
             stderr_file=sys.stderr if show_output else None,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
     except PapermillExecutionError as error:
         line = error.source.strip().splitlines()[0]
