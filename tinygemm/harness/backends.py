@@ -129,7 +129,7 @@ def _cublas_variants(problem, gpu):
 def _fp16_triton_variants(problem, gpu):
     from tinygemm.kernel import configs, gemm
 
-    config, source = configs.select(problem, gpu, form="splitk")
+    config, source = configs.select(problem, gpu, form="fp16")
     return [Variant(source, "fp16-nk", fp16_nk, lambda x, w: lambda: gemm.fp16_gemm(x, w, config), config)]
 
 
@@ -163,7 +163,7 @@ def _form_variants(form: str):
 def _load_only_variants(problem, gpu):
     from tinygemm.kernel import configs, gemm
 
-    config, source = configs.select(problem, gpu, form="splitk")
+    config, source = configs.select(problem, gpu, form="load-only")
     if problem.N % config.block_n or problem.K % config.block_k:
         raise ValueError(
             f"int4-load-only reads whole tiles of N={config.block_n} and K={config.block_k}, not {problem}"

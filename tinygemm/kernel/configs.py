@@ -11,16 +11,18 @@ from importlib import resources
 from tinygemm.hardware import GPUS
 from tinygemm.problem import GemmProblem
 
-FORMS = ("static", "splitk", "gemv")
+FORMS = ("static", "splitk", "gemv")  # kernels that compute the product
+YARDSTICKS = ("load-only", "fp16")  # twins that splitk is measured against, cut into programs as it is
 M_BUCKETS = (1, 2, 4, 8, 16)
 TUNED_GROUP_SIZE = 128
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class LaunchConfig:
     """How a kernel is cut into programs.
 
-    form:       which kernel: static (the obvious one), splitk (tensor cores, up to block_m tokens a tile), gemv (M = 1)
+    form:       which kernel: static (the obvious one), splitk (tensor cores, block_m tokens a tile), gemv (M = 1);
+                or a yardstick that is cut like splitk: load-only, fp16
     block_m:    rows of x in one tile
     block_n:    output features in one tile, a multiple of 16
     block_k:    input features walked at a time; splitk: 128 per warp; gemv: a multiple of 128
@@ -38,8 +40,8 @@ class LaunchConfig:
     num_stages: int
 
     def __post_init__(self):
-        if self.form not in FORMS:
-            raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
+        if self.form not in FORMS + YARDSTICKS:
+            raise ValueError(f"form must be one of {', '.join(FORMS + YARDSTICKS)}, got {self.form!r}")
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
             if not isinstance(value, int) or value < 1:
@@ -49,23 +51,27 @@ class LaunchConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be a power of two")
         if self.block_n < 16:
             raise ValueError(f"block_n={self.block_n} must be at least 16, the rows of a packed tile")
-        if self.form == "splitk" and self.block_k != 128 * self.num_warps:
+        if self._cut_by_warps and self.block_k != 128 * self.num_warps:
             raise ValueError(
                 f"block_k={self.block_k} must be 128 * num_warps={128 * self.num_warps}: one block per warp"
             )
-        if self.form == "splitk" and self.num_stages not in (2, 3):
+        if self._cut_by_warps and self.num_stages not in (2, 3):
             raise ValueError(f"num_stages={self.num_stages} must be 2 or 3: steps of weights held in registers")
-        if self.form == "splitk" and self.block_m % 8:
+        if self._cut_by_warps and self.block_m % 8:
             raise ValueError(f"block_m={self.block_m} must be a multiple of 8, the columns of a tensor-core tile")
         if self.form == "gemv" and (self.block_m != 1 or self.block_k % 128):
             raise ValueError(
                 f"gemv needs block_m=1 and block_k a multiple of 128, got {self.block_m} and {self.block_k}"
             )
-        if self.form == "static" and self.split_k != 1:
-            raise ValueError(f"static does not split K, got split_k={self.split_k}")
+        if self.form == "static" and (self.split_k != 1 or self.block_k != 128):
+            raise ValueError(f"static needs split_k=1 and block_k=128, got {self.split_k} and {self.block_k}")
+
+    @property
+    def _cut_by_warps(self) -> bool:
+        return self.form in ("splitk", *YARDSTICKS)
 
 
-STATIC = LaunchConfig("static", 16, 64, 64, 1, 4, 3)
+STATIC = LaunchConfig("static", 16, 64, 128, 1, 4, 3)
 
 
 def select(problem: GemmProblem, gpu: str, form: str | None = None) -> tuple[LaunchConfig, str]:
@@ -80,13 +86,14 @@ def select(problem: GemmProblem, gpu: str, form: str | None = None) -> tuple[Lau
     """
     if form == "static":
         return STATIC, "default"
-    if form not in (None, *FORMS):
-        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+    if form not in (None, *FORMS, *YARDSTICKS):
+        raise ValueError(f"form must be one of {', '.join(FORMS + YARDSTICKS)}, got {form!r}")
     if form == "gemv" and not _gemv_serves(problem):
         raise ValueError(f"gemv serves M = 1, even K and groups of 128 or the whole K, not {problem}")
     rows, source = table(gpu)
     bucket = next((m for m in M_BUCKETS if problem.M <= m), M_BUCKETS[-1])
-    usable = [row for row in rows if form in (None, row["config"].form)]
+    forms = FORMS if form is None else (form,)
+    usable = [row for row in rows if row["config"].form in forms]
     if not _gemv_serves(problem):
         usable = [row for row in usable if row["config"].form != "gemv"]
     if not usable:

@@ -143,8 +143,7 @@ def _launch_static(x, w, out, config) -> None:
     grid = (triton.cdiv(w.N, config.block_n), triton.cdiv(M, config.block_m))
     kernels.kernel_gemm_packed_int4_static[grid](
         x, w.qweight, w.scales, w.zeros, out, M, w.N, w.K, w.qweight.shape[1], x.stride(0), **_format(w),
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        BLOCK_M=config.block_m, BLOCK_N=config.block_n, num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
 
 

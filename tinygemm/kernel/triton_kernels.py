@@ -390,36 +390,41 @@ def kernel_gemv_packed_int4(
 def kernel_gemm_packed_int4_static(
     x_ptr, qweight_ptr, scales_ptr, zeros_ptr, out_ptr,
     M, N, K, KB, stride_xm,
-    GROUP: tl.constexpr, WHOLE_K: tl.constexpr, HAS_ZEROS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr, WHOLE_K: tl.constexpr, HAS_ZEROS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """out[M, N] = x[M, K] @ weight.T, straightforwardly: shift, mask, scale, dot; one program walks the whole K."""
+    """out[M, N] = x[M, K] @ weight.T the straightforward way: shift, mask, scale, dot; one program walks all of K."""
     # which tile of `out` is mine
-    offs_m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    m_mask, n_mask = (offs_m < M)[:, None], (offs_n < N)[None, :]
-    n_words = (offs_n // 16).to(tl.int64) * KB * 256 + offs_n % 16 * 16
+    offs_m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m_mask, n_mask = (offs_m < M)[:, None], (offs_n < N)[:, None]
+    q_rows = (offs_n // 16).to(tl.int64) * KB * 256 + offs_n % 16 * 16
+    q_ptrs = qweight_ptr + q_rows[:, None] + tl.arange(0, 16)[None, :]
+    x_ptrs = x_ptr + offs_m[:, None].to(tl.int64) * stride_xm + tl.arange(0, 128)[None, :]
+    p, h = tl.arange(0, 4)[None, :, None, None], tl.arange(0, 2)[None, None, None, :]
+    subgroup = tl.arange(0, 128 // GROUP)[None, :]
 
-    # walk K
+    # walk K, a block of 128 at a time
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for k0 in range(0, K, BLOCK_K):
-        k = k0 + tl.arange(0, BLOCK_K)
-        k_mask = k < K
-        x_ptrs = x_ptr + offs_m[:, None].to(tl.int64) * stride_xm + k[None, :]
-        x = tl.load(x_ptrs, mask=m_mask & k_mask[None, :], other=0.0)
-        word_of_k = k // 128 * 256 + k % 32 // 2
-        mask = k_mask[:, None] & n_mask
-        word = tl.load(qweight_ptr + word_of_k[:, None] + n_words[None, :], mask=mask, other=0)  # [BLOCK_K, BLOCK_N]
-        code = (word >> (4 * (k % 128 // 32 + 4 * (k % 2)))[:, None]) & 0xF
-        group = k * 0 if WHOLE_K else k // GROUP
-        offs_g = group[:, None] * N + offs_n[None, :]
-        scale = tl.load(scales_ptr + offs_g, mask=mask, other=0.0)
-        zero = tl.load(zeros_ptr + offs_g, mask=mask, other=0).to(tl.float16) if HAS_ZEROS else 8.0
-        weight = (code.to(tl.float16) - zero) * scale  # [BLOCK_K, BLOCK_N]
-        acc = tl.dot(x, weight.to(tl.float16), acc)
+    for kb in range(KB):
+        k = kb * 128 + tl.arange(0, 128)[None, :]
+        x = tl.load(x_ptrs + kb * 128, mask=m_mask & (k < K), other=0.0)  # [BLOCK_M, 128]
+        word = tl.load(q_ptrs + kb * 256, mask=n_mask, other=0)  # [BLOCK_N, 16]
+        code = ((word[:, None, :, None] >> 4 * (p + 4 * h)) & 0xF).reshape(BLOCK_N, 128)  # k = 32 p + 2 j + h
+
+        group = subgroup * 0 if WHOLE_K else kb * (128 // GROUP) + subgroup
+        g_mask = n_mask & (kb * 128 + subgroup * GROUP < K)
+        scale = tl.load(scales_ptr + group * N + offs_n[:, None], mask=g_mask, other=0.0)  # [BLOCK_N, 128 // GROUP]
+        weight = code.to(tl.float16).reshape(BLOCK_N, 128 // GROUP, GROUP)
+        if HAS_ZEROS:
+            zero = tl.load(zeros_ptr + group * N + offs_n[:, None], mask=g_mask, other=0)
+            weight -= zero.to(tl.float16)[:, :, None]
+        else:
+            weight -= 8.0
+        weight = (weight * scale[:, :, None]).to(tl.float16).reshape(BLOCK_N, 128)
+        acc = tl.dot(x, tl.trans(weight), acc)
 
     out_ptrs = out_ptr + offs_m[:, None].to(tl.int64) * N + offs_n[None, :]
-    tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=m_mask & n_mask)
+    tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=m_mask & (offs_n < N)[None, :])
 
 
 @triton.jit
