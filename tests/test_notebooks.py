@@ -93,8 +93,9 @@ def test_prose_types_no_measured_number(notebook):
 
 @each_notebook
 def test_notebook_opens_the_run_it_is_told_to(notebook):
-    code = "\n".join(map(source, cells(notebook)))
-    assert "run = open_run(source, gpu, run_dir, data_root, allow_dirty, **sweep)" in code
+    code = re.sub(r"\s+", " ", "\n".join(map(source, cells(notebook))))
+    given = re.search(r"run = open_run\( (.*?), \)", code).group(1).split(", ")
+    assert [argument.split("=")[-1] for argument in given] == list(parameters_of(notebook))
 
 
 @pytest.mark.parametrize("file", PARAMS, ids=lambda path: path.stem)
