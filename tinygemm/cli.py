@@ -96,7 +96,6 @@ timing_options = _options(
 def bench(csv, shape_list, group_size, asymmetric, rep, warmup, skip_correctness, backend, launch, l2_state):
     """Time backends at a list of shapes: latency, interval and speedup over FP16, one row per case."""
     from tinygemm.harness import sweep
-    from tinygemm.report import tables
 
     _check_writable(csv)
     plan = sweep.SweepPlan(
@@ -111,8 +110,15 @@ def bench(csv, shape_list, group_size, asymmetric, rep, warmup, skip_correctness
         counters=False,
     )
     _require_gpu()
+    from tinygemm.report import tables
+
     cases, samples = sweep.bench(plan)
-    _write_csv(tables.report_table(SimpleNamespace(cases=cases, samples=samples)), csv)
+    table = tables.report_table(SimpleNamespace(cases=cases, samples=samples))
+    shown = ["backend", "problem", "launch", "l2_state", "latency_us_p50", "speedup_vs_fp16"]
+    click.echo(
+        table.loc[table["status"] == "ok", shown].to_string(index=False, float_format="{:.2f}".format, na_rep="")
+    )
+    _write_csv(table, csv)
     _report_refusals(cases)
 
 
@@ -123,7 +129,6 @@ def bench(csv, shape_list, group_size, asymmetric, rep, warmup, skip_correctness
 def breakdown(csv, shape_list, group_size, asymmetric, rep, warmup, skip_correctness):
     """Time what dequantisation costs, on its own and inside the fused kernel, one row per shape."""
     from tinygemm.harness import sweep
-    from tinygemm.report import tables
 
     _check_writable(csv)
     plan = sweep.SweepPlan(
@@ -138,6 +143,8 @@ def breakdown(csv, shape_list, group_size, asymmetric, rep, warmup, skip_correct
         counters=False,
     )
     _require_gpu()
+    from tinygemm.report import tables
+
     cases, samples = sweep.bench(plan)
     _write_csv(tables.breakdown(SimpleNamespace(cases=cases, samples=samples)), csv)
     _report_refusals(cases)
@@ -247,8 +254,13 @@ def decode(csv, out_dir, format):
     """Plot A: speedup over FP16 against N, and the decode latencies."""
     from tinygemm.report import figures
 
-    table = _read_csv(csv, ["backend", "M", "N", "K", "latency_us_p50"])
-    drawn = {"speedup_vs_n": figures.speedup_vs_n(table), "decode_latency": figures.decode_latency(table)}
+    table = _read_csv(csv, ["M", "N", "K", "latency_us_p50", "speedup_vs_fp16"])
+    products = table[table["M"] > 0]
+    K, M = int(products["K"].mode()[0]), int(products["M"].min())
+    drawn = {
+        "speedup_vs_n": figures.speedup_vs_n(table, K=K),
+        "decode_latency": figures.decode_latency(table, M=M),
+    }
     out_dir.mkdir(parents=True, exist_ok=True)
     for name, figure in drawn.items():
         _save(figure, out_dir / f"{name}.{format}")
@@ -262,7 +274,8 @@ def plot_breakdown(csv, out):
     _check_image(out)
     from tinygemm.report import figures
 
-    _save(figures.dequant_breakdown(_read_csv(csv, ["problem", "M", "N", "K"])), out)
+    table = _read_csv(csv, ["M", "N", "K", "fp16_us", "fused_us", "dequant_only_us"])
+    _save(figures.dequant_breakdown(table, M=int(table["M"].min())), out)
 
 
 @plot.command("peak-compute")
@@ -319,20 +332,38 @@ def _read_params(file: Path) -> dict:
     return values
 
 
-def _read_csv(file: Path, columns: list[str]):
-    """A table that another command wrote; raises ValueError naming the file and what is wrong with it."""
+def _read_csv(file: Path, numeric: list[str]):
+    """A table that another command wrote, with at least these columns of numbers.
+
+    raises: ValueError naming the file, the line and what was expected
+    """
+    import csv
+    import io
+
     import pandas as pd
 
     if not file.is_file():
         raise ValueError(f"{file} does not exist")
     try:
-        table = pd.read_csv(file)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not a readable CSV: {error}") from None
-    if missing := [name for name in columns if name not in table]:
-        raise ValueError(f"{file}:1: column {', '.join(missing)} is missing")
-    if table.empty:
-        raise ValueError(f"{file}:2: the table has no rows; was the file cut off?")
+        text = file.read_text()
+        rows = list(csv.reader(io.StringIO(text), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file}: not a CSV: {error}") from None
+    if len(rows) < 2:
+        raise ValueError(f"{file}: no rows below the header; was the file cut off?")
+    if missing := [name for name in numeric if name not in rows[0]]:
+        raise ValueError(f"{file}:1: the column {', '.join(missing)} is missing")
+    for line, cells in enumerate(rows, start=1):
+        if len(cells) != len(rows[0]):
+            raise ValueError(f"{file}:{line}: {len(cells)} cells, the header has {len(rows[0])}; was the file cut off?")
+    if not text.endswith("\n"):
+        raise ValueError(f"{file}:{len(rows)}: the last line does not end; was the file cut off?")
+    table = pd.read_csv(io.StringIO(text))
+    for name in numeric:
+        bad = pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()
+        if bad.any():
+            line = bad.idxmax()
+            raise ValueError(f"{file}:{line + 2}: {name} must be a number, got {table[name][line]!r}")
     return table
 
 

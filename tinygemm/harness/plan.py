@@ -89,7 +89,7 @@ class SweepPlan:
                 f"unknown parameter {', '.join(unknown)}; known: m_list, shapes, "
                 "group_size, backends, rep, warmup, counters"
             )
-        tokens = _integers(m_list, "m_list") if m_list else problem.DECODE_M
+        tokens = _integers(str(m_list), "m_list") if m_list else problem.DECODE_M
         pairs = _pairs(shapes) if shapes else problem.REPORT_SHAPES
         names = tuple(name.strip() for name in backends.split(",") if name.strip()) or REPORT_BACKENDS
         problems = tuple(GemmProblem(M, N, K, group_size) for K, N in pairs for M in tokens)
@@ -154,7 +154,7 @@ def _shape_lists(problems: tuple[GemmProblem, ...]) -> dict[str, str]:
 def _integers(text: str, name: str) -> tuple[int, ...]:
     try:
         numbers = tuple(int(part) for part in text.split(",") if part.strip())
-    except (ValueError, AttributeError):
+    except ValueError:
         numbers = ()
     if not numbers or min(numbers) < 1:
         raise ValueError(f"{name} must be positive integers separated by commas, got {text!r}")

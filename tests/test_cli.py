@@ -1,0 +1,438 @@
+"""The command line: the original study's options work, and bad input is one line on stderr, nothing half-written."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import synthetic
+
+from tinygemm import cli, hardware, runs
+from tinygemm.report import tables
+
+ROOT = Path(__file__).parent.parent
+NCU = Path(__file__).parent / "data" / "ncu"
+SHAPES = "1,4096,1024;1,4096,14336"
+
+
+def succeed(*arguments) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(argument) for argument in arguments])
+    assert stopped.value.code == 0
+
+
+def refuse(capsys, *arguments) -> str:
+    """The one line that a command says when it refuses; exit code not zero, no traceback."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(argument) for argument in arguments])
+    assert stopped.value.code not in (0, None)
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1].startswith("Error: "), said
+    assert not any("Traceback" in line for line in said)
+    return said[-1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return runs.load_run(synthetic.write_run(tmp_path_factory.mktemp("data"), m_list=(1, 8), n_samples=5))
+
+
+@pytest.fixture
+def bench_csv(run, tmp_path):
+    file = tmp_path / "bench.csv"
+    tables.report_table(run).to_csv(file, index=False)
+    return file
+
+
+@pytest.fixture
+def breakdown_csv(run, tmp_path):
+    file = tmp_path / "breakdown.csv"
+    tables.breakdown(run).to_csv(file, index=False)
+    return file
+
+
+@pytest.fixture
+def gpu(monkeypatch, run):
+    """A machine with an H200 on which every sweep measures what the synthetic run measured; the plans are kept."""
+    from tinygemm.harness import sweep
+
+    plans = []
+
+    def bench(plan):
+        plans.append(plan)
+        chosen = run.cases[
+            run.cases["backend"].isin(plan.backends)
+            & run.cases["launch"].isin(plan.launches)
+            & run.cases["l2_state"].isin(plan.l2_states)
+            & tables.problem_of(run.cases).isin([*map(str, plan.problems), "1GiB", "empty"])
+        ]
+        return chosen.reset_index(drop=True), run.samples[run.samples["case_id"].isin(chosen["case_id"])]
+
+    monkeypatch.setattr(hardware, "cuda_unavailable_reason", lambda: None)
+    monkeypatch.setattr(hardware, "live_gpu_key", lambda: "h200")
+    monkeypatch.setattr(sweep, "bench", bench)
+    return plans
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(hardware, "cuda_unavailable_reason", lambda: "torch sees no CUDA GPU in this machine")
+
+
+# --- help -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["", "bench", "record", "breakdown", "profile", "counters", "plot", "plot decode"])
+def test_every_command_explains_itself(command, capsys):
+    succeed(*command.split(), "--help")
+    assert "Usage: tinygemm" in capsys.readouterr().out
+
+
+WITHOUT_TORCH = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "triton"):
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+from tinygemm.cli import main
+main({arguments!r})
+"""
+
+
+def without_torch(*arguments):
+    code = WITHOUT_TORCH.format(arguments=[str(argument) for argument in arguments])
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+
+
+def test_help_plots_and_the_ncu_command_need_no_torch(bench_csv, breakdown_csv, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for arguments in (
+        ("--help",),
+        ("plot", "decode", "--csv", bench_csv, "--out_dir", out),
+        ("plot", "breakdown", "--csv", breakdown_csv, "--out", out / "c.svg"),
+        (
+            "plot",
+            "peak-compute",
+            "--fp16_csv",
+            NCU / "long_fp16.csv",
+            "--int4_csv",
+            NCU / "wide_int4.csv",
+            "--out",
+            out / "b.png",
+        ),
+        ("counters", "--out_dir", out, "--dry_run"),
+    ):
+        done = without_torch(*arguments)
+        assert done.returncode == 0, done.stderr
+    assert {file.name for file in out.iterdir()} == {"speedup_vs_n.png", "decode_latency.png", "c.svg", "b.png"}
+
+
+def test_a_measurement_without_torch_says_how_to_get_it(tmp_path):
+    done = without_torch("bench", "--csv", tmp_path / "b.csv")
+    assert done.returncode == 1
+    assert re.fullmatch(r"Error: .*torch is not installed \(pip install -e '\.\[kernel\]'\)\n", done.stderr)
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+def test_bench_takes_the_options_of_the_original_study(gpu, tmp_path, capsys):
+    file = tmp_path / "F.csv"
+    succeed("bench", "--shape_list", SHAPES, "--csv", file, "--rep", 7, "--warmup", 2, "--skip_correctness")
+    (plan,) = gpu
+    assert [str(problem) for problem in plan.problems] == ["M1-K4096-N1024-g128", "M1-K4096-N14336-g128"]
+    assert (plan.rep, plan.warmup, plan.verify) == (7, 2, False)
+    assert {"fp16-cublas", "dequant-fp16", "int4"} <= set(plan.backends)
+    table = pd.read_csv(file)
+    columns = {"latency_us_p50", "latency_us_low", "latency_us_high", "speedup_vs_fp16"}
+    assert columns | set(runs.columns_of(runs.Case)) <= set(table.columns)
+    assert len(table) == 3 * 2 + 2
+    assert (table.loc[table["backend"] == "fp16-cublas", "speedup_vs_fp16"] == 1).all()
+    assert "int4" in capsys.readouterr().out
+
+
+def test_bench_verifies_unless_told_not_to(gpu, tmp_path):
+    succeed("bench", "--shape_list", SHAPES, "--csv", tmp_path / "F.csv")
+    assert gpu[0].verify
+    assert (gpu[0].launches, gpu[0].l2_states) == (("graph",), ("cold",))
+
+
+def test_hyphens_and_underscores_are_one_option(gpu, tmp_path):
+    succeed("bench", "--shape-list", SHAPES, "--csv", tmp_path / "F.csv", "--skip-correctness", "--group-size", "64")
+    assert {problem.group_size for problem in gpu[0].problems} == {64}
+
+
+def test_what_bench_writes_can_be_plotted(gpu, tmp_path):
+    file = tmp_path / "F.csv"
+    succeed("bench", "--shape_list", SHAPES + ";8,4096,1024;8,4096,14336", "--csv", file)
+    succeed("plot", "decode", "--csv", file, "--out_dir", tmp_path / "D", "--format", "svg")
+    assert {p.name for p in (tmp_path / "D").iterdir()} == {"speedup_vs_n.svg", "decode_latency.svg"}
+
+
+def test_what_breakdown_writes_can_be_plotted(gpu, tmp_path):
+    file = tmp_path / "C.csv"
+    succeed("breakdown", "--shape_list", SHAPES, "--csv", file)
+    assert {"dequant_only_us", "fused_us", "load_only_us", "dequant_in_kernel_us"} <= set(pd.read_csv(file).columns)
+    succeed("plot", "breakdown", "--csv", file, "--out", tmp_path / "C.svg")
+    assert (tmp_path / "C.svg").read_text().startswith("<?xml")
+
+
+def test_a_wrong_kernel_makes_bench_fail_after_it_has_written_what_is_right(gpu, tmp_path, capsys, monkeypatch):
+    from tinygemm.harness import sweep
+
+    bench = sweep.bench
+
+    def with_mismatch(plan):
+        cases, samples = bench(plan)
+        bad = cases["backend"] == "int4"
+        cases.loc[bad, ["status", "message", "n_samples"]] = "mismatch", "error against float64: max 3", 0
+        return cases, samples[~samples["case_id"].isin(cases.loc[bad, "case_id"])]
+
+    monkeypatch.setattr(sweep, "bench", with_mismatch)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["bench", "--shape_list", SHAPES, "--csv", str(tmp_path / "F.csv")])
+    assert stopped.value.code == 1
+    assert "int4/M1-K4096-N1024-g128/graph-cold: mismatch: error against float64" in capsys.readouterr().err
+    assert (tmp_path / "F.csv").is_file()
+
+
+def test_record_reads_a_parameter_file_and_tells_where_the_run_is(gpu, tmp_path, capsys, monkeypatch):
+    from tinygemm.harness import sweep
+
+    asked = []
+    monkeypatch.setattr(sweep, "record", lambda *a, **k: asked.append((a, k)) or tmp_path / "h200" / "run")
+    (tmp_path / "p.yaml").write_text('source: live\ngpu: h200\nm_list: "1,4"\nshapes: "4096,1024"\nrep: 9\n')
+    succeed("record", "-f", tmp_path / "p.yaml", "--data_root", tmp_path)
+    ((plan, root), settings) = asked[0]
+    assert root == tmp_path
+    assert [problem.M for problem in plan.problems] == [1, 4]
+    assert plan.rep == 9
+    assert settings["resume"] is None
+    assert str(tmp_path / "h200" / "run") in capsys.readouterr().out
+    succeed("record", "-f", tmp_path / "p.yaml", "--resume", tmp_path / "x.partial")
+    assert asked[1][1]["resume"] == tmp_path / "x.partial"
+
+
+def test_counters_prints_the_commands_it_would_run(capsys, tmp_path):
+    succeed(
+        "counters", "--shape_list", SHAPES, "--backend", "fp16-cublas,int4", "--out_dir", tmp_path / "D", "--dry_run"
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert all(line.startswith("ncu --csv") for line in lines)
+    assert not (tmp_path / "D").exists()
+
+
+def test_counters_keeps_ncus_own_csvs_beside_the_table(gpu, tmp_path, monkeypatch):
+    from tinygemm.harness import counters
+
+    text = (NCU / "wide_int4.csv").read_text()
+
+    def collect(targets, say, **settings):
+        (target,) = targets
+        return counters.read_text(text, "x", target.case_id), {counters.log_name(target): text}
+
+    monkeypatch.setattr(counters, "collect", collect)
+    succeed("counters", "--shape_list", "1,4096,1024", "--backend", "int4", "--out_dir", tmp_path / "D")
+    table = pd.read_csv(tmp_path / "D" / "counters.csv")
+    assert table.columns.tolist() == runs.columns_of(runs.Counter)
+    raw = tmp_path / "D" / "int4_M1-K4096-N1024-g128_graph-cold.csv"
+    assert raw.read_text() == text
+    succeed("plot", "peak-compute", "--fp16_csv", NCU / "long_fp16.csv", "--int4_csv", raw, "--out", tmp_path / "B.png")
+
+
+# --- plots ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ending", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("PNG", b"\x89PNG")])
+def test_the_ending_of_the_file_decides_what_is_drawn(breakdown_csv, tmp_path, ending, start):
+    succeed("plot", "breakdown", "--csv", breakdown_csv, "--out", tmp_path / f"P.{ending}")
+    assert (tmp_path / f"P.{ending}").read_bytes().startswith(start)
+
+
+def test_peak_compute_reads_both_layouts(tmp_path):
+    for fp16, int4 in (("long_fp16", "wide_int4"), ("wide_int4", "long_fp16")):
+        out = tmp_path / f"{fp16}.svg"
+        succeed(
+            "plot", "peak-compute", "--fp16_csv", NCU / f"{fp16}.csv", "--int4_csv", NCU / f"{int4}.csv", "--out", out
+        )
+        assert out.is_file()
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ("1,4096", "shape '1,4096' is not M,K,N"),
+        ("1,4096,4096;a,b,c", "shape 'a,b,c' is not M,K,N"),
+        ("0,4096,4096", "M must be a positive integer, got 0"),
+        ("1,4100,4096", "K=4100 must be divisible by group_size=128"),
+        ("", "the shape list is empty; expected M,K,N"),
+    ],
+)
+@pytest.mark.parametrize("command", ["bench", "breakdown"])
+def test_a_shape_that_is_none_is_refused(gpu, tmp_path, capsys, command, shapes, message):
+    assert message in refuse(capsys, command, "--shape_list", shapes, "--csv", tmp_path / "F.csv")
+    assert not gpu
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bench",), "Missing option '--csv'"),
+        (("bench", "--csv", "{tmp}/F.csv", "--rep", "x"), "'x' is not a valid integer range"),
+        (("bench", "--csv", "{tmp}/F.csv", "--rep", "0"), "0 is not in the range x>=1"),
+        (("bench", "--csv", "{tmp}/F.csv", "--group_size", "100"), "'100' is not one of"),
+        (("bench", "--csv", "{tmp}/F.csv", "--backend", "int5"), "unknown backend int5; known: fp16-cublas"),
+        (("bench", "--csv", "{tmp}/F.csv", "--backend", ","), "backends is empty: choose from"),
+        (("bench", "--csv", "{tmp}/nowhere/F.csv"), "the folder {tmp}/nowhere does not exist"),
+        (("breakdown", "--csv", "{tmp}/nowhere/F.csv"), "the folder {tmp}/nowhere does not exist"),
+        (("profile", "--backend", "int5"), "unknown backend 'int5'; known: fp16-cublas"),
+        (("profile", "--k", "100"), "K=100 must be divisible by group_size=128"),
+        (("counters", "--backend", "copy", "--out_dir", "{tmp}/D"), "unknown backend copy"),
+        (("record", "-f", "{tmp}/p.yaml"), "{tmp}/p.yaml"),
+        (("record", "--resume", "{tmp}/nowhere.partial"), "not an unfinished run"),
+        (("nonsense",), "No such command 'nonsense'"),
+    ],
+)
+def test_bad_input_is_refused_with_the_constraint_in_words(gpu, tmp_path, capsys, arguments, message, monkeypatch):
+    monkeypatch.setattr(hardware, "snapshot", lambda: {"key": "h200"})
+    told = refuse(capsys, *(str(argument).format(tmp=tmp_path) for argument in arguments))
+    assert message.format(tmp=tmp_path) in told
+    assert not gpu
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("m_list: [1", "p.yaml: not YAML"),
+        ("- 1\n", "p.yaml: expected `name: value` lines"),
+        ("reps: 3\n", "unknown parameter reps; known: m_list"),
+        ('m_list: "1,two"\n', "m_list must be positive integers"),
+        ("gpu: a10g\n", "is for a10g, but this machine's GPU is h200"),
+        ("rep: many\n", "rep must be an integer of at least 1, got 'many'"),
+        ("m_list: 1\nshapes: 4096,1024\nrep: 0\n", "rep must be an integer of at least 1"),
+    ],
+)
+def test_a_parameter_file_that_cannot_be_is_refused(gpu, tmp_path, capsys, text, message):
+    (tmp_path / "p.yaml").write_text(text)
+    assert message in refuse(capsys, "record", "-f", tmp_path / "p.yaml", "--data_root", tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["p.yaml"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("bench", "--csv", "{tmp}/F.csv"),
+        ("breakdown", "--csv", "{tmp}/F.csv"),
+        ("record", "--data_root", "{tmp}"),
+        ("profile",),
+        ("counters", "--out_dir", "{tmp}/D"),
+    ],
+)
+def test_without_a_gpu_what_measures_says_so(no_gpu, tmp_path, capsys, arguments):
+    told = refuse(capsys, *(argument.format(tmp=tmp_path) for argument in arguments))
+    assert told == "Error: this command measures on a CUDA GPU, and torch sees no CUDA GPU in this machine"
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_permission_for_counters_it_says_how_to_allow_them(gpu, tmp_path, capsys, monkeypatch):
+    from tinygemm.harness import counters
+
+    def collect(targets, **settings):
+        raise counters.CountersUnavailableError(counters.PERMISSION_HELP)
+
+    monkeypatch.setattr(counters, "collect", collect)
+    assert "NVreg_RestrictProfilingToAdminUsers=0" in refuse(capsys, "counters", "--out_dir", tmp_path / "D")
+    assert not (tmp_path / "D").exists()
+
+
+PLOTS = {
+    "decode": ("plot", "decode", "--csv", "{csv}", "--out_dir", "{out}"),
+    "breakdown": ("plot", "breakdown", "--csv", "{csv}", "--out", "{out}.png"),
+}
+
+
+def plot(kind: str, csv, out):
+    return [part.format(csv=csv, out=out) for part in PLOTS[kind]]
+
+
+@pytest.mark.parametrize("kind", list(PLOTS))
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda text: None, "does not exist"),
+        (lambda text: "", "no rows below the header; was the file cut off?"),
+        (lambda text: text.splitlines(keepends=True)[0], "no rows below the header"),
+        (lambda text: text[:-40], "was the file cut off?"),
+        (lambda text: text.rstrip("\n"), "the last line does not end; was the file cut off?"),
+        (lambda text: text.replace(",M,", ",m,", 1), ":1: the column M is missing"),
+        (lambda text: "\x00\ufffd" * 9, "spoilt.csv"),
+    ],
+    ids=["missing", "empty", "header", "cut", "unended", "column", "binary"],
+)
+def test_a_csv_that_cannot_be_plotted_is_refused(kind, spoil, message, bench_csv, breakdown_csv, tmp_path, capsys):
+    source = {"decode": bench_csv, "breakdown": breakdown_csv}[kind]
+    text = spoil(source.read_text())
+    spoilt = tmp_path / "spoilt.csv"
+    if text is not None:
+        spoilt.write_text(text)
+    before = set(tmp_path.iterdir())
+    told = refuse(capsys, *plot(kind, spoilt, tmp_path / "out"))
+    assert message in told
+    assert "spoilt.csv" in told
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_text_in_a_column_of_numbers_is_refused_with_its_line(bench_csv, tmp_path, capsys):
+    table = pd.read_csv(bench_csv).astype({"latency_us_p50": object})
+    table.loc[4, "latency_us_p50"] = "fast"
+    table.to_csv(bench_csv, index=False)
+    told = refuse(capsys, *plot("decode", bench_csv, tmp_path / "out"))
+    assert "bench.csv:6: latency_us_p50 must be a number, got 'fast'" in told
+
+
+@pytest.mark.parametrize("ending", ["pdf", "jpg", "csv", ""])
+@pytest.mark.parametrize("kind", ["breakdown", "peak-compute"])
+def test_another_ending_than_png_or_svg_is_refused(breakdown_csv, tmp_path, capsys, kind, ending):
+    inputs = {
+        "breakdown": ("--csv", breakdown_csv),
+        "peak-compute": ("--fp16_csv", NCU / "long_fp16.csv", "--int4_csv", NCU / "wide_int4.csv"),
+    }[kind]
+    out = tmp_path / ("P." + ending if ending else "P")
+    assert "a figure ends in .png or .svg" in refuse(capsys, "plot", kind, *inputs, "--out", out)
+    assert not out.exists()
+
+
+def test_an_ncu_csv_that_cannot_be_read_is_refused_with_its_line(tmp_path, capsys):
+    cut = tmp_path / "cut.csv"
+    cut.write_text((NCU / "wide_int4.csv").read_text()[:-9])
+    out = tmp_path / "B.png"
+    told = refuse(capsys, "plot", "peak-compute", "--fp16_csv", NCU / "long_fp16.csv", "--int4_csv", cut, "--out", out)
+    assert re.search(r"cut\.csv:9: .*cut off", told)
+    assert not out.exists()
+
+
+def test_a_figure_that_fails_leaves_the_old_file_as_it_was(breakdown_csv, tmp_path, capsys, monkeypatch):
+    from tinygemm.report import figures
+
+    def torn(figure, path):
+        path.write_text("half")
+        raise OSError("No space left on device")
+
+    out = tmp_path / "P.svg"
+    out.write_text("old")
+    monkeypatch.setattr(figures, "save", torn)
+    assert "No space left" in refuse(capsys, "plot", "breakdown", "--csv", breakdown_csv, "--out", out)
+    assert out.read_text() == "old"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["P.svg", "breakdown.csv"]
