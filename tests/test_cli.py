@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -86,7 +87,9 @@ def no_gpu(monkeypatch):
 # --- help -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["", "bench", "record", "breakdown", "profile", "counters", "plot", "plot decode"])
+@pytest.mark.parametrize(
+    "command", ["", "bench", "record", "breakdown", "tune", "profile", "counters", "plot", "plot decode"]
+)
 def test_every_command_explains_itself(command, capsys):
     succeed(*command.split(), "--help")
     assert "Usage: tinygemm" in capsys.readouterr().out
@@ -219,6 +222,26 @@ def test_record_reads_a_parameter_file_and_tells_where_the_run_is(gpu, tmp_path,
     assert asked[1][1]["resume"] == tmp_path / "x.partial"
 
 
+def test_tune_writes_a_table_that_says_how_it_was_made(gpu, tmp_path, monkeypatch):
+    from tinygemm.harness import tune
+    from tinygemm.kernel.configs import LaunchConfig, write_table
+
+    asked = []
+
+    def search(problems, forms, key, path, about, workers):
+        asked.append((len(problems), forms, key))
+        config = LaunchConfig("splitk", 8, 64, 256, 4, 2, 3)
+        write_table(path, [{"M": 1, "K": 4096, "N": 1024, "latency_us": 3.7, "config": config}], "table", about)
+
+    monkeypatch.setattr(tune, "tune", search)
+    monkeypatch.setattr(hardware, "snapshot", lambda: {"driver": "580.159"})
+    succeed("tune", "--out", tmp_path / "h200.json")
+    assert asked == [(45, ["splitk", "gemv", "load-only", "fp16"], "h200")]
+    table = json.loads((tmp_path / "h200.json").read_text())
+    assert re.search(r"NVIDIA H200, driver 580.159, torch .*`tinygemm tune`", table["about"])
+    assert [file.name for file in tmp_path.iterdir()] == ["h200.json"]
+
+
 def test_counters_prints_the_commands_it_would_run(capsys, tmp_path):
     succeed(
         "counters", "--shape_list", SHAPES, "--backend", "fp16-cublas,int4", "--out_dir", tmp_path / "D", "--dry_run"
@@ -336,6 +359,7 @@ def test_a_parameter_file_that_cannot_be_is_refused(gpu, tmp_path, capsys, text,
         ("bench", "--csv", "{tmp}/F.csv"),
         ("breakdown", "--csv", "{tmp}/F.csv"),
         ("record", "--data_root", "{tmp}"),
+        ("tune", "--out", "{tmp}/h200.json"),
         ("profile",),
         ("counters", "--out_dir", "{tmp}/D"),
     ],

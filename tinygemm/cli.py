@@ -177,6 +177,31 @@ def record(params, resume, data_root):
     click.echo(sweep.record(plan, root, resume=resume, command=command, say=click.echo))
 
 
+@commands.command()
+@_option("out", type=OUTPUT_FILE, help="Table to write; this GPU's own in tinygemm/kernel/configs/ without it.")
+@_option("workers", type=click.IntRange(min=0), default=0, help="Processes that compile; 0: one per core less one.")
+def tune(out, workers):
+    """Search launch configs for the report's shapes on this machine's GPU and write the table that kernels read."""
+    from datetime import date
+
+    from tinygemm import hardware, problem, runs
+
+    spec = hardware.gpu_spec(_require_gpu())
+    out = out or Path(__file__).parent / "kernel" / "configs" / f"{spec.key}.json"
+    _check_writable(out)
+    from tinygemm.harness import tune as search
+    from tinygemm.kernel.configs import FORMS, YARDSTICKS
+
+    problems = [problem.GemmProblem(M, N, K) for K, N in problem.REPORT_SHAPES for M in problem.DECODE_M]
+    forms = [form for form in (*FORMS, *YARDSTICKS) if form != "static"]
+    versions = runs.software_versions()
+    about = (
+        f"{spec.name}, driver {hardware.snapshot()['driver']}, torch {versions['torch']}, triton {versions['triton']}, "
+        f"{date.today():%Y-%m-%d}: `tinygemm tune`, cold L2, CUDA graphs, group 128"
+    )
+    _write(out, lambda aside: search.tune(problems, forms, spec.key, aside, about, workers))
+
+
 # --- profiling ------------------------------------------------------------------------------------------------------
 
 
