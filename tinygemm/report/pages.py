@@ -7,6 +7,7 @@ from IPython.display import Markdown
 from myst_nb import glue
 from tabulate import tabulate
 
+from tinygemm.hardware import GPUS
 from tinygemm.problem import LAYER_OF_SHAPE, STUDY_SHAPES
 from tinygemm.report import style, tables
 from tinygemm.report.tables import BASELINE
@@ -92,9 +93,10 @@ def facts(run, table: pd.DataFrame) -> dict:
 
     table: tables.report_table(run)
     """
-    status = run.cases["status"]
+    status, spec = run.cases["status"], GPUS.get(run.gpu["key"])
     return {
         "gpu": run.gpu["name"],
+        "peak_source": spec.source.split(";")[0] if spec else "of this GPU none is known here, so none is drawn",
         "run_id": run.run_id,
         "copy_tb_s": tables.copy_bandwidth_gb_s(table) / 1e3,
         "empty_node_us": tables.empty_node_us(table),
