@@ -141,3 +141,24 @@ def test_ci_runs_the_command_of_the_readme_and_requires_the_browser():
     assert os.access(script, os.X_OK)
     assert script.read_text().rstrip().splitlines()[-1] == "TINYGEMM_REQUIRE_BROWSER=1 make test"
     subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_browser_tests_that_are_left_out_are_named_and_fail_where_they_are_required(tmp_path, required):
+    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  browser: x\n  aot: x\n  gpu: x\n")
+    (tmp_path / "test_page.py").write_text(
+        "import pytest\n\n@pytest.mark.browser\ndef test_page(): pass\n\ndef test_other(): pass\n"
+    )
+    environment = {"PATH": str(tmp_path), "TINYGEMM_REQUIRE_BROWSER": str(int(required))}
+    command = [sys.executable, "-m", "pytest", "-q", str(tmp_path)]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "test_page.py::test_page" in result.stdout
+    if required:
+        assert result.returncode == 1
+        assert "1 failed, 1 passed" in result.stdout
+        assert "no browser: none of chromium, chromium-browser, google-chrome is installed" in result.stdout
+    else:
+        assert result.returncode == 0
+        assert "browser tests left out: no Chromium was found" in result.stdout
+        assert "1 passed, 1 skipped" in result.stdout
