@@ -222,6 +222,21 @@ def test_record_reads_a_parameter_file_and_tells_where_the_run_is(gpu, tmp_path,
     assert asked[1][1]["resume"] == tmp_path / "x.partial"
 
 
+def test_record_goes_on_with_an_unfinished_run_of_equal_terms_unless_told_to_start_anew(gpu, tmp_path, monkeypatch):
+    from tinygemm.harness import sweep
+
+    asked = []
+    monkeypatch.setattr(runs, "git_state", lambda: ("3fa9c1e" + "0" * 33, False))
+    monkeypatch.setattr(sweep, "record", lambda *a, **k: asked.append(k["resume"]) or tmp_path)
+    unfinished = runs.RunWriter.create({"key": "h200"}, sweep.SweepPlan(rep=9).parameters(), "", tmp_path)
+    for text in ("rep: 9\n", "rep: 8\n"):
+        (tmp_path / "p.yaml").write_text(text)
+        succeed("record", "-f", tmp_path / "p.yaml", "--data_root", tmp_path)
+    (tmp_path / "p.yaml").write_text("rep: 9\n")
+    succeed("record", "-f", tmp_path / "p.yaml", "--data_root", tmp_path, "--new")
+    assert asked == [unfinished.path, None, None]
+
+
 def test_tune_writes_a_table_that_says_how_it_was_made(gpu, tmp_path, monkeypatch):
     from tinygemm.harness import tune
     from tinygemm.kernel.configs import LaunchConfig, write_table

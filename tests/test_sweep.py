@@ -373,9 +373,10 @@ def test_counters_are_taken_of_the_cases_that_were_timed(lab, tmp_path, monkeypa
     assert (run.path / "ncu" / "fast.csv").read_text() == "raw"
 
 
-def test_a_run_without_permission_for_counters_is_kept_and_says_so(lab, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [counters.CountersUnavailableError, counters.CounterFileError])
+def test_a_run_whose_counters_fail_is_kept_and_says_so(lab, tmp_path, monkeypatch, error):
     def collect(targets, say):
-        raise counters.CountersUnavailableError(counters.PERMISSION_HELP)
+        raise error(counters.PERMISSION_HELP)
 
     monkeypatch.setattr(counters, "collect", collect)
     said = []

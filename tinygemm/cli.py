@@ -157,9 +157,10 @@ def breakdown(csv, shape_list, group_size, asymmetric, rep, warmup, skip_correct
     type=INPUT_FILE,
     help="YAML: m_list, shapes, group_size, backends, rep, warmup, counters.",
 )
-@click.option("--resume", type=FOLDER, help="Go on with this unfinished run; needs the same commit and parameters.")
+@click.option("--resume", type=FOLDER, help="Unfinished run to go on with; one of equal terms is found by itself.")
+@click.option("--new", is_flag=True, help="Start a new run even so.")
 @_option("data_root", type=FOLDER, help="Folder that holds <gpu>/<run_id>/; the project's data/ without it.")
-def record(params, resume, data_root):
+def record(params, resume, new, data_root):
     """Measure what the report explains and write it as a run in data/<gpu>/; a killed run can be resumed."""
     from tinygemm import runs
     from tinygemm.harness import sweep
@@ -173,6 +174,8 @@ def record(params, resume, data_root):
     here = _require_gpu()
     if gpu not in ("auto", here):
         raise ValueError(f"{params} is for {gpu}, but this machine's GPU is {here}")
+    if resume is None and not new:
+        resume = runs.RunWriter.unfinished(here, plan.parameters(), root)
     command = " ".join(["tinygemm", *sys.argv[1:]])
     click.echo(sweep.record(plan, root, resume=resume, command=command, say=click.echo))
 

@@ -284,8 +284,13 @@ class RunWriter:
 
     @classmethod
     def unfinished(cls, gpu_key: str, parameters: dict, root: Path = DATA_ROOT) -> Path | None:
-        """The newest unfinished run of this GPU, commit and parameters, or None."""
+        """The newest unfinished run of this GPU, commit and parameters, or None.
+
+        None for a dirty tree, too: two dirty trees of one commit need not hold the same code.
+        """
         commit, dirty = git_state()
+        if dirty:
+            return None
         same = {"commit": commit, "dirty": dirty, "parameters": json.loads(json.dumps(parameters))}
         for path in sorted((root / gpu_key).glob("*" + PARTIAL), reverse=True):
             if (path / "provenance.json").is_file():

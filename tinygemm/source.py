@@ -71,8 +71,7 @@ def _measure(here: str | None, gpu: str, root: Path, allow_dirty: bool, sweep: d
         raise RunError(
             "the tree has uncommitted changes, so the run could not be traced; commit them or set allow_dirty"
         )
-    # two dirty trees of one commit need not hold the same code: only a clean one is gone on with unasked
-    unfinished = None if dirty else RunWriter.unfinished(here, plan.parameters(), root)
+    unfinished = RunWriter.unfinished(here, plan.parameters(), root)
     return runs.load_run(record(plan, root, resume=unfinished, command=_command()), allow_dirty=allow_dirty)
 
 

@@ -108,7 +108,7 @@ def _with_progress(results: Iterator, total: int) -> Iterator:
 
 
 def _record_counters(plan: SweepPlan, writer: runs.RunWriter, say: Callable) -> None:
-    """Profile the plan's cases that were timed; where ncu may not, say so and leave the run without counters."""
+    """Profile the plan's cases that were timed; where that fails, say so: the measured times are worth keeping."""
     timed = runs.read_table(writer.path / "cases.csv").set_index("case_id")
     timed = timed[timed["status"] == "ok"]
     targets = [
@@ -119,7 +119,7 @@ def _record_counters(plan: SweepPlan, writer: runs.RunWriter, say: Callable) -> 
     ]
     try:
         rows, raw = counters.collect(targets, say=say)
-    except counters.CountersUnavailableError as error:
+    except (counters.CountersUnavailableError, counters.CounterFileError) as error:
         say(f"this run has no counters: {error}")
         return
     writer.write_counters(rows, raw)
