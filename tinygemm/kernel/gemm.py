@@ -30,6 +30,10 @@ def gemm(x: torch.Tensor, w: PackedInt4, config: LaunchConfig | None = None) -> 
     rows = x.reshape(-1, w.K)
     if config is None:
         config = _selected(rows.shape[0], w.N, w.K, w.group_size, _gpu_key(x.device))
+    if config.form not in _LAUNCH:
+        raise ValueError(
+            f"config must be of a form that computes the product ({', '.join(_LAUNCH)}), got {config.form}"
+        )
     out = torch.empty((rows.shape[0], w.N), dtype=x.dtype, device=x.device)
     _LAUNCH[config.form](rows, w, out, config)
     return out.view(*x.shape[:-1], w.N)
