@@ -40,10 +40,12 @@ def test_every_gpu_has_a_table_for_every_problem_of_the_report(gpu):
 @pytest.mark.parametrize("gpu", sorted(GPUS))
 def test_every_config_of_the_tables_serves_its_problem_in_one_launch(gpu):
     for row in table(gpu)[0]:
-        config = row["config"]
-        assert config.form in ("splitk", "gemv")
-        assert config.block_m >= row["M"]
-        assert config.split_k * config.block_k <= row["K"] * 2, "shares of K that would be empty"
+        config, problem = row["config"], GemmProblem(row["M"], row["N"], row["K"])
+        assert config.form in ("splitk", "gemv", "fp16", "load-only")
+        assert config.block_m >= problem.M or config.form == "load-only", problem
+        assert config.split_k * config.block_k <= problem.K, f"{problem}: shares of K that would be empty"
+        if config.form == "load-only":  # it has no masks
+            assert problem.N % config.block_n == problem.K % config.block_k == 0, problem
 
 
 def test_the_fastest_config_of_the_problem_itself_comes_first(planted):
@@ -95,6 +97,14 @@ def test_a_form_can_be_forced(planted):
     assert select(problem, "h200", form="static") == (STATIC, "default")
 
 
+def test_a_yardstick_is_never_chosen_to_compute_the_product(planted):
+    """The kernel that only reads is faster than any that computes."""
+    yardstick = replace(SPLITK, form="load-only")
+    planted([(1, 4096, 4096, 6.0, SPLITK), (1, 4096, 4096, 4.0, yardstick)])
+    assert select(GemmProblem(1, 4096, 4096), "h200") == (SPLITK, "table")
+    assert select(GemmProblem(1, 4096, 4096), "h200", form="load-only") == (yardstick, "table")
+
+
 @pytest.mark.parametrize(("K", "group_size"), [(4096, 64), (4096, 32), (4097, -1), (64, -1)])
 def test_the_gemv_is_never_chosen_for_what_it_cannot_compute(planted, K, group_size):
     planted([(1, 4096, 4096, 5.0, GEMV), (1, 4096, 4096, 6.0, SPLITK)])
@@ -113,7 +123,9 @@ def test_a_gpu_without_a_table_takes_that_of_the_nearest_compute_capability():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("form", "magic", "form must be one of static, splitk, gemv, got 'magic'"),
+        ("form", "magic", "form must be one of static, splitk, gemv, load-only, fp16, got 'magic'"),
+        ("num_stages", 4, "num_stages=4 must be 2 or 3"),
+        ("block_m", 4, "block_m=4 must be a multiple of 8"),
         ("block_n", 48, "block_n=48 must be a power of two"),
         ("block_n", 8, "block_n=8 must be at least 16"),
         ("block_m", 0, "block_m must be a positive integer, got 0"),
@@ -130,7 +142,7 @@ def test_a_config_that_no_kernel_could_run_is_refused(field, value, message):
 def test_forms_have_their_own_constraints():
     with pytest.raises(ValueError, match="gemv needs block_m=1 and block_k a multiple of 128"):
         replace(GEMV, block_m=2)
-    with pytest.raises(ValueError, match="static does not split K"):
+    with pytest.raises(ValueError, match="static needs split_k=1 and block_k=128"):
         replace(STATIC, split_k=2)
     with pytest.raises(ValueError, match="form must be one of"):
         select(GemmProblem(1, 4096, 4096), "h200", form="magic")

@@ -268,6 +268,10 @@ REFUSED = {
         "load_only reads symmetric weights",
     ),
     "load_only that does not fill its tiles": (lambda: load_only(W, SPLITK), "fill the tiles"),
+    "a yardstick's config": (
+        lambda: gemm(X, W, replace(SPLITK, form="load-only")),
+        "config must be of a form that computes the product (splitk, gemv, static), got load-only",
+    ),
     "fp16 twin with more rows than its tile": (
         lambda: fp16_gemm(torch.ones(9, 256).half(), torch.ones(16, 256).half(), SPLITK),
         "block_m",

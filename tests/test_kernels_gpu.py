@@ -186,6 +186,23 @@ def test_a_chain_of_calls_sees_the_results_of_the_one_before(config):
     assert torch.equal(x, start)
 
 
+@pytest.mark.parametrize("config", [STATIC, SPLITK, GEMV], ids=name)
+def test_a_weight_written_just_before_the_call_is_the_one_that_is_used(config):
+    """A dependent launch may ask for weights early: not before the kernel that writes them has finished."""
+    sources = [random_packed(4096, 4096, device="cuda", seed=seed) for seed in (1, 2)]
+    other = random_packed(256, 4096, device="cuda", seed=3)
+    w = sources[0].clone()
+    x = activations(1, 4096)
+    expected = [gemm(x, source, config) for source in sources]
+    torch.cuda.synchronize()
+    for call in range(200):
+        for mine, theirs in zip(w.tensors(), sources[call % 2].tensors(), strict=True):
+            mine.copy_(theirs)
+        if call % 3 == 0:
+            gemm(x, other, config)  # a launch in between lets the next one start while the copy still runs
+        assert torch.equal(gemm(x, w, config), expected[call % 2])
+
+
 @pytest.mark.parametrize("exponent", [-10, -7, 11])
 @pytest.mark.parametrize("config", [STATIC, SPLITK, GEMV], ids=name)
 def test_accuracy_does_not_depend_on_the_size_of_the_activations(config, exponent):

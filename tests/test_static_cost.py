@@ -6,7 +6,16 @@ import triton
 import triton.language as tl
 
 from tinygemm.hardware import gpu_spec
-from tinygemm.harness.static_cost import compile_kernel, count, ctas_per_sm, main_loop, parse_sass, read_cost
+from tinygemm.harness.static_cost import (
+    Launch,
+    compile_launch,
+    count,
+    ctas_per_sm,
+    launch_cost,
+    main_loop,
+    parse_sass,
+    record_launches,
+)
 
 pytestmark = pytest.mark.aot
 
@@ -26,10 +35,12 @@ HALF = torch.float16
 DOT = {"out_ptr": HALF, "x_ptr": HALF, "w_ptr": HALF, "K": 4096, "BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 64}
 
 
+def dot_launch(options=(), **arguments):
+    return Launch(kernel_dot, (1,), DOT | arguments, {"num_warps": 4, "num_stages": 3} | dict(options))
+
+
 def dot_cost(gpu, options=(), **arguments):
-    spec = gpu_spec(gpu)
-    options = {"num_warps": 4, "num_stages": 3} | dict(options)
-    return read_cost(compile_kernel(kernel_dot, DOT | arguments, spec.arch, **options), spec)
+    return launch_cost(dot_launch(options, **arguments), gpu_spec(gpu))
 
 
 @pytest.mark.parametrize("gpu", ["a10g", "h200"])
@@ -57,9 +68,48 @@ def test_an_argument_that_is_not_a_multiple_of_16_loses_the_wide_loads():
     assert dot_cost("a10g").loop_count("LDGSTS", "128") > 0
 
 
+@triton.jit(do_not_specialize=["step"])
+def kernel_steps(out_ptr, n, step):
+    tl.store(out_ptr + n * step, 1.0)
+
+
+def test_integers_are_specialised_as_a_launch_would():
+    """1 becomes a constant, multiples of 16 are known as such, unless the kernel says do_not_specialize."""
+
+    def arguments_of(n, step):
+        launch = Launch(kernel_steps, (1,), {"out_ptr": torch.float32, "n": n, "step": step}, {})
+        lines = compile_launch(launch, 86).asm["ttir"].splitlines()
+        return next(line for line in lines if "func public" in line)
+
+    assert "%n" not in arguments_of(1, 1)
+    assert "%step" in arguments_of(1, 1)
+    assert arguments_of(32, 32).count("tt.divisibility = 16") == 2, "the pointer and n"
+    assert arguments_of(33, 32).count("tt.divisibility = 16") == 1
+
+
+def test_launches_are_recorded_with_their_arguments_and_not_run():
+    half = {"dtype": HALF, "device": "meta"}
+    out, x, w = torch.empty(16, 64, **half), torch.empty(16, 4096, **half), torch.empty(64, 4096, **half)
+
+    def call():
+        kernel_dot[(3, 2)](out, x, w, 4096, BLOCK_M=16, BLOCK_N=64, BLOCK_K=64, num_warps=4, num_stages=3)
+
+    (launch,) = record_launches(call)
+    assert launch.kernel is kernel_dot
+    assert launch.grid == (3, 2)
+    assert launch.arguments == DOT
+    assert launch.options == {"num_warps": 4, "num_stages": 3}
+
+
 def test_arguments_must_be_those_of_the_kernel():
     with pytest.raises(ValueError, match=r"kernel_dot: arguments unknown or missing: KK$"):
-        compile_kernel(kernel_dot, DOT | {"KK": 1}, 86, num_warps=4, num_stages=3)
+        compile_launch(dot_launch(KK=1), 86)
+
+
+def test_the_interpreter_is_refused(monkeypatch):
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET is set"):
+        record_launches(lambda: None)
 
 
 # registers per thread, warps, shared bytes: CTAs per SM by cuda_occupancy.h for 8.6 (1536 threads, 100 KiB) and 9.0

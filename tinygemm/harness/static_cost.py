@@ -109,11 +109,14 @@ def count(opcodes: Counter, opcode: str, *modifiers: str) -> int:
 
 
 def config_cost(config: LaunchConfig, problem: GemmProblem, spec: GpuSpec, symmetric: bool = True) -> StaticCost:
-    """The cost of the kernel that `gemm(x, w, config)` launches for a problem on a GPU."""
-    x = torch.empty(problem.M, problem.K, dtype=torch.float16, device="meta")
+    """The cost of the kernel of a launch config on a GPU: of a form that computes the product, or of a yardstick."""
     w = _packed_without_data(problem, symmetric)
+    x = torch.empty(problem.M, problem.K, dtype=torch.float16, device="meta")
     out = torch.empty(problem.M, problem.N, dtype=torch.float16, device="meta")
-    launch, *_ = record_launches(lambda: gemm._LAUNCH[config.form](x, w, out, config))
+    weight = torch.empty(problem.N, problem.K, dtype=torch.float16, device="meta")
+    calls = {"load-only": lambda: gemm.load_only(w, config), "fp16": lambda: gemm.fp16_gemm(x, weight, config)}
+    calls |= {form: lambda launch=launch: launch(x, w, out, config) for form, launch in gemm._LAUNCH.items()}
+    launch, *_ = record_launches(calls[config.form])
     threads = 32 * config.num_warps
     return replace(launch_cost(launch, spec), loop_weights=config.block_n * config.block_k / threads)
 
