@@ -35,7 +35,8 @@ def group(N: int, n_samples: int = 3) -> tuple[list[Case], list[Sample]]:
     problem = GemmProblem(1, N, 4096)
     timed = Case(
         case_id=case_id("int4", problem, "graph", "cold"), backend="int4", model="llama-3-8b", layer="kv_proj",
-        M=1, N=N, K=4096, group_size=128, dtype="float16", bits_per_weight=4.125, l2_state="cold", launch="graph", status="ok",
+        M=1, N=N, K=4096, group_size=128, dtype="float16", bits_per_weight=4.125,
+        l2_state="cold", launch="graph", status="ok",
         form="splitk", block_m=16, block_n=64, block_k=256, split_k=8, num_warps=2, num_stages=3, config_source="table",
         n_calls=50, n_copies=8, n_samples=n_samples, max_err=1.5e-3, rms_err=3.1e-4, flops=problem.flops,
         bytes_min=problem.bytes_min(4.125), sm_clock_mhz=1980.0, power_w=None,
