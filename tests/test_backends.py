@@ -162,8 +162,11 @@ def lost_share(x, w):
 
 
 def unwritten_element(x, w):
-    out = torch.empty(x.shape[0], w.N)
-    out[:, :-1] = right(x, w)[:, :-1]
+    """Memory that is not poisoned may still hold the right value of the call before: here it always does."""
+    out = torch.empty(x.shape[0], w.N, dtype=torch.float64)
+    stale = right(x, w)[0, -1] if not out[0, -1].isnan() else out[0, -1].clone()
+    out[:] = right(x, w)
+    out[0, -1] = stale
     return out
 
 
@@ -245,15 +248,17 @@ def test_a_copy_that_copies_nothing_is_a_mismatch():
 
 
 def test_copies_are_equal_separate_and_aligned():
-    _, packed, _ = operands(GemmProblem(1, 100, 256))
+    _, packed, _ = operands(GemmProblem(1, 98, 256))
     copies = replicate(packed, 5)
     pointers = {tensor.data_ptr() for copy in copies for tensor in copy.tensors()}
     assert len(pointers) == 10
-    assert all(pointer % 16 == copies[0].qweight.data_ptr() % 16 for pointer in pointers)
+    for copy in copies:
+        for tensor, first in zip(copy.tensors(), copies[0].tensors(), strict=True):
+            assert (tensor.data_ptr() - first.data_ptr()) % 256 == 0, "another alignment would be another kernel"
     for copy in copies:
         assert torch.equal(copy.qweight, packed.qweight)
         assert torch.equal(copy.scales, packed.scales)
-        assert (copy.N, copy.K, copy.group_size) == (100, 256, 128)
+        assert (copy.N, copy.K, copy.group_size) == (98, 256, 128)
     copies[0].qweight.zero_()
     assert torch.equal(copies[1].qweight, packed.qweight)
 

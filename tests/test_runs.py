@@ -276,6 +276,14 @@ def test_a_run_torn_at_any_byte_resumes_with_whole_groups_only(tmp_path, cut):
     assert len(run.samples) == 6
 
 
+def test_samples_are_on_disk_before_the_cases_that_claim_them(tmp_path, monkeypatch):
+    writer = RunWriter.create(GPU, PARAMETERS, "", tmp_path)
+    order = []
+    monkeypatch.setattr(RunWriter, "_append_rows", lambda self, name, rows, row_type: order.append(name))
+    writer.append(*group(1024))
+    assert order == ["samples.csv", "cases.csv"]
+
+
 @pytest.mark.parametrize("cut", [0, 5, 40])
 def test_a_run_torn_in_its_very_first_line_resumes(tmp_path, cut):
     writer = RunWriter.create(GPU, PARAMETERS, "", tmp_path)

@@ -186,6 +186,15 @@ def test_launch_modes_differ_in_what_is_captured(lab):
     assert {entry[2] for entry in lab.log if entry[0] == "round"} == {False}
 
 
+def test_graphs_are_forgotten_before_every_group_that_captures_new_ones(lab, monkeypatch):
+    """Otherwise a long sweep uses up the counters of captured split-K calls, and its later cases get slower."""
+    monkeypatch.setattr(registry, "forget_graphs", lambda: lab.log.append(("forget",)))
+    plan = small_plan(backends=("slow", "fast"))
+    list(sweep.measure(sweep.bench_of_this_gpu(plan, GPU), groups(plan)))
+    kinds = [entry[0] for entry in lab.log if entry[0] in ("forget", "capture")]
+    assert kinds == (["forget", "capture", "capture"] * 2 + ["forget"] * 2) * 3
+
+
 def test_a_weight_is_made_once_for_all_token_counts_and_modes(lab, monkeypatch):
     made = []
     original = registry.operands
