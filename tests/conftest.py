@@ -30,6 +30,13 @@ def pytest_collection_modifyitems(config, items):
     if other_process:
         config.hook.pytest_deselected(items=other_process)
         items[:] = [item for item in items if item not in other_process]
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu:
+        from tinygemm.hardware import cuda_unavailable_reason
+
+        if reason := cuda_unavailable_reason():
+            for item in on_gpu:
+                item.add_marker(pytest.mark.skip(reason=f"needs a CUDA GPU: {reason}"))
     if browser_path() is None:
         missing = pytest.mark.skip(reason=f"no browser: none of {', '.join(BROWSERS)} is installed")
         for item in items:
