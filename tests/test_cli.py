@@ -245,7 +245,7 @@ def test_tune_writes_a_table_that_says_how_it_was_made(gpu, tmp_path, monkeypatc
 
     def search(problems, forms, key, path, about, workers):
         asked.append((len(problems), forms, key))
-        config = LaunchConfig("splitk", 8, 64, 256, 4, 2, 3)
+        config = LaunchConfig("splitk", 8, 64, 256, 4, 2, 1)
         write_table(path, [{"M": 1, "K": 4096, "N": 1024, "latency_us": 3.7, "config": config}], "table", about)
 
     monkeypatch.setattr(tune, "tune", search)
