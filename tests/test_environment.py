@@ -156,7 +156,7 @@ def test_browser_tests_that_are_left_out_are_named_and_fail_where_they_are_requi
     assert "test_page.py::test_page" in result.stdout
     if required:
         assert result.returncode == 1
-        assert "1 failed, 1 passed" in result.stdout
+        assert "1 passed, 1 error" in result.stdout
         assert "no browser: none of chromium, chromium-browser, google-chrome is installed" in result.stdout
     else:
         assert result.returncode == 0
