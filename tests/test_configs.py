@@ -11,7 +11,7 @@ from tinygemm.kernel import configs
 from tinygemm.kernel.configs import STATIC, LaunchConfig, select, table, tables, write_table
 from tinygemm.problem import DECODE_M, REPORT_SHAPES, GemmProblem
 
-SPLITK = LaunchConfig("splitk", 8, 64, 256, 4, 2, 3)
+SPLITK = LaunchConfig("splitk", 8, 64, 256, 4, 2, 1)
 GEMV = LaunchConfig("gemv", 1, 64, 256, 4, 4, 3)
 
 
@@ -124,14 +124,14 @@ def test_a_gpu_without_a_table_takes_that_of_the_nearest_compute_capability():
     ("field", "value", "message"),
     [
         ("form", "magic", "form must be one of static, splitk, gemv, load-only, fp16, got 'magic'"),
-        ("num_stages", 4, "num_stages=4 must be 2 or 3"),
+        ("num_stages", 2, "num_stages=2 must be 1"),
         ("block_m", 4, "block_m=4 must be a multiple of 8"),
         ("block_n", 48, "block_n=48 must be a power of two"),
         ("block_n", 8, "block_n=8 must be at least 16"),
         ("block_m", 0, "block_m must be a positive integer, got 0"),
         ("num_stages", 2.0, "num_stages must be a positive integer, got 2.0"),
         ("num_warps", 3, "num_warps=3 must be a power of two"),
-        ("block_k", 128, "block_k=128 must be 128 * num_warps=256"),
+        ("block_k", 128, "block_k=128 must be a multiple of 128 * num_warps=256"),
     ],
 )
 def test_a_config_that_no_kernel_could_run_is_refused(field, value, message):

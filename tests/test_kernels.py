@@ -19,7 +19,8 @@ from tinygemm.kernel.configs import STATIC, LaunchConfig
 from tinygemm.kernel.gemm import dequantize_fp16, empty_kernel, fp16_gemm, gemm, load_only, load_only_reference
 from tinygemm.kernel.quant import dequantize, pack
 
-SPLITK = LaunchConfig("splitk", block_m=8, block_n=64, block_k=256, split_k=1, num_warps=2, num_stages=3)
+SPLITK = LaunchConfig("splitk", block_m=8, block_n=64, block_k=256, split_k=1, num_warps=2, num_stages=1)
+AHEAD = replace(SPLITK, block_k=1024)  # each warp requests four blocks at once
 GEMV = LaunchConfig("gemv", block_m=1, block_n=64, block_k=256, split_k=1, num_warps=4, num_stages=3)
 
 
@@ -54,7 +55,7 @@ def check(M, N, K, group_size, symmetric, config, seed=0):
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
 @pytest.mark.parametrize(
     ("config", "group_size"),
-    [(config, group_size) for config in (STATIC, SPLITK) for group_size in (32, 64, 128, -1)]
+    [(config, group_size) for config in (STATIC, SPLITK, AHEAD) for group_size in (32, 64, 128, -1)]
     + [(GEMV, 128), (GEMV, -1)],
     ids=name,
 )
@@ -93,7 +94,7 @@ def test_any_number_of_groups(config, K, group_size):
 
 @pytest.mark.parametrize(
     ("config", "K"),
-    [(config, K) for config in (STATIC, SPLITK) for K in (2, 33, 64, 96, 130, 257, 300)] + [(GEMV, 130), (GEMV, 300)],
+    [(config, K) for config in (STATIC, SPLITK, AHEAD) for K in (2, 33, 64, 96, 130, 257, 300)] + [(GEMV, 130), (GEMV, 300)],
     ids=name,
 )
 def test_one_group_of_any_length(config, K):
@@ -102,13 +103,13 @@ def test_one_group_of_any_length(config, K):
 
 
 @pytest.mark.parametrize("split_k", [2, 3, 7, 16])
-@pytest.mark.parametrize("config", [SPLITK, GEMV], ids=name)
+@pytest.mark.parametrize("config", [SPLITK, AHEAD, GEMV], ids=name)
 def test_splitting_k_into_any_number_of_shares(config, split_k):
     """Shares of unequal length, and more shares than there are steps, so that some are empty."""
     check(1 if config.form == "gemv" else 2, 100, 1280, 128, False, replace(config, split_k=split_k))
 
 
-@pytest.mark.parametrize("config", [SPLITK, GEMV], ids=name)
+@pytest.mark.parametrize("config", [SPLITK, AHEAD, GEMV], ids=name)
 def test_the_order_in_which_shares_arrive_does_not_change_a_bit(config, monkeypatch):
     operands = make_operands(1, 64, 1280, symmetric=False)
     config = replace(config, split_k=5)
@@ -125,7 +126,7 @@ def test_the_order_in_which_shares_arrive_does_not_change_a_bit(config, monkeypa
     assert_close(forwards, operands.reference())
 
 
-@pytest.mark.parametrize("config", [SPLITK, GEMV], ids=name)
+@pytest.mark.parametrize("config", [SPLITK, AHEAD, GEMV], ids=name)
 def test_the_arrival_counters_are_zero_again_after_a_call(config, monkeypatch):
     counters = []
 
@@ -139,7 +140,7 @@ def test_the_arrival_counters_are_zero_again_after_a_call(config, monkeypatch):
     assert [tensor.tolist() for tensor in counters] == [[0, 0, 0]]
 
 
-@pytest.mark.parametrize("config", [SPLITK, GEMV], ids=name)
+@pytest.mark.parametrize("config", [SPLITK, AHEAD, GEMV], ids=name)
 def test_each_output_tile_is_written_once_by_the_last_share(config, monkeypatch):
     """In the interpreter a share that writes too early is corrected by the next one; on a GPU it may come last."""
     written = []
@@ -158,7 +159,7 @@ def test_each_output_tile_is_written_once_by_the_last_share(config, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "config", [LaunchConfig("splitk", 8, 32, 512, 4, 4, 3), LaunchConfig("gemv", 1, 16, 512, 2, 4, 2)]
+    "config", [LaunchConfig("splitk", 8, 32, 512, 4, 4, 1), LaunchConfig("gemv", 1, 16, 512, 2, 4, 2)]
 )
 def test_a_real_projection(config):
     """Llama-3-8B's narrow projection, one token: K = 4096, N = 1024."""
@@ -175,7 +176,7 @@ def test_accuracy_does_not_depend_on_the_size_of_the_activations(config, exponen
 
 
 @pytest.mark.parametrize("zero", [0, 8, 15])
-@pytest.mark.parametrize("config", [SPLITK, GEMV], ids=name)
+@pytest.mark.parametrize("config", [SPLITK, AHEAD, GEMV], ids=name)
 def test_the_largest_activations_do_not_overflow_inside_the_kernel(config, zero):
     """x is the largest float16 throughout, weights are as far from zero as they can be; the output itself is small."""
     codes = torch.full((16, 256), 0 if zero >= 8 else 15, dtype=torch.uint8)

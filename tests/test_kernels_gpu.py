@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(bool(cuda_unavailable_reason()), reason=str(cuda_unavailable_reason())),
 ]
 
-SPLITK = LaunchConfig("splitk", block_m=8, block_n=32, block_k=512, split_k=4, num_warps=4, num_stages=3)
+SPLITK = LaunchConfig("splitk", block_m=8, block_n=32, block_k=1024, split_k=4, num_warps=4, num_stages=1)
 GEMV = LaunchConfig("gemv", block_m=1, block_n=32, block_k=256, split_k=4, num_warps=4, num_stages=3)
 
 

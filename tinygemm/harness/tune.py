@@ -34,12 +34,11 @@ def candidates(form: str, M: int) -> list[LaunchConfig]:
         for block_n, blocks, split_k, warps, stages in itertools.product((16, 32), (4, 8), (1, 2, 4), (2, 8), (2,)):
             found.append(LaunchConfig(form, block_m, block_n, 128 * blocks, split_k, warps, stages))
         return found
-    stages = (2, 3) if form == "splitk" else (2,)
-    splits = (1, 2, 3, 4, 6, 7, 8, 10, 12, 16) if form == "splitk" else (1, 2, 3, 4, 6, 8, 12, 16)
-    for block_n, warps, split_k, num_stages in itertools.product((16, 32, 64, 128), (1, 2, 4, 8, 16), splits, stages):
-        registers = block_n * (1 + num_stages) // 2 + block_n * block_m // 32 + (64 if form == "fp16" else 0)
-        if block_n * warps <= 512 and registers <= 160 and 4 <= warps * split_k <= 64:
-            found.append(LaunchConfig(form, block_m, block_n, 128 * warps, split_k, warps, num_stages))
+    splits = (1, 2, 3, 4, 6, 7, 8, 10, 12, 16) if form == "splitk" else (1, 2, 4, 6, 8, 12, 16)
+    for block_n, warps, split_k, steps in itertools.product((16, 32, 64), (1, 2, 4, 8, 16), splits, (1, 2, 4)):
+        words = block_n * steps // 2 * (4 if form == "fp16" else 1)  # registers of a thread that wait for weights
+        if block_n * warps <= 512 and words <= (128 if warps <= 2 else 64) and 4 <= warps * split_k <= 64:
+            found.append(LaunchConfig(form, block_m, block_n, 128 * warps * steps, split_k, warps, 1))
     return found
 
 
@@ -117,7 +116,7 @@ def predicted_us(config: LaunchConfig, problem: GemmProblem, spec: GpuSpec) -> f
     stream_us = rounds * program_bytes / (spec.dram_gb_s * 1e3 / spec.sm_count)
     resident = max(1, min(spec.max_warps_per_sm // 3 // config.num_warps, 16))  # about 128 registers a thread
     steps = -(-problem.K // config.block_k // config.split_k)
-    serial_us = -(-rounds // resident) * steps * LATENCY_US / (config.num_stages - 1)
+    serial_us = -(-rounds // resident) * steps * LATENCY_US
     x_us = programs * problem.M * problem.K / config.split_k * 2 / (L2_OVER_DRAM * spec.dram_gb_s * 1e3)
     tail_us = 0.0 if config.split_k == 1 else 2 * LATENCY_US + 0.05 * config.split_k
     return max(stream_us, serial_us) + x_us + tail_us

@@ -25,7 +25,7 @@ class LaunchConfig:
                 or a yardstick that is cut like splitk: load-only, fp16
     block_m:    rows of x in one tile
     block_n:    output features in one tile, a multiple of 16
-    block_k:    input features walked at a time; splitk: 128 per warp; gemv: a multiple of 128
+    block_k:    input features walked at a time; splitk: a multiple of 128 per warp, all requested at once
     split_k:    programs that share one tile along K
     num_warps, num_stages: warps of a program, depth of its software pipeline
     raises:     ValueError naming the field and the constraint
@@ -51,12 +51,12 @@ class LaunchConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be a power of two")
         if self.block_n < 16:
             raise ValueError(f"block_n={self.block_n} must be at least 16, the rows of a packed tile")
-        if self._cut_by_warps and self.block_k != 128 * self.num_warps:
+        if self._cut_by_warps and self.block_k % (128 * self.num_warps):
             raise ValueError(
-                f"block_k={self.block_k} must be 128 * num_warps={128 * self.num_warps}: one block per warp"
+                f"block_k={self.block_k} must be a multiple of 128 * num_warps={128 * self.num_warps}: whole blocks"
             )
-        if self._cut_by_warps and self.num_stages not in (2, 3):
-            raise ValueError(f"num_stages={self.num_stages} must be 2 or 3: steps of weights held in registers")
+        if self._cut_by_warps and self.num_stages != 1:
+            raise ValueError(f"num_stages={self.num_stages} must be 1: {self.form} has no software pipeline")
         if self._cut_by_warps and self.block_m % 8:
             raise ValueError(f"block_m={self.block_m} must be a multiple of 8, the columns of a tensor-core tile")
         if self.form == "gemv" and (self.block_m != 1 or self.block_k % 128):

@@ -64,7 +64,7 @@ def load_only(w: PackedInt4, config: LaunchConfig) -> torch.Tensor:
     kernels.kernel_load_only_int4[(w.N // config.block_n, config.split_k)](
         w.qweight, w.scales, checksum, w.N, KB,
         SCALE_ROWS=0 if w.group_size == -1 else 128 // w.group_length, BLOCK_N=config.block_n,
-        WARPS_K=config.block_k // 128, SPLIT_K=config.split_k, PDL=pdl,
+        WARPS_K=config.num_warps, SPLIT_K=config.split_k, STEPS=_steps(config), PDL=pdl,
         num_warps=config.num_warps, **_pdl_option(pdl),
     )  # fmt: skip
     return checksum
@@ -95,8 +95,8 @@ def fp16_gemm(x: torch.Tensor, weight: torch.Tensor, config: LaunchConfig) -> to
     pdl = _dependent_launch(x.device)
     kernels.kernel_gemm_fp16_splitk[(triton.cdiv(N, config.block_n), config.split_k)](
         x, weight, out, partial, counter, M, N, K, KB, x.stride(0), EVEN=even,
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, WARPS_K=config.block_k // 128, SPLIT_K=config.split_k,
-        PDL=pdl, num_warps=config.num_warps, **_pdl_option(pdl),
+        BLOCK_M=config.block_m, BLOCK_N=config.block_n, WARPS_K=config.num_warps, SPLIT_K=config.split_k,
+        STEPS=_steps(config), PDL=pdl, num_warps=config.num_warps, **_pdl_option(pdl),
     )  # fmt: skip
     return out
 
@@ -118,8 +118,8 @@ def _launch_splitk(x, w, out, config) -> None:
         kernels.kernel_gemm_packed_int4_splitk[(triton.cdiv(w.N, config.block_n), config.split_k)](
             rows, w.qweight, w.scales, w.zeros, target, partial, counter,
             rows.shape[0], w.N, w.K, KB, rows.stride(0), **_format(w), EVEN=_fills_tiles(w, config),
-            BLOCK_M=config.block_m, BLOCK_N=config.block_n, WARPS_K=config.block_k // 128, SPLIT_K=config.split_k,
-            NUM_STAGES=config.num_stages, PDL=pdl, num_warps=config.num_warps, **_pdl_option(pdl),
+            BLOCK_M=config.block_m, BLOCK_N=config.block_n, WARPS_K=config.num_warps, SPLIT_K=config.split_k,
+            STEPS=_steps(config), PDL=pdl, num_warps=config.num_warps, **_pdl_option(pdl),
         )  # fmt: skip
 
 
@@ -164,6 +164,11 @@ def _format(w: PackedInt4) -> dict:
         "WHOLE_K": w.group_size == -1,
         "HAS_ZEROS": w.zeros is not None,
     }
+
+
+def _steps(config: LaunchConfig) -> int:
+    """Blocks of 128 k that one warp requests at once."""
+    return config.block_k // (128 * config.num_warps)
 
 
 def _fills_tiles(w: PackedInt4, config: LaunchConfig) -> bool:

@@ -180,100 +180,119 @@ def times_scale(product, scale, ROWS: tl.constexpr, WARPS_K: tl.constexpr):
     return (columns * scale.reshape(WARPS_K, ROWS * 8, 1, 4, 1)).reshape(product.shape)
 
 
+@triton.jit
+def word_pointers(qweight_ptr, pid_n, KB, ROWS: tl.constexpr, WARPS_K: tl.constexpr):
+    """Where the words of step 0 are, flat [ROWS * WARPS_K, 128], with their output rows and their block's first k."""
+    i = tl.arange(0, ROWS * WARPS_K)[:, None]
+    r, block = i // WARPS_K, i % WARPS_K
+    lane_words = tl.arange(0, 128)[None, :]  # 8 rows x 16 words lie side by side
+    tile_row = qweight_ptr + pid_n.to(tl.int64) * (ROWS // 2) * KB * 256
+    ptrs = tile_row + (r // 2 * KB + block) * 256 + r % 2 * 128 + lane_words
+    return ptrs, pid_n * ROWS * 8 + r * 8 + lane_words // 16, block * 128
+
+
+@triton.jit
+def scale_offsets(
+    pid_n, N, SUBGROUPS: tl.constexpr, SCALE_ROWS: tl.constexpr, ROWS: tl.constexpr, WARPS_K: tl.constexpr
+):
+    """Where the scales of step 0 are, flat [SUBGROUPS * ROWS * WARPS_K * 32], one a lane, with rows and first k."""
+    i = tl.arange(0, SUBGROUPS * ROWS * WARPS_K * 32)
+    block, sub = i // 32 % WARPS_K, i // (32 * WARPS_K * ROWS)
+    row = pid_n * ROWS * 8 + i // (32 * WARPS_K) % ROWS * 8 + i % 32 // 4
+    return (block * SCALE_ROWS + sub) * N + row, row, block * 128 + sub * (128 // SUBGROUPS)
+
+
+@triton.jit
+def x_pointers(x_ptr, stride_xm, HALVES: tl.constexpr, WARPS_K: tl.constexpr):
+    """Where the x of step 0 is, flat [HALVES * 4 * WARPS_K * 8, 32], with the token m and the k of each element."""
+    i = tl.arange(0, HALVES * 4 * WARPS_K * 8)[:, None]
+    m = i // (8 * WARPS_K * 4) * 8 + i % 8
+    k = i // 8 % WARPS_K * 128 + i // (8 * WARPS_K) % 4 * 32 + tl.arange(0, 32)[None, :]
+    return x_ptr + m.to(tl.int64) * stride_xm + k, m, k
+
+
+@triton.jit
+def multiply_step(
+    acc, word, scale, zero, x,
+    GROUP: tl.constexpr, HAS_ZEROS: tl.constexpr, ROWS: tl.constexpr, HALVES: tl.constexpr, WARPS_K: tl.constexpr,
+):  # fmt: skip
+    """acc [WARPS_K, BLOCK_N, BLOCK_M] float32 plus the product of one block of 128 k per warp."""
+    SUBGROUPS: tl.constexpr = 128 // GROUP
+    z0, z1, z2, z3 = 0x64086408, -0x2B7F2B80, 0x64086408, -0x2B7F2B80  # pair_zeros(8)
+    if HAS_ZEROS:
+        z0, z1, z2, z3 = per_pair(zero, SUBGROUPS, ROWS, WARPS_K)
+        z0, z1, z2, z3 = pair_zeros(z0)[0], pair_zeros(z1)[1], pair_zeros(z2)[0], pair_zeros(z3)[1]
+        z0, z1, z2, z3 = z0[:, :, None], z1[:, :, None], z2[:, :, None], z3[:, :, None]
+    p0, p1, p2, p3 = unpack_word(word.reshape(ROWS * WARPS_K, 32, 4), z0, z1, z2, z3)
+    x0, x1, x2, x3 = b_operands(x, HALVES, WARPS_K, 4)
+    s0, s1, s2, s3 = per_pair(scale, SUBGROUPS, ROWS, WARPS_K)
+
+    product = tl.dot(a_operand(p0, ROWS, WARPS_K), x0)
+    if GROUP == 32:
+        acc += times_scale(product, s0, ROWS, WARPS_K)
+        product = tl.zeros_like(acc)
+    product = tl.dot(a_operand(p1, ROWS, WARPS_K), x1, product)
+    if GROUP <= 64:
+        acc += times_scale(product, s1, ROWS, WARPS_K)
+        product = tl.zeros_like(acc)
+    product = tl.dot(a_operand(p2, ROWS, WARPS_K), x2, product)
+    if GROUP == 32:
+        acc += times_scale(product, s2, ROWS, WARPS_K)
+        product = tl.zeros_like(acc)
+    product = tl.dot(a_operand(p3, ROWS, WARPS_K), x3, product)
+    return acc + times_scale(product, s3, ROWS, WARPS_K)
+
+
 @triton.jit(do_not_specialize=["M"])  # one binary serves every M up to BLOCK_M
 def kernel_gemm_packed_int4_splitk(
     x_ptr, qweight_ptr, scales_ptr, zeros_ptr, out_ptr, partial_ptr, counter_ptr,
     M, N, K, KB, stride_xm,
     GROUP: tl.constexpr, WHOLE_K: tl.constexpr, HAS_ZEROS: tl.constexpr, EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WARPS_K: tl.constexpr, SPLIT_K: tl.constexpr,
-    NUM_STAGES: tl.constexpr, PDL: tl.constexpr,
+    STEPS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """out[M, N] = x[M, K] @ weight.T: warp w of a program walks blocks w, w + WARPS_K, ... of the program's share of K.
+    """out[M, N] = x[M, K] @ weight.T: warp w of a program takes blocks w, w + WARPS_K, ... of the program's share of K.
 
-    NUM_STAGES: 2 or 3: how many steps of weights are on their way or in use; they wait in registers.
-    EVEN:       N and K fill the tiles, so that no load of a weight needs a mask
-    PDL:        dependent launch: the first weights are requested while the kernel before this one still runs
+    STEPS: blocks of 128 k that a warp requests at once; they wait in registers, and ptxas may not move them past a loop
+           edge, so the loads of a chunk are in flight together and other warps hide what is left of their latency
+    EVEN:  N and K fill the tiles, so that a load needs no mask but the end of the share
+    PDL:   dependent launch: the first weights are requested while the kernel before this one still runs
     """
     pid_n, pid_k = tl.program_id(0), tl.program_id(1)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
 
-    # which tile of `out` is mine, which blocks of K, and which elements are my lane's
+    # which tile of `out` is mine, and which blocks of K
     ROWS: tl.constexpr = BLOCK_N // 8
     HALVES: tl.constexpr = BLOCK_M // 8
-    SUBGROUPS: tl.constexpr = 128 // GROUP
-    SCALE_ROWS: tl.constexpr = 0 if WHOLE_K else SUBGROUPS  # rows of scales per block of 128 k
+    SCALE_ROWS: tl.constexpr = 0 if WHOLE_K else 128 // GROUP  # rows of scales per block of 128 k
     first, last = k_range(KB, pid_k, WARPS_K, SPLIT_K)
+    q_ptrs, q_row, q_k = word_pointers(qweight_ptr, pid_n, KB, ROWS, WARPS_K)
+    offs_g, g_row, g_k = scale_offsets(pid_n, N, 128 // GROUP, SCALE_ROWS, ROWS, WARPS_K)
+    x_ptrs, m, x_k = x_pointers(x_ptr, stride_xm, HALVES, WARPS_K)
 
-    i = tl.arange(0, ROWS * WARPS_K)[:, None]
-    r, q_block = i // WARPS_K, i % WARPS_K
-    lane_words = tl.arange(0, 128)[None, :]  # 8 rows x 16 words lie side by side
-    q_row = pid_n * BLOCK_N + r * 8 + lane_words // 16
-    q_ptrs = qweight_ptr + pid_n.to(tl.int64) * (BLOCK_N // 16) * KB * 256
-    q_ptrs += (r // 2 * KB + q_block) * 256 + r % 2 * 128 + lane_words
-
-    i = tl.arange(0, SUBGROUPS * ROWS * WARPS_K * 32)
-    g_block, sub = i // 32 % WARPS_K, i // (32 * WARPS_K * ROWS)
-    g_row = pid_n * BLOCK_N + i // (32 * WARPS_K) % ROWS * 8 + i % 32 // 4
-    offs_g = (g_block * SCALE_ROWS + sub) * N + g_row
-
-    i = tl.arange(0, HALVES * 4 * WARPS_K * 8)[:, None]
-    m = i // (8 * WARPS_K * 4) * 8 + i % 8
-    x_k = i // 8 % WARPS_K * 128 + i // (8 * WARPS_K) % 4 * 32 + tl.arange(0, 32)[None, :]
-    x_ptrs = x_ptr + m.to(tl.int64) * stride_xm + x_k
-
-    # request the first weights, then wait for whoever writes x
-    q_k, g_k = q_block * 128, g_block * 128 + sub * GROUP
-    word = load_step(q_ptrs + first * 256, first, last, q_row, N, q_k, K, EVEN, EVEN)
-    scale = load_step(scales_ptr + first * SCALE_ROWS * N + offs_g, first, last, g_row, N, g_k, K, EVEN, EVEN)
-    zero = scale
-    if HAS_ZEROS:
-        zero = load_step(zeros_ptr + first * SCALE_ROWS * N + offs_g, first, last, g_row, N, g_k, K, EVEN, EVEN)
-    if NUM_STAGES == 3:
-        kb = first + WARPS_K
-        word_1 = load_step(q_ptrs + kb * 256, kb, last, q_row, N, q_k, K, EVEN, EVEN)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-    x = load_step(x_ptrs + first * 128, first, last, m, M, x_k, K, False, EVEN)
-
-    # walk K, WARPS_K blocks of 128 at a time; the next step is requested before this one is used
+    # walk K; the weights of a chunk are requested before x, for x may still be on its way from the kernel before
     acc = tl.zeros((WARPS_K, BLOCK_N, BLOCK_M), dtype=tl.float32)
-    for kb in tl.range(first, last, WARPS_K, num_stages=1):
-        kb_1, kb_2 = kb + WARPS_K, kb + (NUM_STAGES - 1) * WARPS_K
-        word_2 = load_step(q_ptrs + kb_2 * 256, kb_2, last, q_row, N, q_k, K, EVEN, EVEN)
-        scale_1 = load_step(scales_ptr + kb_1 * SCALE_ROWS * N + offs_g, kb_1, last, g_row, N, g_k, K, EVEN, EVEN)
-        zero_1 = scale_1
-        if HAS_ZEROS:
-            zero_1 = load_step(zeros_ptr + kb_1 * SCALE_ROWS * N + offs_g, kb_1, last, g_row, N, g_k, K, EVEN, EVEN)
-        x_1 = load_step(x_ptrs + kb_1 * 128, kb_1, last, m, M, x_k, K, False, EVEN)
-
-        z0, z1, z2, z3 = 0x64086408, -0x2B7F2B80, 0x64086408, -0x2B7F2B80  # pair_zeros(8)
-        if HAS_ZEROS:
-            z0, z1, z2, z3 = per_pair(zero, SUBGROUPS, ROWS, WARPS_K)
-            z0, z1, z2, z3 = pair_zeros(z0)[0], pair_zeros(z1)[1], pair_zeros(z2)[0], pair_zeros(z3)[1]
-            z0, z1, z2, z3 = z0[:, :, None], z1[:, :, None], z2[:, :, None], z3[:, :, None]
-        p0, p1, p2, p3 = unpack_word(word.reshape(ROWS * WARPS_K, 32, 4), z0, z1, z2, z3)
-        x0, x1, x2, x3 = b_operands(x, HALVES, WARPS_K, 4)
-        s0, s1, s2, s3 = per_pair(scale, SUBGROUPS, ROWS, WARPS_K)
-        product = tl.dot(a_operand(p0, ROWS, WARPS_K), x0)  # [WARPS_K, BLOCK_N, BLOCK_M] float32
-        if GROUP == 32:
-            acc += times_scale(product, s0, ROWS, WARPS_K)
-            product = tl.zeros_like(acc)
-        product = tl.dot(a_operand(p1, ROWS, WARPS_K), x1, product)
-        if GROUP <= 64:
-            acc += times_scale(product, s1, ROWS, WARPS_K)
-            product = tl.zeros_like(acc)
-        product = tl.dot(a_operand(p2, ROWS, WARPS_K), x2, product)
-        if GROUP == 32:
-            acc += times_scale(product, s2, ROWS, WARPS_K)
-            product = tl.zeros_like(acc)
-        product = tl.dot(a_operand(p3, ROWS, WARPS_K), x3, product)
-        acc += times_scale(product, s3, ROWS, WARPS_K)
-
-        word = word_2
-        if NUM_STAGES == 3:
-            word, word_1 = word_1, word_2
-        scale, zero, x = scale_1, zero_1, x_1
+    for chunk in tl.range(first, last, STEPS * WARPS_K, num_stages=1):
+        words, scales, zeros, xs = (), (), (), ()
+        for step in tl.static_range(STEPS):
+            kb = chunk + step * WARPS_K
+            words += (load_step(q_ptrs + kb * 256, kb, last, q_row, N, q_k, K, EVEN, EVEN),)
+            g_kb = kb * SCALE_ROWS * N
+            scales += (load_step(scales_ptr + g_kb + offs_g, kb, last, g_row, N, g_k, K, EVEN, EVEN),)
+            if HAS_ZEROS:
+                zeros += (load_step(zeros_ptr + g_kb + offs_g, kb, last, g_row, N, g_k, K, EVEN, EVEN),)
+            else:
+                zeros += (8,)
+        if PDL:
+            tl.extra.cuda.gdc_wait()
+        for step in tl.static_range(STEPS):
+            kb = chunk + step * WARPS_K
+            xs += (load_step(x_ptrs + kb * 128, kb, last, m, M, x_k, K, False, EVEN),)
+        for step in tl.static_range(STEPS):
+            acc = multiply_step(
+                acc, words[step], scales[step], zeros[step], xs[step], GROUP, HAS_ZEROS, ROWS, HALVES, WARPS_K
+            )
 
     # add the warps' shares, then the programs'
     offs_m, offs_n = tl.arange(0, BLOCK_M), pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -457,7 +476,8 @@ def kernel_dequantize_int4(
 def kernel_load_only_int4(
     qweight_ptr, scales_ptr, checksum_ptr,
     N, KB,
-    SCALE_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, WARPS_K: tl.constexpr, SPLIT_K: tl.constexpr, PDL: tl.constexpr,
+    SCALE_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, WARPS_K: tl.constexpr, SPLIT_K: tl.constexpr,
+    STEPS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Read every word and scale, compute nothing with them: checksum[SPLIT_K, N] int32 is the XOR of what a row read.
 
@@ -470,27 +490,23 @@ def kernel_load_only_int4(
     ROWS: tl.constexpr = BLOCK_N // 8
     GROUPS: tl.constexpr = SCALE_ROWS if SCALE_ROWS > 0 else 1
     first, last = k_range(KB, pid_k, WARPS_K, SPLIT_K)
-    i = tl.arange(0, ROWS * WARPS_K)[:, None]
-    q_ptrs = qweight_ptr + pid_n.to(tl.int64) * (BLOCK_N // 16) * KB * 256
-    q_ptrs += (i // (2 * WARPS_K) * KB + i % WARPS_K) * 256 + i // WARPS_K % 2 * 128 + tl.arange(0, 128)[None, :]
-    i = tl.arange(0, GROUPS * ROWS * WARPS_K * 32)
-    row = i // (32 * WARPS_K) % ROWS * 8 + i % 32 // 4
-    s_ptrs = scales_ptr.to(tl.pointer_type(tl.int16)) + pid_n * BLOCK_N + row
-    s_ptrs += (i // 32 % WARPS_K * SCALE_ROWS + i // (32 * WARPS_K * ROWS)) * N
+    q_ptrs, _, _ = word_pointers(qweight_ptr, pid_n, KB, ROWS, WARPS_K)
+    offs_g, _, _ = scale_offsets(pid_n, N, GROUPS, SCALE_ROWS, ROWS, WARPS_K)
+    s_ptrs = scales_ptr.to(tl.pointer_type(tl.int16)) + offs_g
 
-    word = tl.load(q_ptrs + first * 256, mask=first < last, other=0)
-    scale = tl.load(s_ptrs + first * SCALE_ROWS * N, mask=first < last, other=0)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
     words = tl.zeros((ROWS * WARPS_K, 128), dtype=tl.int32)
     scales = tl.zeros((GROUPS * ROWS * WARPS_K * 32,), dtype=tl.int16)
-    for kb in tl.range(first, last, WARPS_K, num_stages=1):
-        kb_1 = kb + WARPS_K
-        word_1 = tl.load(q_ptrs + kb_1 * 256, mask=kb_1 < last, other=0)
-        scale_1 = tl.load(s_ptrs + kb_1 * SCALE_ROWS * N, mask=kb_1 < last, other=0)
-        words ^= word
-        scales ^= scale
-        word, scale = word_1, scale_1
+    for chunk in tl.range(first, last, STEPS * WARPS_K, num_stages=1):
+        chunk_words, chunk_scales = (), ()
+        for step in tl.static_range(STEPS):
+            kb = chunk + step * WARPS_K
+            chunk_words += (tl.load(q_ptrs + kb * 256, mask=kb < last, other=0),)
+            chunk_scales += (tl.load(s_ptrs + kb * SCALE_ROWS * N, mask=kb < last, other=0),)
+        if PDL:
+            tl.extra.cuda.gdc_wait()
+        for step in tl.static_range(STEPS):
+            words ^= chunk_words[step]
+            scales ^= chunk_scales[step]
 
     checksum = tl.xor_sum(tl.xor_sum(words.reshape(ROWS, WARPS_K, 8, 16), 3), 1)  # [ROWS, 8]
     if SCALE_ROWS > 0:  # four lanes read each scale: one of them counts
@@ -506,7 +522,8 @@ def kernel_gemm_fp16_splitk(
     x_ptr, weight_ptr, out_ptr, partial_ptr, counter_ptr,
     M, N, K, KB, stride_xm,
     EVEN: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WARPS_K: tl.constexpr, SPLIT_K: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WARPS_K: tl.constexpr, SPLIT_K: tl.constexpr,
+    STEPS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The FP16 twin of the fast kernel: out[M, N] = x[M, K] @ weight[N, K].T in its tiles, shares and early request."""
     pid_n, pid_k = tl.program_id(0), tl.program_id(1)
@@ -515,33 +532,29 @@ def kernel_gemm_fp16_splitk(
     ROWS: tl.constexpr = BLOCK_N // 8
     HALVES: tl.constexpr = BLOCK_M // 8
     first, last = k_range(KB, pid_k, WARPS_K, SPLIT_K)
-    offs_k = tl.arange(0, 32)[None, :]
-    i = tl.arange(0, ROWS * 4 * WARPS_K * 8)[:, None]
-    w_row = pid_n * BLOCK_N + i // (32 * WARPS_K) * 8 + i % 8
-    w_k = i // 8 % WARPS_K * 128 + i // (8 * WARPS_K) % 4 * 32 + offs_k
-    w_ptrs = weight_ptr + w_row.to(tl.int64) * K + w_k
-    i = tl.arange(0, HALVES * 4 * WARPS_K * 8)[:, None]
-    m = i // (32 * WARPS_K) * 8 + i % 8
-    x_k = i // 8 % WARPS_K * 128 + i // (8 * WARPS_K) % 4 * 32 + offs_k
-    x_ptrs = x_ptr + m.to(tl.int64) * stride_xm + x_k
+    w_ptrs, w_row, w_k = x_pointers(weight_ptr + pid_n.to(tl.int64) * BLOCK_N * K, K, ROWS, WARPS_K)
+    w_row += pid_n * BLOCK_N
+    x_ptrs, m, x_k = x_pointers(x_ptr, stride_xm, HALVES, WARPS_K)
 
-    w = load_step(w_ptrs + first * 128, first, last, w_row, N, w_k, K, EVEN, EVEN)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-    x = load_step(x_ptrs + first * 128, first, last, m, M, x_k, K, False, EVEN)
     acc = tl.zeros((WARPS_K, BLOCK_N, BLOCK_M), dtype=tl.float32)
-    for kb in tl.range(first, last, WARPS_K, num_stages=1):
-        kb_1 = kb + WARPS_K
-        w_1 = load_step(w_ptrs + kb_1 * 128, kb_1, last, w_row, N, w_k, K, EVEN, EVEN)
-        x_1 = load_step(x_ptrs + kb_1 * 128, kb_1, last, m, M, x_k, K, False, EVEN)
-        w = w.reshape(ROWS, 4, WARPS_K, 8, 4, 2, 2, 2)  # [r, p, warp, g, t, b, d, h]
-        w0, w1, w2, w3 = quarters(w.permute(2, 0, 3, 5, 6, 4, 7, 1))
-        x0, x1, x2, x3 = b_operands(x, HALVES, WARPS_K, 2)
-        acc = tl.dot(w0.reshape(WARPS_K, BLOCK_N, 32), x0, acc)
-        acc = tl.dot(w1.reshape(WARPS_K, BLOCK_N, 32), x1, acc)
-        acc = tl.dot(w2.reshape(WARPS_K, BLOCK_N, 32), x2, acc)
-        acc = tl.dot(w3.reshape(WARPS_K, BLOCK_N, 32), x3, acc)
-        w, x = w_1, x_1
+    for chunk in tl.range(first, last, STEPS * WARPS_K, num_stages=1):
+        ws, xs = (), ()
+        for step in tl.static_range(STEPS):
+            kb = chunk + step * WARPS_K
+            ws += (load_step(w_ptrs + kb * 128, kb, last, w_row, N, w_k, K, EVEN, EVEN),)
+        if PDL:
+            tl.extra.cuda.gdc_wait()
+        for step in tl.static_range(STEPS):
+            kb = chunk + step * WARPS_K
+            xs += (load_step(x_ptrs + kb * 128, kb, last, m, M, x_k, K, False, EVEN),)
+        for step in tl.static_range(STEPS):
+            w = ws[step].reshape(ROWS, 4, WARPS_K, 8, 4, 2, 2, 2)  # [r, p, warp, g, t, b, d, h]
+            w0, w1, w2, w3 = quarters(w.permute(2, 0, 3, 5, 6, 4, 7, 1))
+            x0, x1, x2, x3 = b_operands(xs[step], HALVES, WARPS_K, 2)
+            acc = tl.dot(w0.reshape(WARPS_K, BLOCK_N, 32), x0, acc)
+            acc = tl.dot(w1.reshape(WARPS_K, BLOCK_N, 32), x1, acc)
+            acc = tl.dot(w2.reshape(WARPS_K, BLOCK_N, 32), x2, acc)
+            acc = tl.dot(w3.reshape(WARPS_K, BLOCK_N, 32), x3, acc)
 
     offs_m, offs_n = tl.arange(0, BLOCK_M), pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
     total = tl.sum(acc, 0)  # [BLOCK_N, BLOCK_M]
