@@ -24,9 +24,12 @@ report: $(VENV)/.has-report$(if $(and $(GPU),$(PARAMS)),+kernel) ## build the re
 	@$(PY) -m tinygemm.report.build $(if $(PARAMS),-f $(PARAMS))
 
 test: $(VENV)/.has-report+kernel+test ## lint, then every test that needs no GPU; the built book and its pages included
-	@$(PY) -m ruff check
-	@$(PY) -m ruff format --check
-	@failed=0; $(PY) -m pytest -m "not gpu and not aot" || failed=1; $(PY) -m pytest -m aot || failed=1; exit $$failed
+	@failed=0; \
+	$(PY) -m ruff check || failed=1; \
+	$(PY) -m ruff format --check || failed=1; \
+	$(PY) -m pytest -m "not gpu and not aot" || failed=1; \
+	$(PY) -m pytest -m aot || failed=1; \
+	exit $$failed
 
 test-gpu: $(VENV)/.has-report+kernel+test ## the same kernels on this machine's GPU
 	@$(PY) -m pytest -m gpu
