@@ -46,7 +46,7 @@ def bench_of(clock, *chosen, **plan):
 def test_every_backend_of_the_design_is_registered_under_its_own_name():
     names = {
         "fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4-gemv", "int4-splitk", "int4",
-        "int4-load-only", "aten-int4mm", "gemlite", "bitsandbytes-nf4", "marlin", "copy", "empty-node",
+        "int4-serial", "int4-load-only", "aten-int4mm", "gemlite", "bitsandbytes-nf4", "marlin", "copy", "empty-node",
     }  # fmt: skip
     assert set(backends.known_names()) == names
     assert set(REPORT_BACKENDS) <= names

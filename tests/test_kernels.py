@@ -94,7 +94,8 @@ def test_any_number_of_groups(config, K, group_size):
 
 @pytest.mark.parametrize(
     ("config", "K"),
-    [(config, K) for config in (STATIC, SPLITK, AHEAD) for K in (2, 33, 64, 96, 130, 257, 300)] + [(GEMV, 130), (GEMV, 300)],
+    [(config, K) for config in (STATIC, SPLITK, AHEAD) for K in (2, 33, 64, 96, 130, 257, 300)]
+    + [(GEMV, 130), (GEMV, 300)],
     ids=name,
 )
 def test_one_group_of_any_length(config, K):

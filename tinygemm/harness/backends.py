@@ -148,6 +148,15 @@ def _selected_variants(problem, gpu):
     return [Variant(source, "packed", packed_form, lambda x, w: lambda: gemm.gemm(x, w), config)]
 
 
+def _serial_variants(problem, gpu):
+    """The same kernel as `int4`, started only when the one before has finished, as every peer is."""
+    from tinygemm.kernel import configs, gemm
+
+    config, source = configs.select(problem, gpu)
+    bind = lambda x, w: lambda: gemm.gemm(x, w, config, dependent_launch=False)  # noqa: E731
+    return [Variant(source, "packed", packed_form, bind, config)]
+
+
 def _form_variants(form: str):
     """One of our kernels with its config from the table."""
 
@@ -250,6 +259,7 @@ BACKENDS = {
         Backend("int4-splitk", _any_problem, _form_variants("splitk"), _int4_bits),
         Backend("int4-gemv", _single_token, _form_variants("gemv"), _int4_bits),
         Backend("int4", _any_problem, _selected_variants, _int4_bits),
+        Backend("int4-serial", _any_problem, _serial_variants, _int4_bits),
         Backend("int4-load-only", _symmetric_only, _load_only_variants, _int4_bits, check=verify.check_reads),
         Backend(
             "dequant-only",
@@ -318,4 +328,4 @@ def forget_graphs() -> None:
     """
     from tinygemm.kernel import gemm
 
-    gemm._captured_counters.clear()
+    gemm.forget_captured_counters()

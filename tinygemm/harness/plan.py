@@ -16,6 +16,7 @@ REPORT_BACKENDS = (
     "dequant-only",
     "int4-static",
     "int4",
+    "int4-serial",
     "int4-load-only",
     "aten-int4mm",
     "copy",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 
 import torch
@@ -17,17 +18,21 @@ from tinygemm.problem import GemmProblem
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def gemm(x: torch.Tensor, w: PackedInt4, config: LaunchConfig | None = None) -> torch.Tensor:
+def gemm(
+    x: torch.Tensor, w: PackedInt4, config: LaunchConfig | None = None, dependent_launch: bool = True
+) -> torch.Tensor:
     """Multiply FP16 activations by a packed INT4 weight.
 
     x:       [..., K]  float16, contiguous in K, on the device of `w`
     w:       PackedInt4 of logical shape [N, K]
     config:  a launch config to force; None takes the static table of this GPU
+    dependent_launch: start while the kernel before still runs, on GPUs that can. The kernel waits for x, but requests
+             its first weights before that: `w` must have been complete when the kernel before this one began
     returns: [..., N]  float16, accumulated in float32
     raises:  TypeError or ValueError naming the argument and the constraint it breaks
     """
     _check(x, w)
-    rows = x.reshape(-1, w.K)
+    rows = x if x.dim() == 2 else x.reshape(-1, w.K)
     if config is None:
         config = _selected(rows.shape[0], w.N, w.K, w.group_size, _gpu_key(x.device))
     if config.form not in _LAUNCH:
@@ -35,8 +40,12 @@ def gemm(x: torch.Tensor, w: PackedInt4, config: LaunchConfig | None = None) -> 
             f"config must be of a form that computes the product ({', '.join(_LAUNCH)}), got {config.form}"
         )
     out = torch.empty((rows.shape[0], w.N), dtype=x.dtype, device=x.device)
-    _LAUNCH[config.form](rows, w, out, config)
-    return out.view(*x.shape[:-1], w.N)
+    if x.device.type == "cuda" and x.device.index != torch.cuda.current_device():
+        with torch.cuda.device(x.device):
+            _LAUNCH[config.form](rows, w, out, config, dependent_launch)
+    else:
+        _LAUNCH[config.form](rows, w, out, config, dependent_launch)
+    return out if x.dim() == 2 else out.view(*x.shape[:-1], w.N)
 
 
 def dequantize_fp16(w: PackedInt4) -> torch.Tensor:
@@ -109,21 +118,54 @@ def empty_kernel() -> None:
 # --- one launcher per form --------------------------------------------------------------------------------------------
 
 
-def _launch_splitk(x, w, out, config) -> None:
-    for start in range(0, x.shape[0], config.block_m):
-        rows, target = x[start : start + config.block_m], out[start : start + config.block_m]
-        KB = w.qweight.shape[1]
-        partial, counter = _workspace(rows.shape[0], w.N, config, x.device)
-        pdl = _dependent_launch(x.device)
-        kernels.kernel_gemm_packed_int4_splitk[(triton.cdiv(w.N, config.block_n), config.split_k)](
-            rows, w.qweight, w.scales, w.zeros, target, partial, counter,
-            rows.shape[0], w.N, w.K, KB, rows.stride(0), **_format(w), EVEN=_fills_tiles(w, config),
-            BLOCK_M=config.block_m, BLOCK_N=config.block_n, WARPS_K=config.num_warps, SPLIT_K=config.split_k,
-            STEPS=_steps(config), PDL=pdl, num_warps=config.num_warps, **_pdl_option(pdl),
-        )  # fmt: skip
+def _launch_splitk(x, w, out, config, dependent_launch=True) -> None:
+    M, N, K, pdl = x.shape[0], w.N, w.K, dependent_launch and _dependent_launch(x.device)
+    grid, constants, options = _splitk_setting(config, N, K, w.group_size, w.zeros is not None, pdl)
+    for start in range(0, M, config.block_m):
+        rows, target, count = x, out, M
+        if M > config.block_m:
+            rows, target = x[start : start + config.block_m], out[start : start + config.block_m]
+            count = rows.shape[0]
+        partial, counter = _workspace(count, N, config, x.device)
+        pointers = (rows, w.qweight, w.scales, w.zeros, target, partial, counter)
+        numbers = (count, N, K, w.qweight.shape[1], rows.stride(0))
+        _run(kernels.kernel_gemm_packed_int4_splitk, grid, pointers, numbers, constants, options)
 
 
-def _launch_gemv(x, w, out, config) -> None:
+@functools.cache
+def _splitk_setting(config: LaunchConfig, N: int, K: int, group_size: int, has_zeros: bool, pdl: bool):
+    """Grid, compile-time constants (in the order of the signature) and compiler options of the splitk kernel."""
+    constants = {
+        "GROUP": 128 if group_size == -1 else group_size, "WHOLE_K": group_size == -1, "HAS_ZEROS": has_zeros,
+        "EVEN": N % config.block_n == 0 and K % config.block_k == 0,
+        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "WARPS_K": config.num_warps, "SPLIT_K": config.split_k,
+        "STEPS": _steps(config), "PDL": pdl,
+    }  # fmt: skip
+    grid = (triton.cdiv(N, config.block_n), config.split_k, 1)
+    return grid, constants, {"num_warps": config.num_warps, **_pdl_option(pdl)}
+
+
+_compiled: dict[tuple, object] = {}
+
+
+def _run(kernel, grid, pointers, numbers, constants, options) -> None:
+    """kernel[grid](*pointers, *numbers, **constants, **options), without most of Triton's own cost per call.
+
+    Triton looks at every argument of every call to find the binary that fits. That binary is remembered here by all it
+    depends on: the constants (one dict per setting, kept for good, so its identity stands for them), the numbers but
+    M, and the alignment of the pointers.
+    """
+    aligned = not functools.reduce(operator.or_, (p.data_ptr() for p in pointers if p is not None)) % 16
+    key = (id(constants), numbers[1:], pointers[0].device.index)
+    if aligned and (binary := _compiled.get(key)) is not None:
+        binary[grid](*pointers, *numbers, *constants.values())
+        return
+    binary = kernel[grid](*pointers, *numbers, **constants, **options)
+    if aligned and binary is not None and pointers[0].device.type == "cuda":
+        _compiled[key] = binary
+
+
+def _launch_gemv(x, w, out, config, dependent_launch=True) -> None:
     if x.shape[0] != 1 or w.group_length < 128 or w.K % 2:
         raise ValueError(
             f"gemv serves one token, even K and groups of 128 or the whole K, not M={x.shape[0]}, {w.group_size=}"
@@ -133,7 +175,7 @@ def _launch_gemv(x, w, out, config) -> None:
     KB = w.qweight.shape[1]
     partial, counter = _workspace(1, w.N, config, x.device)
     layout = _format(w)
-    pdl = _dependent_launch(x.device)
+    pdl = dependent_launch and _dependent_launch(x.device)
     kernels.kernel_gemv_packed_int4[(triton.cdiv(w.N, config.block_n), config.split_k)](
         x, w.qweight, w.scales, w.zeros, out, partial, counter, w.N, w.K, KB,
         WHOLE_K=layout["WHOLE_K"], HAS_ZEROS=layout["HAS_ZEROS"], EVEN=_fills_tiles(w, config),
@@ -142,7 +184,7 @@ def _launch_gemv(x, w, out, config) -> None:
     )  # fmt: skip
 
 
-def _launch_static(x, w, out, config) -> None:
+def _launch_static(x, w, out, config, dependent_launch=False) -> None:
     M = x.shape[0]
     grid = (triton.cdiv(w.N, config.block_n), triton.cdiv(M, config.block_m))
     kernels.kernel_gemm_packed_int4_static[grid](
@@ -207,11 +249,16 @@ def _counters(count: int, device: torch.device) -> torch.Tensor:
     if device.index not in _captured_counters:
         _captured_counters[device.index] = [torch.zeros(CAPTURED_COUNTERS, dtype=torch.int32, device=device)]
         torch.cuda.synchronize(device)  # once per process: every stream must see the zeros
-    key = (device.index, torch.cuda.current_stream(device).cuda_stream)
+    key = (device.index, torch._C._cuda_getCurrentRawStream(device.index))  # what torch.cuda.current_stream wraps
     counters = _stream_counters.get(key)
     if counters is None or counters.numel() < count:
         counters = _stream_counters[key] = torch.zeros(max(count, 4096), dtype=torch.int32, device=device)
     return counters[:count]
+
+
+def forget_captured_counters() -> None:
+    """Start new pools of counters: for a caller who knows that no graph captured so far will be replayed again."""
+    _captured_counters.clear()
 
 
 def _dependent_launch(device: torch.device) -> bool:

@@ -24,6 +24,7 @@ WHAT = {
     "int4-splitk": "the tensor-core form with K split",
     "int4-gemv": "the form for M = 1",
     "int4": "the tuned kernel: the form that the library selects",
+    "int4-serial": "the tuned kernel, started only when the kernel before it has finished",
     "int4-load-only": "reads the INT4 bytes, computes nothing",
     "aten-int4mm": "PyTorch's own INT4 kernel",
     "gemlite": "GemLite, a Triton library",
@@ -140,6 +141,19 @@ def choices(table: pd.DataFrame, M: int = 1) -> dict:
     modes = {"graph_us": ("graph", "cold"), "eager_us": ("eager", "cold"), "cold_us": ("graph", "cold")}
     modes |= {"hot_us": ("graph", "hot")}
     return {name: latency.get(mode, float("nan")) for name, mode in modes.items()} | {"shape": f"{K}×{N}"}
+
+
+def overlap(table: pd.DataFrame, M: int = 1) -> Markdown:
+    """What starting a call before the previous one has finished gains, at the narrow and the wide shape."""
+    rows = tables.primary(table)
+    latency = rows[rows["M"] == M].set_index(["K", "N", "backend"])["latency_us_p50"]
+    sentences = [
+        f"At {K}×{N} the tuned kernel takes {latency[K, N, 'int4']:.2f} µs per call with the overlap "
+        f"and {latency[K, N, 'int4-serial']:.2f} µs without."
+        for K, N in (NARROW, WIDE)
+        if {(K, N, "int4"), (K, N, "int4-serial")} <= set(latency.index)
+    ]
+    return Markdown(" ".join(sentences) or "*This run did not time `int4-serial`.*")
 
 
 def contenders(run) -> pd.DataFrame:
