@@ -122,6 +122,22 @@ def test_make_refuses_a_python_that_is_too_old_in_one_sentence(tmp_path):
     assert not (tmp_path / ".venv" / ".created").exists()
 
 
+@pytest.mark.parametrize("gpu", [False, True])
+def test_pytorch_is_installed_only_to_measure(tmp_path, gpu):
+    for name in ("Makefile", "pyproject.toml", "requirements.lock.txt"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\n" + ("echo 'GPU 0: NVIDIA A10G'\n" if gpu else "exit 9\n"))
+    tool.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for arguments, measures in (([], False), (["PARAMS=notebooks/params/a10g.yaml"], gpu)):
+        make = ["make", "--dry-run", "report", *arguments]
+        planned = subprocess.run(make, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+        assert ("[report,kernel]" in planned) == measures
+        assert ("[report]" in planned) != measures
+        assert all(argument.removeprefix("PARAMS=") in planned for argument in arguments)
+
+
 def test_an_interrupted_installation_is_done_again(tmp_path):
     """The stamp of an installation exists only once pip has finished."""
     for name in ("Makefile", "pyproject.toml", "requirements.lock.txt"):

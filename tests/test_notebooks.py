@@ -6,6 +6,8 @@ import ast
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -16,6 +18,7 @@ from conftest import ROOT
 from tinygemm.hardware import live_gpu_key
 from tinygemm.report import build
 from tinygemm.report.build import BuildError
+from tinygemm.runs import latest_run, recorded_runs
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PARAMS = sorted((ROOT / "notebooks" / "params").glob("*.yaml"))
@@ -96,6 +99,14 @@ def test_notebook_opens_the_run_it_is_told_to(notebook):
     code = re.sub(r"\s+", " ", "\n".join(map(source, cells(notebook))))
     given = re.search(r"run = open_run\( (.*?), \)", code).group(1).split(", ")
     assert [argument.split("=")[-1] for argument in given] == list(parameters_of(notebook))
+
+
+@pytest.mark.skipif(not recorded_runs(), reason="no recorded run yet")
+def test_chapter_run_by_papermill_alone_from_anywhere_finds_the_newest_run(tmp_path):
+    chapter = str(ROOT / "notebooks" / "01_problem.ipynb")
+    command = [sys.executable, "-m", "papermill", chapter, "out.ipynb", "-p", "source", "recorded", "-k", "python3"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert latest_run().gpu["name"] in (tmp_path / "out.ipynb").read_text()
 
 
 @pytest.mark.parametrize("file", PARAMS, ids=lambda path: path.stem)
