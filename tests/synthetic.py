@@ -17,7 +17,7 @@ from tinygemm.runs import SCHEMA_VERSION, Case, Counter, Run, RunWriter, Sample,
 COMMIT = "5e6f0c1" + "0" * 33
 PRODUCTS = (
     "fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4-gemv", "int4-splitk", "int4",
-    "int4-serial", "int4-load-only", "aten-int4mm",
+    "int4-serial", "int4-no-dequant", "int4-load-only", "aten-int4mm",
 )  # fmt: skip
 GPUS = {
     "h200": {
@@ -71,6 +71,7 @@ class Truth:
             "int4-splitk": lambda: 1.38 * load_only,
             "int4": lambda: (1.30 if problem.M == 1 else 1.38) * load_only,
             "int4-serial": lambda: 0.6 + (1.30 if problem.M == 1 else 1.38) * load_only,
+            "int4-no-dequant": lambda: 1.15 * load_only,
             "int4-load-only": lambda: load_only,
             "aten-int4mm": lambda: (3.4 + 2.0 * int4) * (0.9 + 0.1 * problem.M),
         }

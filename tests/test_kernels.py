@@ -16,7 +16,16 @@ from triton.runtime.interpreter import InterpreterBuilder
 
 from tinygemm.kernel import gemm as gemm_module
 from tinygemm.kernel.configs import STATIC, LaunchConfig
-from tinygemm.kernel.gemm import dequantize_fp16, empty_kernel, fp16_gemm, gemm, load_only, load_only_reference
+from tinygemm.kernel.gemm import (
+    dequantize_fp16,
+    empty_kernel,
+    fp16_gemm,
+    gemm,
+    load_only,
+    load_only_reference,
+    raw_gemm,
+    raw_weight,
+)  # fmt: skip
 from tinygemm.kernel.quant import dequantize, pack
 
 SPLITK = LaunchConfig("splitk", block_m=8, block_n=64, block_k=256, split_k=1, num_warps=2, num_stages=1)
@@ -249,6 +258,15 @@ def test_the_fp16_twin_computes_the_same_product(M, N, K, split_k):
     x = torch.randn(M, K, generator=generator).half()
     weight = (torch.randn(N, K, generator=generator) * K**-0.5).half()
     assert_close(fp16_gemm(x, weight, replace(SPLITK, split_k=split_k)), x.double() @ weight.double().T)
+
+
+@pytest.mark.parametrize(("M", "N", "K", "group_size"), [(1, 64, 512, 128), (3, 40, 352, 32), (8, 100, 640, -1)])
+def test_without_dequantisation_the_raw_bits_are_the_weight(M, N, K, group_size):
+    operands = make_operands(M, N, K, group_size)
+    w = packed(replace(operands, zeros=None))
+    assert_close(raw_gemm(operands.x, w, replace(SPLITK, split_k=2)), operands.x.double() @ raw_weight(w).T)
+    with pytest.raises(AssertionError):
+        assert_close(gemm(operands.x, w, SPLITK), operands.x.double() @ raw_weight(w).T)
 
 
 def test_the_empty_kernel_runs():

@@ -169,6 +169,14 @@ def _form_variants(form: str):
     return variants
 
 
+def _raw_variants(problem, gpu):
+    """The tuned kernel with its dequantisation left out, in the launch config of `int4`."""
+    from tinygemm.kernel import configs, gemm
+
+    config, source = configs.select(problem, gpu, form="splitk")
+    return [Variant(source, "packed", packed_form, lambda x, w: lambda: gemm.raw_gemm(x, w, config), config)]
+
+
 def _load_only_variants(problem, gpu):
     from tinygemm.kernel import configs, gemm
 
@@ -260,6 +268,7 @@ BACKENDS = {
         Backend("int4-gemv", _single_token, _form_variants("gemv"), _int4_bits),
         Backend("int4", _any_problem, _selected_variants, _int4_bits),
         Backend("int4-serial", _any_problem, _serial_variants, _int4_bits),
+        Backend("int4-no-dequant", _any_problem, _raw_variants, _int4_bits, check=verify.check_raw),
         Backend("int4-load-only", _symmetric_only, _load_only_variants, _int4_bits, check=verify.check_reads),
         Backend(
             "dequant-only",
@@ -290,13 +299,14 @@ BACKENDS = {
 
 
 def _make_copy():
+    """A kernel that reads and writes every byte; a plain copy in a graph runs on the copy engine, which is slower."""
     import torch
 
     source = torch.randint(-(2**31), 2**31 - 1, (COPY_BYTES // 4,), dtype=torch.int32, device="cuda")
     target = torch.zeros_like(source)
 
     def call():
-        return target.copy_(source), source
+        return torch.bitwise_not(source, out=target), source
 
     return call
 

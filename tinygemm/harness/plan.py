@@ -17,6 +17,7 @@ REPORT_BACKENDS = (
     "int4-static",
     "int4",
     "int4-serial",
+    "int4-no-dequant",
     "int4-load-only",
     "aten-int4mm",
     "copy",

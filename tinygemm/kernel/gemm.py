@@ -12,7 +12,7 @@ import triton
 from tinygemm.hardware import gpu_key
 from tinygemm.kernel import triton_kernels as kernels
 from tinygemm.kernel.configs import LaunchConfig, select
-from tinygemm.kernel.quant import PackedInt4
+from tinygemm.kernel.quant import TILE_K, TILE_N, PackedInt4
 from tinygemm.problem import GemmProblem
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -91,6 +91,30 @@ def load_only_reference(w: PackedInt4) -> torch.Tensor:
     return values[:, 0]
 
 
+def raw_gemm(x: torch.Tensor, w: PackedInt4, config: LaunchConfig) -> torch.Tensor:
+    """The splitk form with its dequantisation left out: what `gemm` would cost if unpacking were free.
+
+    x:       [M, K]  float16
+    config:  of form splitk
+    returns: [M, N]  float16, the product with `raw_weight(w)`
+    """
+    _check(x, w)
+    if config.form != "splitk":
+        raise ValueError(f"config must be of form splitk, got {config.form}")
+    out = torch.empty((x.shape[0], w.N), dtype=x.dtype, device=x.device)
+    _launch_splitk(x, w, out, config, raw=True)
+    return out
+
+
+def raw_weight(w: PackedInt4) -> torch.Tensor:
+    """What `raw_gemm` takes for the weight, [N, K] float64: k = 32 p + 2 j + h is half h of word j, exponent cut."""
+    n_tiles, k_tiles = w.qweight.shape[:2]
+    halves = (w.qweight & 0x3FFF3FFF).view(torch.int16).view(torch.float16)  # [n, k, row, (j, h)]
+    blocks = halves.reshape(n_tiles, k_tiles, TILE_N, 1, 32).expand(-1, -1, -1, 4, -1)
+    codes = blocks.permute(0, 2, 1, 3, 4).reshape(n_tiles * TILE_N, k_tiles * TILE_K)[: w.N, : w.K]
+    return codes.double() * w.scales.double().repeat_interleave(w.group_length, 0).t()
+
+
 def fp16_gemm(x: torch.Tensor, weight: torch.Tensor, config: LaunchConfig) -> torch.Tensor:
     """The FP16 twin of the splitk form: x [M, K] float16, weight [N, K] float16 contiguous, returns [M, N] float16."""
     M, K = x.shape
@@ -118,9 +142,9 @@ def empty_kernel() -> None:
 # --- one launcher per form --------------------------------------------------------------------------------------------
 
 
-def _launch_splitk(x, w, out, config, dependent_launch=True) -> None:
+def _launch_splitk(x, w, out, config, dependent_launch=True, raw=False) -> None:
     M, N, K, pdl = x.shape[0], w.N, w.K, dependent_launch and _dependent_launch(x.device)
-    grid, constants, options = _splitk_setting(config, N, K, w.group_size, w.zeros is not None, pdl)
+    grid, constants, options = _splitk_setting(config, N, K, w.group_size, w.zeros is not None, raw, pdl)
     for start in range(0, M, config.block_m):
         rows, target, count = x, out, M
         if M > config.block_m:
@@ -133,11 +157,11 @@ def _launch_splitk(x, w, out, config, dependent_launch=True) -> None:
 
 
 @functools.cache
-def _splitk_setting(config: LaunchConfig, N: int, K: int, group_size: int, has_zeros: bool, pdl: bool):
+def _splitk_setting(config: LaunchConfig, N: int, K: int, group_size: int, has_zeros: bool, raw: bool, pdl: bool):
     """Grid, compile-time constants (in the order of the signature) and compiler options of the splitk kernel."""
     constants = {
         "GROUP": 128 if group_size == -1 else group_size, "WHOLE_K": group_size == -1, "HAS_ZEROS": has_zeros,
-        "EVEN": N % config.block_n == 0 and K % config.block_k == 0,
+        "RAW": raw, "EVEN": N % config.block_n == 0 and K % config.block_k == 0,
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "WARPS_K": config.num_warps, "SPLIT_K": config.split_k,
         "STEPS": _steps(config), "PDL": pdl,
     }  # fmt: skip

@@ -25,6 +25,7 @@ WHAT = {
     "int4-gemv": "the form for M = 1",
     "int4": "the tuned kernel: the form that the library selects",
     "int4-serial": "the tuned kernel, started only when the kernel before it has finished",
+    "int4-no-dequant": "the tuned kernel with its dequantisation left out: it multiplies with the raw bits",
     "int4-load-only": "reads the INT4 bytes, computes nothing",
     "aten-int4mm": "PyTorch's own INT4 kernel",
     "gemlite": "GemLite, a Triton library",
