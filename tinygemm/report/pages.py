@@ -240,6 +240,22 @@ def no_counters() -> Markdown:
     return Markdown("*This run has no hardware counters: Nsight Compute was missing, or was not allowed to read them.*")
 
 
+def twins(table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
+    """The tuned kernel and its twins, in us, at the projections of the earlier study.
+
+    returns: shape, int4-load-only, int4-no-dequant, int4, and dequant_share = 1 - int4-no-dequant / int4
+    """
+    names = ["int4-load-only", "int4-no-dequant", "int4"]
+    rows = tables.primary(table)
+    rows = rows[(rows["M"] == M) & rows["backend"].isin(names)]
+    wide = rows.pivot(index=["K", "N"], columns="backend", values="latency_us_p50").reindex(
+        index=pd.MultiIndex.from_tuples(STUDY_SHAPES, names=["K", "N"]), columns=names
+    )
+    wide = wide.reset_index().rename_axis(columns=None)
+    shape = wide["K"].astype(str) + "×" + wide["N"].astype(str)
+    return wide.assign(shape=shape, dequant_share=1 - wide["int4-no-dequant"] / wide["int4"])
+
+
 def dequantisation(parts: pd.DataFrame, M: int = 1) -> dict[str, float]:
     """At the wide shape: dequant_only_us, to memory and without a product, and dequant_in_kernel_us.
 
