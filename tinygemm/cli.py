@@ -134,7 +134,7 @@ def breakdown(csv, shape_list, group_size, asymmetric, rep, warmup, skip_correct
     plan = sweep.SweepPlan(
         _problems(shape_list, group_size),
         symmetric=not asymmetric,
-        backends=("fp16-cublas", "dequant-fp16", "dequant-only", "int4", "int4-load-only"),
+        backends=("fp16-cublas", "dequant-fp16", "dequant-only", "int4", "int4-no-dequant", "int4-load-only"),
         launches=("graph",),
         l2_states=("cold",),
         rep=rep,

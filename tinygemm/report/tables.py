@@ -18,7 +18,7 @@ SHAPE = ["M", "K", "N"]
 LATENCY = ["latency_us_p50", "latency_us_low", "latency_us_high"]
 
 # the kernel ladder, slowest step first; each adjacent pair differs by one thing, named by the factor
-LADDER = {"fp16-cublas": "", "fp16-triton": "kernel", "int4-load-only": "traffic", "int4": "dequantisation"}
+LADDER = {"fp16-cublas": "", "fp16-triton": "kernel", "int4-no-dequant": "traffic", "int4": "dequantisation"}
 
 
 def report_table(run) -> pd.DataFrame:
@@ -120,18 +120,21 @@ def speedups(cases: pd.DataFrame, samples: pd.DataFrame, baseline: str = BASELIN
 def breakdown(run, fused: str = "int4", launch: str = "graph", l2_state: str = "cold") -> pd.DataFrame:
     """Where the time of a fused INT4 kernel goes, one row per problem.
 
-    `int4-load-only` reads the same words and scales and does no dequantisation, so fused - load-only is what
-    dequantisation costs inside the kernel. That is the number to hold against a loss, not the time of a dequantisation
-    kernel on its own, which also writes the FP16 weight to memory.
+    `int4-no-dequant` is the tuned kernel with the dequantisation left out, so fused - no-dequant is what dequantisation
+    costs inside it; where the instructions hide behind the loads, that is nothing, or less than nothing. It is the
+    number to hold against a loss, not the time of a dequantisation kernel on its own, which also writes the FP16 weight
+    to memory. `int4-load-only` reads the same bytes and computes nothing at all: the floor of both.
 
-    returns: problem, M, K, N, then in us: fp16_us, fused_us, load_only_us, dequant_only_us (to memory, no product),
-             dequant_fp16_us (to memory, then FP16), dequant_in_kernel_us with _low and _high, dequant_share,
-             speedup and speedup_without_dequant (fp16 / load-only), each with _low and _high; NaN for a missing part
+    returns: problem, M, K, N, then in us: fp16_us, fused_us, no_dequant_us, load_only_us, dequant_only_us (to memory,
+             no product), dequant_fp16_us (to memory, then FP16), dequant_in_kernel_us with _low and _high,
+             dequant_share, speedup and speedup_without_dequant (fp16 / no-dequant), each with _low and _high; NaN for a
+             missing part
     """
     cases, samples = run.cases, run.samples
     names = {
         BASELINE: "fp16_us",
         fused: "fused_us",
+        "int4-no-dequant": "no_dequant_us",
         "int4-load-only": "load_only_us",
         "dequant-only": "dequant_only_us",
         "dequant-fp16": "dequant_fp16_us",
@@ -143,9 +146,9 @@ def breakdown(run, fused: str = "int4", launch: str = "graph", l2_state: str = "
     shapes = medians[["problem", *SHAPE]].drop_duplicates()
     result = shapes.merge(wide, on="problem", validate="one_to_one")
     parts = {
-        "dequant_in_kernel_us": (fused, "int4-load-only", difference_of_medians),
+        "dequant_in_kernel_us": (fused, "int4-no-dequant", difference_of_medians),
         "speedup": (BASELINE, fused, ratio_of_medians),
-        "speedup_without_dequant": (BASELINE, "int4-load-only", ratio_of_medians),
+        "speedup_without_dequant": (BASELINE, "int4-no-dequant", ratio_of_medians),
     }
     for name, (left, right, statistic) in parts.items():
         part = paired(chosen, samples, left, right, statistic)[["problem", "value", "low", "high"]]
@@ -157,7 +160,7 @@ def breakdown(run, fused: str = "int4", launch: str = "graph", l2_state: str = "
 def ladder(run, launch: str = "graph", l2_state: str = "cold") -> pd.DataFrame:
     """The speedup of `int4` as a product of factors, one row per problem and factor.
 
-    kernel = fp16-cublas / fp16-triton, traffic = fp16-triton / int4-load-only, dequantisation = int4-load-only / int4
+    kernel = fp16-cublas / fp16-triton, traffic = fp16-triton / int4-no-dequant, dequantisation = int4-no-dequant / int4
     (below 1: a cost), total = fp16-cublas / int4. Without fp16-triton the first two are one, `kernel and traffic`.
 
     returns: problem, M, K, N, launch, l2_state, factor, value, low, high, gpu, run_id;
@@ -168,7 +171,7 @@ def ladder(run, launch: str = "graph", l2_state: str = "cold") -> pd.DataFrame:
     rows = []
     for problem, group in timed.groupby("problem", sort=False):
         steps = [backend for backend in LADDER if backend in set(group["backend"])]
-        if {BASELINE, "int4-load-only", "int4"} <= set(steps):
+        if {BASELINE, "int4-no-dequant", "int4"} <= set(steps):
             names = [LADDER[step] for step in steps[1:]]
             if "fp16-triton" not in steps:
                 names[0] = "kernel and traffic"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from tinygemm.report.tables import BASELINE, SHAPE, breakdown, counters_table, only, primary, report_table
+from tinygemm.report.tables import BASELINE, SHAPE, breakdown, counters_table, only, paired, primary, report_table
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 
@@ -42,11 +42,11 @@ class Verdict:
 
 def of_run(run) -> dict[str, Verdict]:
     """Every verdict of a run at M = 1: A, B, C (and the parts of C, C_loses and C_cause) for the tuned kernel; the same
-    keys with `_static` for the simple one."""
+    keys with `_static` for the simple one; and D for the tuned kernel alone."""
     run = only(run, run.cases["M"].isin((0, 1)) & (run.cases["launch"] == "graph") & (run.cases["l2_state"] == "cold"))
     table, tuned = report_table(run), breakdown(run)
     counters = counters_table(run) if len(run.counters) else None
-    verdicts = {}
+    verdicts = {"D": fewer_bits_help_narrow(run)}
     for suffix, backend in {"": "int4", "_static": "int4-static"}.items():
         loses = narrow_loses(table, backend)
         cause = dequantisation_decides(tuned if backend == "int4" else breakdown(run, backend), tuned, backend)
@@ -130,26 +130,27 @@ def narrow_loses(table: pd.DataFrame, backend: str = "int4", M: int = 1) -> Verd
 def dequantisation_decides(parts: pd.DataFrame, tuned: pd.DataFrame, backend: str = "int4", M: int = 1) -> Verdict:
     """Second part of C: where INT4 loses on a narrow projection, it would win if dequantisation were free.
 
-    Judged at the narrow projection where INT4 does worst, by two experiments. `int4-load-only` reads the same bytes and
-    does not dequantise: if even that loses to FP16, dequantisation is not the cause. The tuned kernel dequantises as
-    many weights as the simple one: where the tuned one wins, the loss of the simple one has another cause.
+    Judged at the narrow projection where INT4 does worst, by two experiments. `int4-no-dequant` is the tuned kernel
+    without its dequantisation: if even that loses to FP16, dequantisation is not the cause. The tuned one dequantises
+    as many weights as the simple one: where the tuned one wins, the loss of the simple one has another cause.
 
     parts: breakdown(run, backend)        tuned: breakdown(run)
     """
     claim = f"Dequantisation is why INT4 loses on narrow projections, M = {M}"
-    control = tuned[["problem", "speedup_low", "dequant_in_kernel_us", "dequant_share"]]
-    rows = parts.drop(columns=["dequant_in_kernel_us", "dequant_share"]).merge(
-        control, on="problem", suffixes=("", "_tuned"), validate="one_to_one"
-    )
+    kernel = ["dequant_in_kernel_us", "dequant_in_kernel_us_low", "dequant_in_kernel_us_high", "dequant_share"]
+    control = tuned[["problem", "speedup_low", "fused_us", *kernel]]
+    rows = parts.drop(columns=kernel).merge(control, on="problem", suffixes=("", "_tuned"), validate="one_to_one")
     rows = rows[(rows["M"] == M) & (rows["N"] <= NARROW_N_PER_K * rows["K"])].dropna(
         subset=["speedup_low", "speedup_without_dequant_low", "speedup_low_tuned"]
     )
     if rows.empty:
-        return Verdict(claim, UNDECIDED, f"The run did not time {backend}, int4-load-only and int4 side by side.", {})
+        return Verdict(claim, UNDECIDED, f"The run did not time {backend}, int4-no-dequant and int4 side by side.", {})
     row = rows.loc[rows["speedup"].idxmin()]
     numbers = {
         "fp16_us": row["fp16_us"],
         "fused_us": row["fused_us"],
+        "tuned_us": row["fused_us_tuned"],
+        "no_dequant_us": row["no_dequant_us"],
         "load_only_us": row["load_only_us"],
         "dequant_us": row["dequant_in_kernel_us"],
         "dequant_share": row["dequant_share"],
@@ -158,10 +159,32 @@ def dequantisation_decides(parts: pd.DataFrame, tuned: pd.DataFrame, backend: st
         "N": row["N"],
         "K": row["K"],
     }
-    cost = f"{row['dequant_in_kernel_us']:.2f} µs, {row['dequant_share']:.0%} of its time"
     state, answer = _cause(row)
-    sentence = f"At {_shape(row)} {answer}. Dequantising costs the tuned kernel {cost}."
+    sentence = f"At {_shape(row)} {answer}. {_dequantisation(row)}."
     return Verdict(claim, state, sentence, {name: float(value) for name, value in numbers.items()})
+
+
+def fewer_bits_help_narrow(run, M: int = 1) -> Verdict:
+    """D: at every narrow projection of the run, INT4 is faster than FP16 weights in the same kernel structure.
+
+    What is gained over cuBLAS may be the kernel's doing; against `fp16-triton`, the FP16 twin of the tuned kernel, only
+    the number of bits differs.
+    """
+    claim = f"On narrow projections the gain comes from fewer bits, M = {M}"
+    cases = run.cases[(run.cases["launch"] == "graph") & (run.cases["l2_state"] == "cold") & (run.cases["M"] == M)]
+    rows = paired(cases, run.samples, "fp16-triton", "int4")
+    rows = rows[rows["N"] <= NARROW_N_PER_K * rows["K"]].sort_values("N")
+    if rows.empty:
+        return Verdict(claim, UNDECIDED, "The run did not time int4 and fp16-triton side by side at N <= K / 4.", {})
+    state = _for_all(rows["low"] > 1, rows["high"] < 1)
+    spans = [
+        f"{row['value']:.2f}× at {_shape(row)} ({row['low']:.2f} to {row['high']:.2f})" for _, row in rows.iterrows()
+    ]
+    sentence = f"Against FP16 weights in the same kernel structure, INT4 is {' and '.join(spans)} as fast."
+    worst, best = rows.loc[rows["value"].idxmin()], rows.loc[rows["value"].idxmax()]
+    numbers = {f"{name}_{column}": float(row[column]) for name, row in (("worst", worst), ("best", best))
+               for column in ("value", "low", "high", "K", "N")}  # fmt: skip
+    return Verdict(claim, state, sentence, numbers)
 
 
 def narrow_loses_to_dequantisation(loses: Verdict, cause: Verdict) -> Verdict:
@@ -173,9 +196,17 @@ def narrow_loses_to_dequantisation(loses: Verdict, cause: Verdict) -> Verdict:
     return Verdict(claim, state, f"{loses.sentence} {cause.sentence}", numbers)
 
 
+def _dequantisation(row: pd.Series) -> str:
+    """What leaving the dequantisation out does to the tuned kernel."""
+    times = f"{row['no_dequant_us']:.2f} µs instead of {row['fused_us_tuned']:.2f} µs"
+    if row["dequant_in_kernel_us_low"] > 0:
+        return f"Without dequantisation the tuned kernel takes {times}, {row['dequant_share']:.0%} less"
+    return f"Without dequantisation the tuned kernel is no faster: {times}"
+
+
 def _cause(row: pd.Series) -> tuple[str, str]:
     """State of the claim about the cause, and the clause that says why."""
-    now, without = f"{row['speedup']:.2f}×", f"{row['speedup_without_dequant']:.2f}× if dequantisation were free"
+    now, without = f"{row['speedup']:.2f}×", f"{row['speedup_without_dequant']:.2f}× without dequantisation"
     if row["speedup_low"] > 1:
         return FAILS, f"there is no loss to explain: {now}, and {without}"
     if row["speedup_high"] >= 1:

@@ -27,12 +27,13 @@ PARTS = {
     "dequant_only_us": "dequant-only",
     "dequant_fp16_us": "dequant-fp16",
     "fused_us": "int4",
+    "no_dequant_us": "int4-no-dequant",
     "load_only_us": "int4-load-only",
 }
 FACTORS = {
     "kernel and traffic": "#6B7075",
     "kernel": style.COLOURS["fp16-triton"],
-    "traffic": style.COLOURS["int4-load-only"],
+    "traffic": style.COLOURS["int4-no-dequant"],
     "dequantisation": style.COLOURS["int4"],
 }
 
@@ -141,7 +142,7 @@ def percent_of_peak(
 def dequant_breakdown(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE)) -> Figure:
     """Finding C: what dequantisation costs on its own, before a matmul, and inside the fused kernel.
 
-    The tuned kernel is split in two: the time of `int4-load-only`, which reads the same bytes, and the rest.
+    Below the tuned kernel stand its twins: without dequantisation, and without any arithmetic.
 
     table:  report_table(run), the CSV of `tinygemm bench`, or that of `tinygemm breakdown` (one row per problem)
     shapes: (K, N), a panel each; where the table has none of them, the first four that it has
@@ -149,21 +150,16 @@ def dequant_breakdown(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE)) ->
     table = _parts_as_cases(table) if PARTS.keys() <= set(table.columns) else table
     columns = ["backend", *SHAPE, "launch", "l2_state", "status", "latency_us_p50", "latency_us_low", "latency_us_high"]
     style.require(table, columns, "dequant_breakdown")
-    bars = (BASELINE, "dequant-only", "dequant-fp16", "int4-static", "int4")
+    bars = (BASELINE, "dequant-only", "dequant-fp16", "int4-static", "int4", "int4-no-dequant", "int4-load-only")
     rows = primary(table)
-    rows = rows[(rows["M"] == M) & rows["backend"].isin([*bars, "int4-load-only"])].dropna(subset=["latency_us_p50"])
+    rows = rows[(rows["M"] == M) & rows["backend"].isin(bars)].dropna(subset=["latency_us_p50"])
     if rows.empty:
         raise ValueError(f"dequant_breakdown: the table has no {', '.join(bars)} at M = {M}, graph, cold L2")
     panels = style.shapes_present(rows, shapes)
-    handles = [
-        Patch(color=style.COLOURS["int4-load-only"], label="reading the INT4 bytes"),
-        Patch(color=style.COLOURS["int4"], label="dequantising them, inside the kernel"),
-    ]
     where = style.conditions(rows[rows["backend"] != BASELINE], f"M = {M}")
-    height = 0.4 + 1.75 * len(panels)
-    fig, axes = style.canvas(
-        "Where the time of dequantisation goes", where, legend=handles, height=height, nrows=len(panels), squeeze=False
-    )
+    height = 0.4 + 2.1 * len(panels)
+    title = "What dequantisation costs, alone and inside a kernel"
+    fig, axes = style.canvas(title, where, height=height, nrows=len(panels), squeeze=False)
     for ax, (K, N) in zip(axes[:, 0], panels, strict=True):
         at_shape = rows[(rows["K"] == K) & (rows["N"] == N)].drop_duplicates("backend").set_index("backend")
         _breakdown_bars(ax, at_shape, [backend for backend in bars if backend in at_shape.index])
@@ -184,15 +180,16 @@ def _breakdown_bars(ax: Axes, rows: pd.DataFrame, bars) -> None:
         row = rows.loc[[backend]]
         total = float(row["latency_us_p50"].iloc[0])
         ax.barh(y, total, 0.72, color=style.colour(backend), zorder=2)
-        label = f"{total:.1f}"
-        if backend == "int4" and "int4-load-only" in rows.index:
-            reads = float(rows.loc["int4-load-only", "latency_us_p50"])
-            ax.barh(y, min(reads, total), 0.72, color=style.COLOURS["int4-load-only"], zorder=2)
-            label += f"  ({reads:.1f} + {total - reads:.1f})"
         interval = style.spread(row, "latency_us_p50")
         ax.errorbar(total, y, xerr=interval, fmt="none", ecolor=style.INK, elinewidth=1, capsize=2, zorder=3)
-        ax.annotate(label, (total, y), xytext=(6, 0), textcoords="offset points", va="center", size=9)
-    names = {BASELINE: "FP16 matmul", "dequant-only": "dequantise to memory", "dequant-fp16": "… then FP16 matmul"}
+        ax.annotate(f"{total:.1f}", (total, y), xytext=(6, 0), textcoords="offset points", va="center", size=9)
+    names = {
+        BASELINE: "FP16 matmul",
+        "dequant-only": "dequantise to memory",
+        "dequant-fp16": "… then FP16 matmul",
+        "int4-no-dequant": "… not dequantised",
+        "int4-load-only": "… reads only",
+    }
     ax.set_yticks(range(len(bars)), [names.get(backend, style.name(backend)) for backend in bars])
     ax.set_ylim(len(bars) - 0.5, -0.5)
     ax.margins(x=0.16)
