@@ -64,10 +64,8 @@ def test_book_has_every_chapter_and_its_front_page_leads_to_the_answer(book):
 def test_front_page_gives_every_verdict_of_the_run_with_its_state(book, run):
     page = text_of(book / "executed" / "00_answer.html")
     findings = verdicts.of_run(run)
-    for letter in "ABC":
-        for key in (letter, f"{letter}_static"):
-            answer = f"{findings[key].state} {findings[key].sentence}"
-            assert re.sub(r"\s+", " ", answer) in page
+    for key in ("A", "A_static", "B", "B_static", "C", "C_static", "D"):
+        assert f"{findings[key].state} {findings[key].sentence}" in page
 
 
 def test_every_chapter_says_which_run_and_which_gpu_it_shows(book, run):

@@ -43,6 +43,8 @@ def findings(run) -> str:
         "|---|---|---|",
         *lines,
         "",
+        found["D"].sentence,
+        "",
     ])  # fmt: skip
 
 
