@@ -222,17 +222,10 @@ def test_breakdown_leaves_out_what_was_not_measured(tmp_path):
 
 def test_ladder_factors_multiply_to_the_total(run):
     steps = tables.ladder(run)
-    assert set(steps["factor"]) == {"kernel", "traffic", "dequantisation", "total"}
+    assert set(steps["factor"]) == {"kernel", "fewer bits", "total"}
     wide = steps.pivot(index="problem", columns="factor", values="value")
     assert len(wide) == 8
-    np.testing.assert_allclose(wide["kernel"] * wide["traffic"] * wide["dequantisation"], wide["total"])
-
-
-def test_ladder_without_our_fp16_kernel_joins_the_first_two_factors(tmp_path):
-    backends = tuple(backend for backend in synthetic.PRODUCTS if backend != "fp16-triton")
-    run = synthetic.load(tmp_path, m_list=(1,), shapes=STUDY_SHAPES, backends=backends)
-    steps = tables.ladder(run).pivot(index="problem", columns="factor", values="value")
-    np.testing.assert_allclose(steps["kernel and traffic"] * steps["dequantisation"], steps["total"])
+    np.testing.assert_allclose(wide["kernel"] * wide["fewer bits"], wide["total"])
 
 
 def test_ladder_of_a_run_without_the_twin_is_empty(tmp_path):

@@ -44,13 +44,14 @@ def quote(values: dict, prefix: str = "") -> None:
 
 
 def card(letter: str, verdicts: dict[str, Verdict]) -> Markdown:
-    """A finding with its state and sentence for each kernel.
+    """A finding with its state and sentence, for each kernel that it is judged for.
 
-    letter:   "A", "B", "C", or a part of C: "C_loses", "C_cause"
+    letter:   "A", "B", "C", a part of C: "C_loses", "C_cause", or "D", which is about the tuned kernel alone
     verdicts: verdicts.of_run(run)
     """
-    tuned, simple = verdicts[letter], verdicts[f"{letter}_static"]
-    answers = [f"{_badge(verdict)} {verdict.sentence}" for verdict in (tuned, simple)]
+    tuned = verdicts[letter]
+    judged = [verdicts[key] for key in (letter, f"{letter}_static") if key in verdicts]
+    answers = [f"{_badge(verdict)} {verdict.sentence}" for verdict in judged]
     title = f"{letter}. {tuned.claim}" if len(letter) == 1 else tuned.claim
     return Markdown("\n".join([f":::{{admonition}} {title}", ":class: finding", "", "\n\n".join(answers), ":::"]))
 
@@ -257,13 +258,13 @@ def twins(table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
 
 
 def dequantisation(parts: pd.DataFrame, M: int = 1) -> dict[str, float]:
-    """At the wide shape: dequant_only_us, to memory and without a product, and dequant_in_kernel_us.
+    """At the wide shape: dequant_only_us, to memory and without a product, and fused_us, the whole tuned kernel.
 
     parts: tables.breakdown(run)
     """
     K, N = WIDE
     row = parts[(parts["M"] == M) & (parts["K"] == K) & (parts["N"] == N)].iloc[0]
-    return {name: row[name] for name in ("dequant_only_us", "dequant_in_kernel_us")}
+    return {name: row[name] for name in ("dequant_only_us", "fused_us")}
 
 
 def _badge(verdict: Verdict) -> str:

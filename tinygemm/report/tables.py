@@ -17,8 +17,8 @@ GROUP = ["problem", "launch", "l2_state"]  # contenders of one group were timed 
 SHAPE = ["M", "K", "N"]
 LATENCY = ["latency_us_p50", "latency_us_low", "latency_us_high"]
 
-# the kernel ladder, slowest step first; each adjacent pair differs by one thing, named by the factor
-LADDER = {"fp16-cublas": "", "fp16-triton": "kernel", "int4-no-dequant": "traffic", "int4": "dequantisation"}
+# from what a user has today to the tuned kernel; each adjacent pair differs by one thing, named by the factor
+LADDER = ((BASELINE, "fp16-triton", "kernel"), ("fp16-triton", "int4", "fewer bits"), (BASELINE, "int4", "total"))
 
 
 def report_table(run) -> pd.DataFrame:
@@ -158,25 +158,20 @@ def breakdown(run, fused: str = "int4", launch: str = "graph", l2_state: str = "
 
 
 def ladder(run, launch: str = "graph", l2_state: str = "cold") -> pd.DataFrame:
-    """The speedup of `int4` as a product of factors, one row per problem and factor.
+    """The speedup of `int4` as a product of two factors, one row per problem and factor.
 
-    kernel = fp16-cublas / fp16-triton, traffic = fp16-triton / int4-no-dequant, dequantisation = int4-no-dequant / int4
-    (below 1: a cost), total = fp16-cublas / int4. Without fp16-triton the first two are one, `kernel and traffic`.
+    kernel = fp16-cublas / fp16-triton: what our kernel structure gains with FP16 weights;
+    fewer bits = fp16-triton / int4: what 4-bit weights gain in that structure, dequantisation paid; total: the product
 
-    returns: problem, M, K, N, launch, l2_state, factor, value, low, high, gpu, run_id;
-             the factors of a problem multiply to its total
+    returns: problem, M, K, N, launch, l2_state, factor, value, low, high, gpu, run_id; no rows for a problem of which
+             one of the three backends was not timed
     """
     cases = run.cases[(run.cases["launch"] == launch) & (run.cases["l2_state"] == l2_state)]
     timed = _timed(cases)
     rows = []
     for problem, group in timed.groupby("problem", sort=False):
-        steps = [backend for backend in LADDER if backend in set(group["backend"])]
-        if {BASELINE, "int4-no-dequant", "int4"} <= set(steps):
-            names = [LADDER[step] for step in steps[1:]]
-            if "fp16-triton" not in steps:
-                names[0] = "kernel and traffic"
-            pairs = [*zip(steps, steps[1:], names, strict=False), (BASELINE, "int4", "total")]
-            rows += [(problem, left, right, name) for left, right, name in pairs]
+        if {backend for pair in LADDER for backend in pair[:2]} <= set(group["backend"]):
+            rows += [(problem, *step) for step in LADDER]
     plan = pd.DataFrame(rows, columns=["problem", "left", "right", "factor"])
     ids = timed.set_index(["problem", "backend"])["case_id"]
     for side in ("left", "right"):

@@ -31,10 +31,8 @@ PARTS = {
     "load_only_us": "int4-load-only",
 }
 FACTORS = {
-    "kernel and traffic": "#6B7075",
     "kernel": style.COLOURS["fp16-triton"],
-    "traffic": style.COLOURS["int4-no-dequant"],
-    "dequantisation": style.COLOURS["int4"],
+    "fewer bits": style.COLOURS["int4"],
 }
 
 
@@ -220,7 +218,8 @@ def ladder(steps: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> Figure:
             value, at = mine.loc[factor, "value"], y - 0.26 + level * 0.24
             ax.barh(at, reached * value - reached, 0.2, left=reached, color=FACTORS[factor], zorder=2)
             place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "size": 9}
-            ax.annotate(f"×{value:.2f}", (max(reached, reached * value), at), path_effects=style.HALO, **place)
+            text = ax.annotate(f"×{value:.2f}", (max(reached, reached * value), at), path_effects=style.HALO, **place)
+            text.set_zorder(5)  # above the line of the total
             reached *= value
             ends.append(reached)
         _total(ax, y, mine.loc[["total"]])
