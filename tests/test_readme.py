@@ -83,7 +83,10 @@ def test_code_example_of_the_readme_runs():
         "weight": (torch.randn(64, 256, generator=generator) / 16).half(),
         "x": torch.randn(1, 256, generator=generator).half(),
     }
-    exec(example, names)
+    from ptx import emulated
+
+    with emulated():
+        exec(example, names)
     expected = names["x"].double() @ names["weight"].double().T
     error = (names["y"].double() - expected) / expected.square().mean().sqrt()
     assert error.square().mean().sqrt() < 0.2  # the error of rounding weights to 4 bits, not of the kernel
