@@ -13,10 +13,11 @@ from tinygemm.harness import counters
 from tinygemm.harness.counters import CounterFileError, CountersUnavailableError, Target, ncu_command, read_file
 from tinygemm.problem import GemmProblem
 from tinygemm.report.counters import COUNTER_COLUMNS, summarize_counters
-from tinygemm.runs import Counter
+from tinygemm.runs import DATA_ROOT, Counter, load_run
 
 # long_fp16.csv and wide_int4.csv are written by hand after the documented layouts of `--csv` and `--csv --page raw`
 NCU = Path(__file__).parent / "data" / "ncu"
+RECORDED = sorted(DATA_ROOT.glob("*/*/ncu/*.csv"))  # as ncu wrote them, on a GPU
 LONG, WIDE = NCU / "long_fp16.csv", NCU / "wide_int4.csv"
 TARGET = Target("int4/M2-K4096-N1024-g64/graph-cold", "int4", GemmProblem(2, 1024, 4096, 64))
 
@@ -350,3 +351,14 @@ def test_real_counters_agree_with_the_bytes_that_must_move(backend):
     least = problem.bytes_min(16.0 if backend == "fp16-cublas" else problem.int4_bits_per_weight())
     assert 0.95 < summary["dram_read_bytes"] / least < 1.3
     assert 0.05 < summary["frac_dram"] < 1
+
+
+@pytest.mark.skipif(not RECORDED, reason="no recorded run has counters")
+@pytest.mark.parametrize("file", RECORDED, ids=lambda file: f"{file.parent.parent.name}/{file.stem}")
+def test_a_real_ncu_file_is_imported_as_the_run_that_kept_it_did(file):
+    run = load_run(file.parents[1])
+    case_id = file.stem.replace("_", "/")
+    rows = table(read_file(file, case_id, counters.PROFILED_CALLS))
+    kept = run.counters[run.counters["case_id"] == case_id].reset_index(drop=True)
+    assert len(kept) > 0
+    pd.testing.assert_frame_equal(rows, kept, check_dtype=False)
