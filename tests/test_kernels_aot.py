@@ -67,8 +67,8 @@ def costs():
         return dict(zip(keys, pool.map(config_cost, configs, problems, specs, symmetric, chunksize=4), strict=True))
 
 
-# yardsticks are not products: the clock alone chose their configs, and the fastest of two shapes keeps a register or two
-# in memory
+# yardsticks are no products: the clock alone chose their configs, and the fastest for two shapes keeps a register or
+# two in memory
 YARDSTICK_SPILLS = 4
 
 
