@@ -158,6 +158,21 @@ def overlap(table: pd.DataFrame, M: int = 1) -> Markdown:
     return Markdown(" ".join(sentences) or "*This run did not time `int4-serial`.*")
 
 
+def serial_walk(table: pd.DataFrame, M: int = 1) -> Markdown:
+    """How the time of the simple kernel follows N and K: the experiment on what makes it slow."""
+    rows = tables.primary(table)
+    rows = rows[(rows["M"] == M) & (rows["backend"] == "int4-static")]
+    latency = rows.set_index(["K", "N"])["latency_us_p50"].dropna()
+    few, many, deep = (4096, 512), (4096, 8192), (14336, 4096)
+    if not {few, many, deep} <= set(latency.index):
+        return Markdown("*This run did not time `int4-static` at the shapes of this comparison.*")
+    return Markdown(
+        f"With K at {few[0]}, {many[1] // few[1]} times the weights (N from {few[1]} to {many[1]}) take it from "
+        f"{latency[few]:.1f} µs to {latency[many]:.1f} µs. With K at {deep[0]}, {deep[0] / few[0]:.1f} times as deep, "
+        f"{deep[0]}×{deep[1]} takes {latency[deep]:.1f} µs."
+    )
+
+
 def contenders(run) -> pd.DataFrame:
     """One row per backend of a run: backend, what, bits, source (of its launch configs), timed, not_timed (cases)."""
     cases = run.cases.assign(timed=run.cases["status"] == "ok")
