@@ -15,7 +15,7 @@ from tinygemm.runs import DATA_ROOT, STATUS, TABLES, RunError, load_run, recorde
 RUNS = recorded_runs()
 # a path with folders, an address, a UUID, a name of a host or its user
 GIVES_AWAY = {
-    "a path": re.compile(r"(?<![\w.<>-])/(?:home|root|work|opt|usr|tmp|mnt|var|etc)\b|[A-Za-z]:\\|~/"),
+    "a path": re.compile(r"(?<![\w.<>-])/(?:home|root|work|opt|usr|tmp|mnt|var|etc|srv)\b|[A-Za-z]:\\|~/"),
     "a UUID": re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|\bGPU-[0-9a-f]{8}", re.I),
     "a user at a host": re.compile(r"\b[\w.]+@[\w.-]+\b"),
     "an address": re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b(?!\.)"),
