@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from guard import guarded
-from operands import assert_close, make_operands
+from operands import assert_close, make_operands, poison_allocations
 from ptx import emulated
 from triton.runtime.interpreter import InterpreterBuilder
 
@@ -36,13 +36,7 @@ GEMV = LaunchConfig("gemv", block_m=1, block_n=64, block_k=256, split_k=1, num_w
 @pytest.fixture(autouse=True)
 def interpreter(monkeypatch):
     """Emulated assembly, guarded memory, poisoned allocations."""
-    empty = torch.empty
-
-    def poisoned(*args, **kwargs):
-        tensor = empty(*args, **kwargs)
-        return tensor.fill_(torch.nan if tensor.is_floating_point() else 0x5A5A5A5A)
-
-    monkeypatch.setattr(torch, "empty", poisoned)
+    poison_allocations(monkeypatch)
     with emulated(), guarded():
         yield
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from operands import assert_close, make_operands
+from operands import assert_close, make_operands, poison_allocations
 
 from tinygemm.hardware import cuda_unavailable_reason
 from tinygemm.kernel.configs import FORMS, STATIC, LaunchConfig, select
@@ -34,14 +34,7 @@ GEMV = LaunchConfig("gemv", block_m=1, block_n=32, block_k=256, split_k=4, num_w
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
-    """Everything `torch.empty` returns is NaN, or a large number where it holds integers."""
-    empty = torch.empty
-
-    def fill(*args, **kwargs):
-        tensor = empty(*args, **kwargs)
-        return tensor.fill_(torch.nan if tensor.is_floating_point() else 0x5A)
-
-    monkeypatch.setattr(torch, "empty", fill)
+    poison_allocations(monkeypatch)
 
 
 def name(parameter):
