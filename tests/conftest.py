@@ -90,4 +90,6 @@ def book(tmp_path_factory, recorded_or_synthetic) -> Path:
             ROOT / name, root / name, ignore=shutil.ignore_patterns("executed", "__pycache__", ".ipynb_checkpoints")
         )
     shutil.copy2(ROOT / "_config.yml", root)
-    return build(root, recorded_or_synthetic).parent
+    # a checkout has its data beside its notebooks
+    shutil.copytree(recorded_or_synthetic.get("data_root", ROOT / "data"), root / "data")
+    return build(root, {"source": "recorded", "data_root": "../data"}).parent

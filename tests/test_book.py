@@ -84,7 +84,9 @@ def test_numbers_of_the_prose_are_those_of_the_run(book, run):
 
 def test_no_page_shows_a_path_of_this_machine(book):
     for page in book.rglob("*.html"):
-        assert str(ROOT) not in page.read_text(), page.name
+        text = page.read_text()
+        assert str(ROOT) not in text, page.name
+        assert str(book.parents[1]) not in text, page.name
 
 
 def test_figures_are_numbered_in_reading_order_and_referenced_tables_exist(book):

@@ -50,9 +50,9 @@ def build(root: Path = ROOT, parameters: dict | None = None) -> Path:
         raise BuildError(f"{root / 'notebooks'} has no {FIRST}.ipynb, which opens the run")
     seconds = execute(first, executed, parameters, show_output=True)
     _say(1, len(notebooks), first, seconds)
-    run_dir = os.path.relpath(
-        glued(executed / first.name, "run_dir"), first.parent
-    )  # pages show it: no machine's paths
+    # pages show it: relative to the notebooks, so that it names no machine's folders
+    opened = first.parent / glued(executed / first.name, "run_dir")
+    run_dir = os.path.relpath(opened.resolve(), first.parent.resolve())
     parameters |= {"source": "recorded", "run_dir": run_dir}
     rest = [notebook for notebook in notebooks if notebook != first]
     context = multiprocessing.get_context("spawn")
