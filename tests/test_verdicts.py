@@ -6,7 +6,7 @@ import synthetic
 
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES
 from tinygemm.report import tables, verdicts
-from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
+from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED, claim
 
 NARROW, WIDE = STUDY_SHAPES[0], STUDY_SHAPES[2]
 BACKENDS = ("fp16-cublas", "int4-static", "int4", "int4-no-dequant", "int4-load-only", "fp16-triton")
@@ -170,7 +170,7 @@ def test_the_numbers_of_the_cause_are_the_planted_ones(judge):
 def test_a_claim_about_all_rows_needs_agreement_and_falls_by_one_counterexample():
     yes, no = np.array([True, True]), np.array([False, False])
     mixed = np.array([True, False])
-    state = verdicts._for_all
+    state = claim.for_all
     series = tables.pd.Series
     assert state(series(yes), series(no)) == HOLDS
     assert state(series(mixed), series(no)) == UNDECIDED

@@ -13,7 +13,7 @@ from tinygemm.hardware import GPUS, gpu_key
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import style
 from tinygemm.report.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, primary
-from tinygemm.report.verdicts import BOUND_FRACTION
+from tinygemm.report.verdicts.findings import BOUND_FRACTION
 
 NARROW, SQUARE, WIDE, TALL = STUDY_SHAPES
 COUNTERS = {

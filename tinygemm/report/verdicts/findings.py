@@ -1,14 +1,11 @@
-"""Each finding as a computed claim: holds, does not hold, or undecided, with the sentence and the numbers behind it."""
+"""The three findings of the earlier study, and what fewer bits gain, as claims about a run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pandas as pd
 
-from tinygemm.report.tables import BASELINE, SHAPE, breakdown, counters_table, only, paired, primary, report_table
-
-HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
+from tinygemm.report.tables import BASELINE, SHAPE, paired, primary
+from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED, Verdict, for_all, shape_name
 
 # A projection is wide when it expands (the up and gate projections of an FFN, N >= 2 K) and narrow when it shrinks to a
 # quarter or less (the KV projections of grouped-query attention). The rest, N close to K, belongs to neither claim.
@@ -25,41 +22,6 @@ COUNTER_MARGIN = 0.02
 SUBJECT = {"int4": "The tuned INT4 kernel", "int4-static": "The simple INT4 kernel", "aten-int4mm": "aten-int4mm"}
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """A claim and what the run says about it.
-
-    state:    "holds", "does not hold" or "undecided" (a tie, an interval that covers the boundary, or no data)
-    sentence: the answer in words, with its numbers
-    numbers:  plain floats for the text: latencies in us, speedups as ratios, shares in 0..1
-    """
-
-    claim: str
-    state: str
-    sentence: str
-    numbers: dict[str, float]
-
-
-def of_run(run) -> dict[str, Verdict]:
-    """Every verdict of a run at M = 1: A, B, C (and the parts of C, C_loses and C_cause) for the tuned kernel; the same
-    keys with `_static` for the simple one; and D for the tuned kernel alone."""
-    run = only(run, run.cases["M"].isin((0, 1)) & (run.cases["launch"] == "graph") & (run.cases["l2_state"] == "cold"))
-    table, tuned = report_table(run), breakdown(run)
-    counters = counters_table(run) if len(run.counters) else None
-    verdicts = {"D": fewer_bits_help_narrow(run)}
-    for suffix, backend in {"": "int4", "_static": "int4-static"}.items():
-        loses = narrow_loses(table, backend)
-        cause = dequantisation_decides(tuned if backend == "int4" else breakdown(run, backend), tuned, backend)
-        verdicts |= {
-            f"A{suffix}": wide_helps(table, backend),
-            f"B{suffix}": bottleneck_shifts(counters, backend),
-            f"C{suffix}": narrow_loses_to_dequantisation(loses, cause),
-            f"C_loses{suffix}": loses,
-            f"C_cause{suffix}": cause,
-        }
-    return verdicts
-
-
 def wide_helps(table: pd.DataFrame, backend: str = "int4", M: int = 1) -> Verdict:
     """A: INT4 is faster than FP16 at every projection of the run with N >= 2 K.
 
@@ -68,7 +30,7 @@ def wide_helps(table: pd.DataFrame, backend: str = "int4", M: int = 1) -> Verdic
     claim = f"INT4 helps wide FFN shapes, M = {M}"
     rows = _speedups(table, backend, M)
     rows = rows[rows["N"] >= WIDE_N_PER_K * rows["K"]]
-    state = _for_all(rows["speedup_vs_fp16_low"] > 1, rows["speedup_vs_fp16_high"] < 1)
+    state = for_all(rows["speedup_vs_fp16_low"] > 1, rows["speedup_vs_fp16_high"] < 1)
     if rows.empty:
         return Verdict(claim, state, f"The run has no timing of {backend} with N of at least 2 K.", {})
     worst, best = _extremes(rows)
@@ -77,8 +39,8 @@ def wide_helps(table: pd.DataFrame, backend: str = "int4", M: int = 1) -> Verdic
     )
     answer = {
         HOLDS: f"is faster than FP16 at every wide projection measured, {_shapes(rows)}: {span}",
-        FAILS: f"is slower than FP16 at {_shape(worst)}: {_interval(worst)}",
-        UNDECIDED: f"cannot be told apart from FP16 at {_shape(worst)}: {_interval(worst)}",
+        FAILS: f"is slower than FP16 at {shape_name(worst)}: {_interval(worst)}",
+        UNDECIDED: f"cannot be told apart from FP16 at {shape_name(worst)}: {_interval(worst)}",
     }[state]
     numbers = _numbers("worst", worst) | _numbers("best", best)
     numbers |= {"ideal_speedup": float(best.ideal_speedup), "n_shapes": float(len(rows))}
@@ -99,7 +61,7 @@ def bottleneck_shifts(
     fp16, int4 = pair
     shift = fp16["frac_dram"] - int4["frac_dram"]
     margins = pd.Series([fp16["frac_dram"] - BOUND_FRACTION, BOUND_FRACTION - int4["frac_dram"], shift - CLEAR_SHIFT])
-    state = _for_all(margins > COUNTER_MARGIN, margins < -COUNTER_MARGIN)
+    state = for_all(margins > COUNTER_MARGIN, margins < -COUNTER_MARGIN)
     sentence = f"FP16 {_use(fp16)}. {_subject(backend)} {_use(int4)}."
     numbers = {f"{name}_{part}": float(row[f"frac_{part}"]) for name, row in zip(("fp16", "int4"), pair, strict=True)
                for part in ("dram", "sm")}  # fmt: skip
@@ -114,14 +76,14 @@ def narrow_loses(table: pd.DataFrame, backend: str = "int4", M: int = 1) -> Verd
     claim = f"INT4 loses on narrow projections, M = {M}"
     rows = _speedups(table, backend, M)
     rows = rows[rows["N"] <= NARROW_N_PER_K * rows["K"]]
-    state = _for_all(rows["speedup_vs_fp16_high"] < 1, rows["speedup_vs_fp16_low"] > 1)
+    state = for_all(rows["speedup_vs_fp16_high"] < 1, rows["speedup_vs_fp16_low"] > 1)
     if rows.empty:
         return Verdict(claim, state, f"The run has no timing of {backend} with N of at most K / 4.", {})
     worst, best = _extremes(rows)
     answer = {
         HOLDS: f"is slower than FP16 at every narrow projection measured, {_shapes(rows)}: at best {_interval(best)}",
-        FAILS: f"is faster than FP16 at {_shape(best)}: {_interval(best)}",
-        UNDECIDED: f"cannot be told apart from FP16 at {_shape(best)}: {_interval(best)}",
+        FAILS: f"is faster than FP16 at {shape_name(best)}: {_interval(best)}",
+        UNDECIDED: f"cannot be told apart from FP16 at {shape_name(best)}: {_interval(best)}",
     }[state]
     numbers = _numbers("worst", worst) | _numbers("best", best) | {"n_shapes": float(len(rows))}
     return Verdict(claim, state, f"{_subject(backend)} {answer}.", numbers)
@@ -160,7 +122,7 @@ def dequantisation_decides(parts: pd.DataFrame, tuned: pd.DataFrame, backend: st
         "K": row["K"],
     }
     state, answer = _cause(row)
-    sentence = f"At {_shape(row)} {answer}. {_dequantisation(row)}."
+    sentence = f"At {shape_name(row)} {answer}. {_dequantisation(row)}."
     return Verdict(claim, state, sentence, {name: float(value) for name, value in numbers.items()})
 
 
@@ -176,9 +138,10 @@ def fewer_bits_help_narrow(run, M: int = 1) -> Verdict:
     rows = rows[rows["N"] <= NARROW_N_PER_K * rows["K"]].sort_values("N")
     if rows.empty:
         return Verdict(claim, UNDECIDED, "The run did not time int4 and fp16-triton side by side at N <= K / 4.", {})
-    state = _for_all(rows["low"] > 1, rows["high"] < 1)
+    state = for_all(rows["low"] > 1, rows["high"] < 1)
     spans = [
-        f"{row['value']:.2f}× at {_shape(row)} ({row['low']:.2f} to {row['high']:.2f})" for _, row in rows.iterrows()
+        f"{row['value']:.2f}× at {shape_name(row)} ({row['low']:.2f} to {row['high']:.2f})"
+        for _, row in rows.iterrows()
     ]
     sentence = f"Against FP16 weights in the same kernel structure, INT4 is {' and '.join(spans)} as fast."
     worst, best = rows.loc[rows["value"].idxmin()], rows.loc[rows["value"].idxmax()]
@@ -191,7 +154,7 @@ def narrow_loses_to_dequantisation(loses: Verdict, cause: Verdict) -> Verdict:
     """C: both parts together; it holds only if both do, and fails if either does."""
     claim = "INT4 loses on narrow projections because dequantisation is not amortised"
     states = pd.Series([loses.state, cause.state])
-    state = _for_all(states == HOLDS, states == FAILS)
+    state = for_all(states == HOLDS, states == FAILS)
     numbers = loses.numbers | {f"cause_{name}": value for name, value in cause.numbers.items()}
     return Verdict(claim, state, f"{loses.sentence} {cause.sentence}", numbers)
 
@@ -218,13 +181,6 @@ def _cause(row: pd.Series) -> tuple[str, str]:
     if row["speedup_without_dequant_high"] < 1:
         return FAILS, f"the loss, {now}, would stay a loss: {without}"
     return UNDECIDED, f"the loss, {now}, would become a tie: {without}"
-
-
-def _for_all(confirmed: pd.Series, refuted: pd.Series) -> str:
-    """A claim about every row: one clear counterexample refutes it, only clear agreement of all confirms it."""
-    if refuted.any():
-        return FAILS
-    return HOLDS if len(confirmed) and confirmed.all() else UNDECIDED
 
 
 def _speedups(table: pd.DataFrame, backend: str, M: int) -> pd.DataFrame:
@@ -266,12 +222,8 @@ def _subject(backend: str) -> str:
     return SUBJECT.get(backend, backend)
 
 
-def _shape(row) -> str:
-    return f"{int(row['K'])}×{int(row['N'])}"
-
-
 def _shapes(rows: pd.DataFrame) -> str:
-    return ", ".join(_shape(row) for _, row in rows.iterrows())
+    return ", ".join(shape_name(row) for _, row in rows.iterrows())
 
 
 def _interval(row) -> str:

@@ -1,0 +1,36 @@
+"""Each finding as a computed claim: holds, does not hold, or undecided, with the sentence and the numbers behind it."""
+
+from __future__ import annotations
+
+from tinygemm.report.tables import breakdown, counters_table, only, report_table
+from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED, Verdict
+from tinygemm.report.verdicts.findings import (
+    bottleneck_shifts,
+    dequantisation_decides,
+    fewer_bits_help_narrow,
+    narrow_loses,
+    narrow_loses_to_dequantisation,
+    wide_helps,
+)
+
+__all__ = ["FAILS", "HOLDS", "UNDECIDED", "Verdict", "of_run"]
+
+
+def of_run(run) -> dict[str, Verdict]:
+    """Every verdict of a run at M = 1: A, B, C (and the parts of C, C_loses and C_cause) for the tuned kernel; the same
+    keys with `_static` for the simple one; and D for the tuned kernel alone."""
+    run = only(run, run.cases["M"].isin((0, 1)) & (run.cases["launch"] == "graph") & (run.cases["l2_state"] == "cold"))
+    table, tuned = report_table(run), breakdown(run)
+    counters = counters_table(run) if len(run.counters) else None
+    verdicts = {"D": fewer_bits_help_narrow(run)}
+    for suffix, backend in {"": "int4", "_static": "int4-static"}.items():
+        loses = narrow_loses(table, backend)
+        cause = dequantisation_decides(tuned if backend == "int4" else breakdown(run, backend), tuned, backend)
+        verdicts |= {
+            f"A{suffix}": wide_helps(table, backend),
+            f"B{suffix}": bottleneck_shifts(counters, backend),
+            f"C{suffix}": narrow_loses_to_dequantisation(loses, cause),
+            f"C_loses{suffix}": loses,
+            f"C_cause{suffix}": cause,
+        }
+    return verdicts
