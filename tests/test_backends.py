@@ -13,7 +13,7 @@ from tinygemm.harness.plan import REPORT_BACKENDS, SweepPlan
 from tinygemm.harness.verify import BF16_TOLERANCE, FP16_TOLERANCE, MismatchError
 from tinygemm.harness.weights import Weights, replicate, stored_bytes
 from tinygemm.kernel import quant
-from tinygemm.kernel.gemm import load_only_reference
+from tinygemm.kernel.twins import load_only_reference
 from tinygemm.problem import GemmProblem
 
 PROBLEM = GemmProblem(2, 64, 256)

@@ -8,7 +8,17 @@ import pytest
 
 from tinygemm.hardware import GPUS
 from tinygemm.kernel import configs
-from tinygemm.kernel.configs import STATIC, LaunchConfig, select, table, tables, write_table
+from tinygemm.kernel.configs import (
+    DEQUANTISE,
+    DEQUANTISE_FROM_M,
+    STATIC,
+    LaunchConfig,
+    crossovers,
+    select,
+    table,
+    tables,
+    write_table,
+)
 from tinygemm.problem import DECODE_M, REPORT_SHAPES, GemmProblem
 
 SPLITK = LaunchConfig("splitk", 8, 64, 256, 4, 2, 1)
@@ -19,14 +29,21 @@ GEMV = LaunchConfig("gemv", 1, 64, 256, 4, 4, 3)
 def planted(tmp_path, monkeypatch):
     """A folder of tables with one GPU, whose rows the test writes."""
     monkeypatch.setattr(configs, "_folder", lambda: tmp_path)
-    table.cache_clear()
+    forget()
 
-    def write(rows, gpu="h200", source="table"):
+    def write(rows, gpu="h200", source="table", dequantise_from_m=()):
         content = [{"M": M, "K": K, "N": N, "latency_us": us, "config": config} for M, K, N, us, config in rows]
-        write_table(tmp_path / f"{gpu}.json", content, source, about="planted")
+        crossover = [{"K": K, "N": N, "M": M} for K, N, M in dequantise_from_m]
+        write_table(tmp_path / f"{gpu}.json", content, source, "planted", crossover)
+        forget()
 
     yield write
+    forget()
+
+
+def forget():
     table.cache_clear()
+    crossovers.cache_clear()
 
 
 @pytest.mark.parametrize("gpu", sorted(GPUS))
@@ -70,7 +87,33 @@ def test_a_shape_outside_the_table_gets_the_nearest_one_of_its_own_tokens(plante
 
 def test_many_tokens_use_the_largest_bucket(planted):
     planted([(1, 4096, 4096, 5.0, GEMV), (16, 4096, 4096, 7.0, replace(SPLITK, block_m=16))])
-    assert select(GemmProblem(100, 4096, 4096), "h200") == (replace(SPLITK, block_m=16), "rule")
+    assert select(GemmProblem(40, 4096, 4096), "h200") == (replace(SPLITK, block_m=16), "rule")
+    assert select(GemmProblem(1000, 4096, 4096), "h200", "fused") == (replace(SPLITK, block_m=16), "rule")
+
+
+def test_from_the_measured_crossover_on_the_weight_is_dequantised_first(planted):
+    tuned = [(16, 4096, 4096, 7.0, replace(SPLITK, block_m=16))]
+    planted(tuned, dequantise_from_m=[(4096, 4096, 48), (4096, 14336, 96)])
+    assert select(GemmProblem(47, 4096, 4096), "h200")[0].form == "splitk"
+    assert select(GemmProblem(48, 4096, 4096), "h200") == (DEQUANTISE, "table")
+    assert select(GemmProblem(48, 4096, 4096, 64), "h200") == (DEQUANTISE, "rule"), "timed with groups of 128"
+    assert select(GemmProblem(48, 12000, 4096), "h200")[0].form == "splitk", "the nearest shape is the wide one"
+    assert select(GemmProblem(96, 12000, 4096), "h200") == (DEQUANTISE, "rule")
+    assert select(GemmProblem(48, 4096, 4096), "h200", "fused")[0].form == "splitk"
+
+
+def test_a_table_without_a_crossover_has_a_default_one(planted):
+    planted([(16, 4096, 4096, 7.0, replace(SPLITK, block_m=16))])
+    assert select(GemmProblem(DEQUANTISE_FROM_M - 1, 4096, 4096), "h200")[0].form == "splitk"
+    assert select(GemmProblem(DEQUANTISE_FROM_M, 4096, 4096), "h200") == (DEQUANTISE, "default")
+    assert select(GemmProblem(1, 4096, 4096), "h200", "dequantise") == (DEQUANTISE, "default")
+
+
+def test_a_crossover_lent_by_another_gpu_is_a_rule(planted):
+    tuned = [(16, 4096, 4096, 7.0, replace(SPLITK, block_m=16))]
+    planted(tuned, gpu="a10g", source="predicted", dequantise_from_m=[(4096, 4096, 48)])
+    assert select(GemmProblem(48, 4096, 4096), "a10g") == (DEQUANTISE, "predicted")
+    assert select(GemmProblem(48, 4096, 4096), "rtx-3090") == (DEQUANTISE, "rule")
 
 
 def test_another_group_size_is_not_claimed_to_be_tuned(planted):
@@ -123,7 +166,7 @@ def test_a_gpu_without_a_table_takes_that_of_the_nearest_compute_capability():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("form", "magic", "form must be one of static, splitk, gemv, load-only, fp16, got 'magic'"),
+        ("form", "magic", "form must be one of static, splitk, gemv, load-only, fp16, dequantise, got 'magic'"),
         ("num_stages", 2, "num_stages=2 must be 1"),
         ("block_m", 4, "block_m=4 must be a multiple of 8"),
         ("block_n", 48, "block_n=48 must be a power of two"),
@@ -149,10 +192,11 @@ def test_forms_have_their_own_constraints():
 
 
 def test_a_written_table_reads_back_and_has_one_row_per_line(planted, tmp_path):
-    planted([(1, 4096, 4096, 5.25, SPLITK), (2, 4096, 4096, 5.5, GEMV)])
+    planted([(1, 4096, 4096, 5.25, SPLITK), (2, 4096, 4096, 5.5, GEMV)], dequantise_from_m=[(4096, 4096, 48)])
     rows, source = table("h200")
     assert source == "table"
     assert [(row["M"], row["latency_us"], row["config"]) for row in rows] == [(1, 5.25, SPLITK), (2, 5.5, GEMV)]
     text = (tmp_path / "h200.json").read_text()
     assert json.loads(text)["about"] == "planted"
+    assert json.loads(text)["dequantise_from_m"] == [{"K": 4096, "N": 4096, "M": 48}]
     assert sum('"config"' in line for line in text.splitlines()) == 2

@@ -14,19 +14,11 @@ from operands import assert_close, make_operands, poison_allocations
 from ptx import emulated
 from triton.runtime.interpreter import InterpreterBuilder
 
-from tinygemm.kernel import gemm as gemm_module
+from tinygemm.kernel import forms, launch
 from tinygemm.kernel.configs import STATIC, LaunchConfig
-from tinygemm.kernel.gemm import (
-    dequantize_fp16,
-    empty_kernel,
-    fp16_gemm,
-    gemm,
-    load_only,
-    load_only_reference,
-    raw_gemm,
-    raw_weight,
-)  # fmt: skip
+from tinygemm.kernel.gemm import dequantize_fp16, gemm
 from tinygemm.kernel.quant import dequantize, pack
+from tinygemm.kernel.twins import empty_kernel, fp16_gemm, load_only, load_only_reference, raw_gemm, raw_weight
 
 SPLITK = LaunchConfig("splitk", block_m=8, block_n=64, block_k=256, split_k=1, num_warps=2, num_stages=1)
 AHEAD = replace(SPLITK, block_k=1024)  # each warp requests four blocks at once
@@ -138,7 +130,7 @@ def test_the_arrival_counters_are_zero_again_after_a_call(config, monkeypatch):
         counters.append(torch.zeros(count, dtype=torch.int32, device=device))
         return counters[-1]
 
-    monkeypatch.setattr(gemm_module, "_counters", remembered)
+    monkeypatch.setattr(launch, "_zeros", remembered)
     operands = make_operands(1, 130, 1024)
     gemm(operands.x, packed(operands), replace(config, split_k=3))
     assert [tensor.tolist() for tensor in counters] == [[0, 0, 0]]
@@ -308,7 +300,7 @@ def test_gemv_refuses_what_it_cannot_serve(M, K, group_size):
 
 
 def test_without_a_gpu_or_the_interpreter_the_error_says_what_is_missing(monkeypatch):
-    monkeypatch.setattr(gemm_module, "INTERPRETED", False)
+    monkeypatch.setattr(forms, "INTERPRETED", False)
     with pytest.raises(
         ValueError, match="x is on cpu; the kernels run on a CUDA GPU, or anywhere with TRITON_INTERPRET=1"
     ):

@@ -8,8 +8,15 @@ import pytest
 import torch
 
 from tinygemm.hardware import gpu_spec
-from tinygemm.harness.static_cost import SHARED_RESERVED, config_cost, count, launch_cost, record_launches
-from tinygemm.kernel import gemm
+from tinygemm.harness.static_cost import (
+    SHARED_RESERVED,
+    config_cost,
+    count,
+    launch_cost,
+    launch_product,
+    record_launches,
+)
+from tinygemm.kernel import gemm, twins
 from tinygemm.kernel.configs import STATIC, YARDSTICKS, LaunchConfig, table, tables
 from tinygemm.kernel.quant import random_packed
 from tinygemm.problem import GemmProblem
@@ -131,7 +138,7 @@ def test_the_obvious_kernel_pays_for_its_shifts_and_conversions(costs):
 @pytest.mark.parametrize("gpu", tables())
 def test_the_dequantisation_and_the_empty_kernel_fit(gpu):
     w = random_packed(4096, 4096).to("meta")
-    launches = record_launches(lambda: (gemm.dequantize_fp16(w), gemm.empty_kernel()))
+    launches = record_launches(lambda: (gemm.dequantize_fp16(w), twins.empty_kernel()))
     assert len(launches) == 2
     for launch in launches:
         assert_fits(launch_cost(launch, gpu_spec(gpu)))
@@ -139,7 +146,7 @@ def test_the_dequantisation_and_the_empty_kernel_fit(gpu):
 
 def test_a_call_with_more_tokens_than_a_tile_is_several_launches():
     w = random_packed(64, 256).to("meta")
-    x, out = (torch.empty(20, n, dtype=torch.float16, device="meta") for n in (256, 64))
-    launches = record_launches(lambda: gemm._launch_splitk(x, w, out, SPLITK))
+    x = torch.empty(20, 256, dtype=torch.float16, device="meta")
+    launches = record_launches(lambda: launch_product(x, w, SPLITK))
     assert [launch.arguments["M"] for launch in launches] == [8, 8, 4]
     assert [launch.grid for launch in launches] == [(2, 4, 1)] * 3

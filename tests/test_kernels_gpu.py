@@ -12,15 +12,9 @@ from operands import assert_close, make_operands, poison_allocations
 
 from tinygemm.hardware import cuda_unavailable_reason
 from tinygemm.kernel.configs import FORMS, STATIC, LaunchConfig, select
-from tinygemm.kernel.gemm import (
-    dequantize_fp16,
-    empty_kernel,
-    fp16_gemm,
-    gemm,
-    load_only,
-    load_only_reference,
-)
+from tinygemm.kernel.gemm import dequantize_fp16, gemm
 from tinygemm.kernel.quant import dequantize, pack, quantize, random_packed, reference_gemm, unpack
+from tinygemm.kernel.twins import empty_kernel, fp16_gemm, load_only, load_only_reference
 from tinygemm.problem import REPORT_SHAPES, GemmProblem
 
 pytestmark = [

@@ -422,12 +422,12 @@ def test_a_small_sweep_on_the_gpu_is_recorded_and_reads_back(tmp_path):
 @pytest.mark.gpu
 def test_captured_calls_never_run_out_of_counters(tmp_path):
     """A split-K call whose counters must be zeroed in the graph carries one node more; no sweep may get there."""
-    from tinygemm.kernel import gemm
+    from tinygemm.kernel import launch
 
     plan = SweepPlan(
         (GemmProblem(1, 512, 4096),), backends=("int4-splitk",), launches=("graph",), rep=2, warmup=0, counters=False
     )
     bench = sweep.bench_of_this_gpu(plan, sweep.hardware.snapshot())
     for _ in sweep.measure(bench, groups(plan) * 40):
-        (pool,) = gemm._captured_counters.values()
-        assert pool[0].numel() > gemm.CAPTURED_COUNTERS // 2
+        (pool,) = launch._captured_counters.values()
+        assert pool[0].numel() > launch.CAPTURED_COUNTERS // 2

@@ -127,10 +127,10 @@ def _cublas_variants(problem, gpu):
 
 
 def _fp16_triton_variants(problem, gpu):
-    from tinygemm.kernel import configs, gemm
+    from tinygemm.kernel import configs, twins
 
     config, source = configs.select(problem, gpu, form="fp16")
-    return [Variant(source, "fp16-nk", fp16_nk, lambda x, w: lambda: gemm.fp16_gemm(x, w, config), config)]
+    return [Variant(source, "fp16-nk", fp16_nk, lambda x, w: lambda: twins.fp16_gemm(x, w, config), config)]
 
 
 # --- int4 -----------------------------------------------------------------------------------------------------------
@@ -171,21 +171,21 @@ def _form_variants(form: str):
 
 def _raw_variants(problem, gpu):
     """The tuned kernel with its dequantisation left out, in the launch config of `int4`."""
-    from tinygemm.kernel import configs, gemm
+    from tinygemm.kernel import configs, twins
 
     config, source = configs.select(problem, gpu, form="splitk")
-    return [Variant(source, "packed", packed_form, lambda x, w: lambda: gemm.raw_gemm(x, w, config), config)]
+    return [Variant(source, "packed", packed_form, lambda x, w: lambda: twins.raw_gemm(x, w, config), config)]
 
 
 def _load_only_variants(problem, gpu):
-    from tinygemm.kernel import configs, gemm
+    from tinygemm.kernel import configs, twins
 
     config, source = configs.select(problem, gpu, form="load-only")
     if problem.N % config.block_n or problem.K % config.block_k:
         raise ValueError(
             f"int4-load-only reads whole tiles of N={config.block_n} and K={config.block_k}, not {problem}"
         )
-    return [Variant(source, "packed", packed_form, lambda x, w: lambda: gemm.load_only(w, config), config)]
+    return [Variant(source, "packed", packed_form, lambda x, w: lambda: twins.load_only(w, config), config)]
 
 
 def _dequant_variants(problem, gpu):
@@ -312,9 +312,9 @@ def _make_copy():
 
 
 def _make_empty_node():
-    from tinygemm.kernel import gemm
+    from tinygemm.kernel import twins
 
-    return gemm.empty_kernel
+    return twins.empty_kernel
 
 
 CEILINGS = {
@@ -336,6 +336,6 @@ def forget_graphs() -> None:
     A captured split-K call keeps its arrival counters for good, out of a pool that a whole sweep would use up; calls
     captured after that would carry a node that zeroes theirs, and be timed with it.
     """
-    from tinygemm.kernel import gemm
+    from tinygemm.kernel import launch
 
-    gemm.forget_captured_counters()
+    launch.forget_captured_counters()

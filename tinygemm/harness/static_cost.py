@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from tinygemm.hardware import GpuSpec
-from tinygemm.kernel import gemm
+from tinygemm.kernel import forms, launch, twins
 from tinygemm.kernel.configs import LaunchConfig
 from tinygemm.kernel.quant import TILE_K, TILE_N, WORDS, PackedInt4
 from tinygemm.problem import GemmProblem
@@ -112,13 +112,18 @@ def config_cost(config: LaunchConfig, problem: GemmProblem, spec: GpuSpec, symme
     """The cost of the kernel of a launch config on a GPU: of a form that computes the product, or of a yardstick."""
     w = _packed_without_data(problem, symmetric)
     x = torch.empty(problem.M, problem.K, dtype=torch.float16, device="meta")
-    out = torch.empty(problem.M, problem.N, dtype=torch.float16, device="meta")
     weight = torch.empty(problem.N, problem.K, dtype=torch.float16, device="meta")
-    calls = {"load-only": lambda: gemm.load_only(w, config), "fp16": lambda: gemm.fp16_gemm(x, weight, config)}
-    calls |= {form: lambda launch=launch: launch(x, w, out, config) for form, launch in gemm._LAUNCH.items()}
-    launch, *_ = record_launches(calls[config.form])
+    calls = {"load-only": lambda: twins.load_only(w, config), "fp16": lambda: twins.fp16_gemm(x, weight, config)}
+    first, *_ = record_launches(calls.get(config.form, lambda: launch_product(x, w, config)))
     threads = 32 * config.num_warps
-    return replace(launch_cost(launch, spec), loop_weights=config.block_n * config.block_k / threads)
+    return replace(launch_cost(first, spec), loop_weights=config.block_n * config.block_k / threads)
+
+
+def launch_product(x: torch.Tensor, w: PackedInt4, config: LaunchConfig) -> torch.Tensor:
+    """`gemm` with a config, for tensors that may be of device "meta"."""
+    launches = forms.product(config, x.shape[0], w, x.stride(0), forms.dependent_launch(x.device))
+    work = launch.Work((x.shape[0], w.N), x.dtype, launches)
+    return launch.start((), (x, *forms.stored(w)), work)
 
 
 def record_launches(call: Callable) -> list[Launch]:

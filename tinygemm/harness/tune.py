@@ -175,12 +175,12 @@ def _stored(form: str):
 
 
 def _bind(config: LaunchConfig, x, weight):
-    from tinygemm.kernel import gemm
+    from tinygemm.kernel import gemm, twins
 
     if config.form == "fp16":
-        return lambda: gemm.fp16_gemm(x, weight, config)
+        return lambda: twins.fp16_gemm(x, weight, config)
     if config.form == "load-only":
-        return lambda: gemm.load_only(weight, config)
+        return lambda: twins.load_only(weight, config)
     return lambda: gemm.gemm(x, weight, config)
 
 

@@ -13,6 +13,7 @@ from tinygemm.problem import GemmProblem
 
 FORMS = ("static", "splitk", "gemv")  # kernels that compute the product
 YARDSTICKS = ("load-only", "fp16")  # twins that splitk is measured against, cut into programs as it is
+ROUTE = "dequantise"  # write the weight out in the type of x, then torch's matmul
 M_BUCKETS = (1, 2, 4, 8, 16)
 TUNED_GROUP_SIZE = 128
 
@@ -22,7 +23,8 @@ class LaunchConfig:
     """How a kernel is cut into programs.
 
     form:       which kernel: static (the obvious one), splitk (tensor cores, block_m tokens a tile), gemv (M = 1);
-                or a yardstick that is cut like splitk: load-only, fp16
+                or a yardstick that is cut like splitk: load-only, fp16; or dequantise: the kernel that writes the
+                weight out for torch's matmul
     block_m:    rows of x in one tile
     block_n:    output features in one tile, a multiple of 16
     block_k:    input features walked at a time; splitk: a multiple of 128 per warp, all requested at once
@@ -40,8 +42,8 @@ class LaunchConfig:
     num_stages: int
 
     def __post_init__(self):
-        if self.form not in FORMS + YARDSTICKS:
-            raise ValueError(f"form must be one of {', '.join(FORMS + YARDSTICKS)}, got {self.form!r}")
+        if self.form not in (*FORMS, *YARDSTICKS, ROUTE):
+            raise ValueError(f"form must be one of {', '.join((*FORMS, *YARDSTICKS, ROUTE))}, got {self.form!r}")
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
             if not isinstance(value, int) or value < 1:
@@ -72,44 +74,71 @@ class LaunchConfig:
 
 
 STATIC = LaunchConfig("static", 16, 64, 128, 1, 4, 3)
+DEQUANTISE = LaunchConfig(ROUTE, 1, 32, 128, 1, 4, 1)
+# Four tiles of 16 tokens read the packed weight four times, about as many bytes as writing it out and reading it back
+DEQUANTISE_FROM_M = 64
 
 
 def select(problem: GemmProblem, gpu: str, form: str | None = None) -> tuple[LaunchConfig, str]:
     """The launch config of a problem on a GPU.
 
-    problem: M may be anything; above 16 the tiles repeat along M
+    problem: M may be anything; above 16 the tiles of a fused form repeat along M
     gpu:     key of `hardware.GPUS`; a GPU without a table uses the table of the nearest compute capability
-    form:    only configs of this kernel; None: the fastest form
+    form:    only configs of this kernel; "fused": the fastest of the fused forms; None: that, or dequantise where M
+             reaches `dequantise_from`
     returns: (config, source); source is `table` (this problem was tuned), `predicted` (from the static model),
              `rule` (the nearest tuned problem: nearest M bucket, then nearest K x N on a log scale), or `default`
     raises:  ValueError for a form that cannot compute the problem, or that the table has no config of
     """
-    if form == "static":
-        return STATIC, "default"
-    if form not in (None, *FORMS, *YARDSTICKS):
-        raise ValueError(f"form must be one of {', '.join(FORMS + YARDSTICKS)}, got {form!r}")
+    if form in ("static", ROUTE):
+        return {"static": STATIC, ROUTE: DEQUANTISE}[form], "default"
+    if form not in (None, "fused", *FORMS, *YARDSTICKS):
+        raise ValueError(f"form must be one of fused, {', '.join((*FORMS, *YARDSTICKS, ROUTE))}, got {form!r}")
+    if form is None:
+        from_m, source = dequantise_from(problem, gpu)
+        if problem.M >= from_m:
+            return DEQUANTISE, source
     if form == "gemv" and not _gemv_serves(problem):
         raise ValueError(f"gemv serves M = 1, even K and groups of 128 or the whole K, not {problem}")
     rows, source = table(gpu)
     bucket = next((m for m in M_BUCKETS if problem.M <= m), M_BUCKETS[-1])
-    forms = FORMS if form is None else (form,)
+    forms = FORMS if form in (None, "fused") else (form,)
     usable = [row for row in rows if row["config"].form in forms]
     if not _gemv_serves(problem):
         usable = [row for row in usable if row["config"].form != "gemv"]
     if not usable:
-        raise ValueError(f"the table of {gpu} has no config of form {form or 'splitk'}")
+        raise ValueError(f"the table of {gpu} has no config of form {form if form in forms else 'splitk'}")
     row = min(usable, key=lambda row: (abs(math.log(row["M"] / bucket)), _distance(row, problem), row["latency_us"]))
     tuned = GemmProblem(row["M"], row["N"], row["K"], TUNED_GROUP_SIZE) == problem
     return row["config"], source if tuned else "rule"
 
 
+def dequantise_from(problem: GemmProblem, gpu: str) -> tuple[int, str]:
+    """From how many tokens on dequantising first is faster than the fused kernel, and where that comes from.
+
+    returns: (M, source): `table` or `predicted` where this K x N was timed, `rule` for the nearest one that was, and
+             `default` where the table says nothing
+    """
+    rows, source = crossovers(gpu)
+    if not rows:
+        return DEQUANTISE_FROM_M, "default"
+    row = min(rows, key=lambda row: _distance(row, problem))
+    timed = (row["K"], row["N"], TUNED_GROUP_SIZE) == (problem.K, problem.N, problem.group_size)
+    return row["M"], source if timed else "rule"
+
+
+@functools.cache
+def crossovers(gpu: str) -> tuple[list[dict], str]:
+    """The measured crossovers of a GPU as (rows, source): from M on, K x N is multiplied after dequantising it."""
+    content, source = _content(gpu)
+    return content.get("dequantise_from_m", []), source
+
+
 @functools.cache
 def table(gpu: str) -> tuple[list[dict], str]:
     """The tuned rows of a GPU as (rows, source): M, K, N, latency_us (0 where predicted) and a LaunchConfig each."""
-    name = gpu if (_folder() / f"{gpu}.json").is_file() else _nearest_table(gpu)
-    content = json.loads((_folder() / f"{name}.json").read_text())
-    rows = [row | {"config": LaunchConfig(**row["config"])} for row in content["rows"]]
-    return rows, content["source"] if name == gpu else "rule"
+    content, source = _content(gpu)
+    return [row | {"config": LaunchConfig(**row["config"])} for row in content["rows"]], source
 
 
 def tables() -> list[str]:
@@ -117,12 +146,28 @@ def tables() -> list[str]:
     return sorted(file.name.removesuffix(".json") for file in _folder().iterdir() if file.name.endswith(".json"))
 
 
-def write_table(path, rows: list[dict], source: str, about: str) -> None:
-    """Write a table file: one row per line, so that a new tuning reads well as a diff."""
-    lines = ",\n".join("  " + json.dumps(row | {"config": asdict(row["config"])}) for row in rows)
-    path.write_text(
-        f'{{\n "source": {json.dumps(source)},\n "about": {json.dumps(about)},\n "rows": [\n{lines}\n ]\n}}\n'
-    )
+def write_table(path, rows: list[dict], source: str, about: str, dequantise_from_m: list[dict] = ()) -> None:
+    """Write a table file: one row per line, so that a new tuning reads well as a diff.
+
+    rows:              M, K, N, latency_us and config
+    dequantise_from_m: K, N and the M from which on dequantising first is faster
+    """
+    parts = [f'"source": {json.dumps(source)}', f'"about": {json.dumps(about)}']
+    if dequantise_from_m:
+        parts.append(_lines("dequantise_from_m", dequantise_from_m))
+    parts.append(_lines("rows", [row | {"config": asdict(row["config"])} for row in rows]))
+    path.write_text("{\n " + ",\n ".join(parts) + "\n}\n")
+
+
+def _lines(name: str, rows: list[dict]) -> str:
+    return f'"{name}": [\n' + ",\n".join("  " + json.dumps(row) for row in rows) + "\n ]"
+
+
+def _content(gpu: str) -> tuple[dict, str]:
+    """The table file that serves a GPU, and its source: `rule` where it is another GPU's."""
+    name = gpu if (_folder() / f"{gpu}.json").is_file() else _nearest_table(gpu)
+    content = json.loads((_folder() / f"{name}.json").read_text())
+    return content, content["source"] if name == gpu else "rule"
 
 
 def _gemv_serves(problem: GemmProblem) -> bool:

@@ -480,7 +480,7 @@ def kernel_dequantize_int4(
     N, K, KB,
     GROUP: tl.constexpr, WHOLE_K: tl.constexpr, HAS_ZEROS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """weight[N, K] float16 from its packed form: one program writes BLOCK_N rows x 128 k."""
+    """weight[N, K], of the type that weight_ptr has, from its packed form: one program writes BLOCK_N rows x 128 k."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     kb = tl.program_id(1)
     n_words = (offs_n // 16).to(tl.int64) * KB * 256 + offs_n % 16 * 16
@@ -497,7 +497,8 @@ def kernel_dequantize_int4(
     scale = tl.load(scales_ptr + offs_g, mask=mask, other=0.0).to(tl.float32)
     if HAS_ZEROS:
         code += 8.0 - tl.load(zeros_ptr + offs_g, mask=mask, other=0).to(tl.float16)
-    tl.store(weight_ptr + offs_n[:, None].to(tl.int64) * K + k, (code.to(tl.float32) * scale).to(tl.float16), mask=mask)
+    weight = (code.to(tl.float32) * scale).to(weight_ptr.dtype.element_ty)
+    tl.store(weight_ptr + offs_n[:, None].to(tl.int64) * K + k, weight, mask=mask)
 
 
 @triton.jit

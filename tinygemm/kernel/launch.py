@@ -1,0 +1,236 @@
+"""Launching a kernel: the workspace it needs, Triton's own way, and a short one for calls that were seen before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import triton
+
+ALIGNED = 16  # bytes: what a torch allocation always is, and what Triton compiles wide accesses for
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """One launch: kernel[grid](*inputs, out, [partial, counter,] *numbers, **constants, **options).
+
+    numbers:   run-time integers, in the order of the signature
+    constants: compile-time constants by name, in the order of the signature
+    workspace: float32 partial sums and arrival counters that it needs, (0, 0) where one program walks the whole K;
+               None: the kernel has no such parameters
+    first, count: the rows of the first input, and of `out`, that it takes; count 0: all
+    alignment: bytes that the address of the first input must be a multiple of
+    """
+
+    kernel: triton.JITFunction
+    grid: tuple[int, int, int]
+    numbers: tuple[int, ...]
+    constants: dict
+    options: dict
+    workspace: tuple[int, int] | None = None
+    first: int = 0
+    count: int = 0
+    alignment: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A call: what it returns and what it launches.
+
+    shape, dtype: of `out`
+    copy:         the rows of the first input do not lie at equal distances; it is made contiguous first
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    launches: tuple[Launch, ...]
+    copy: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A call that ran once, by what is the same whenever its key is: all but addresses and the stream.
+
+    launch:    the function of Triton's driver that starts a kernel, given grid, stream, *fixed, then the arguments
+    as_tuple:  it takes the kernel's arguments as one tuple (Triton 3.7), not one by one (3.6)
+    workspace: (partial sums, counters) of the largest launch, as in Launch
+    pieces:    for each launch: grid, byte offsets into the first input and `out`, the arguments behind the pointers
+    """
+
+    device: torch.device
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    copy: bool
+    launch: Callable
+    as_tuple: bool
+    fixed: tuple
+    workspace: tuple[int, int] | None
+    pieces: tuple[tuple[tuple, int, int, tuple], ...]
+
+
+MAX_PLANS = 4096
+_plans: dict[tuple, Plan] = {}
+_runtime = triton.knobs.runtime
+_version = tuple(triton.__version__.split(".")[:2])
+
+
+def call(key: tuple, inputs: tuple[torch.Tensor | None, ...], describe: Callable[..., Work], *arguments):
+    """Allocate the output and launch; returns it.
+
+    key:      everything that `describe` looks at, and the strides and devices of the inputs; first the caller's name
+    inputs:   the tensors of the kernel
+    describe: describe(*arguments) is the Work; it is asked only where the key has not been seen
+    """
+    out = replay(key, inputs)
+    return start(key, inputs, describe(*arguments)) if out is None else out
+
+
+def replay(key: tuple, inputs: tuple[torch.Tensor | None, ...]) -> torch.Tensor | None:
+    """Repeat a call that ran before, with the least that Python can do; None where it must `start` the ordinary way.
+
+    Triton looks at every argument of every call to find the binary that fits. Here the key stands for all that decides
+    about the binary but the alignment of the pointers, which is checked. Pointers are passed as integers, so Triton
+    does not ask the driver whose memory they are: it did when the call ran first, on tensors of the same devices.
+    """
+    plan = _plans.get(key)
+    if plan is None or _hooked():
+        return None
+    if plan.device.index != torch.cuda.current_device():
+        with torch.cuda.device(plan.device):
+            return replay(key, inputs)
+    first = inputs[0].contiguous() if plan.copy else inputs[0]
+    bits = address = first.data_ptr()
+    others = []
+    for tensor in inputs[1:]:
+        others.append(None if tensor is None else tensor.data_ptr())
+        bits |= others[-1] or 0
+    if bits % ALIGNED:
+        return None
+    out = torch.empty(plan.shape, dtype=plan.dtype, device=plan.device)
+    target = out.data_ptr()
+    stream = torch._C._cuda_getCurrentRawStream(plan.device.index)
+    held = () if plan.workspace is None else workspace(*plan.workspace, plan.device)  # held until it is in use
+    space = [None if tensor is None else tensor.data_ptr() for tensor in held]
+    for grid, offset, out_offset, numbers in plan.pieces:
+        arguments = (address + offset, *others, target + out_offset, *space, *numbers)
+        if plan.as_tuple:
+            plan.launch(*grid, stream, *plan.fixed, arguments)
+        else:
+            plan.launch(*grid, stream, *plan.fixed, *arguments)
+    return out
+
+
+def start(key: tuple, inputs: tuple[torch.Tensor | None, ...], work: Work) -> torch.Tensor:
+    """Launch the way Triton does it, and remember what that came to for `replay`."""
+    with torch.cuda.device_of(inputs[0]):
+        return _start(key, inputs, work)
+
+
+def _start(key, inputs, work) -> torch.Tensor:
+    first = inputs[0].contiguous() if work.copy else inputs[0]
+    if first.data_ptr() % work.launches[0].alignment:
+        first = first.clone()
+    out = torch.empty(work.shape, dtype=work.dtype, device=first.device)
+    pieces = []
+    for launch in work.launches:
+        rows, target = first, out
+        if launch.count:
+            rows = first.reshape(-1, first.shape[-1])[launch.first : launch.first + launch.count]
+            target = out.view(-1, out.shape[-1])[launch.first : launch.first + launch.count]
+        space = () if launch.workspace is None else workspace(*launch.workspace, first.device)
+        arguments = (rows, *inputs[1:], target, *space, *launch.numbers)
+        binary = launch.kernel[launch.grid](*arguments, **launch.constants, **launch.options)
+        offsets = rows.data_ptr() - first.data_ptr(), target.data_ptr() - out.data_ptr()
+        pieces.append((launch.grid, *offsets, (*launch.numbers, *launch.constants.values())))
+    addresses = [tensor.data_ptr() for tensor in (first, *inputs[1:]) if tensor is not None]
+    fixed = None if binary is None else _fixed_arguments(binary)  # the interpreter has no binary
+    if fixed is not None and not any(address % ALIGNED for address in addresses):
+        spaces = [launch.workspace for launch in work.launches if launch.workspace is not None]
+        if len(_plans) >= MAX_PLANS:
+            _plans.clear()
+        _plans[key] = Plan(
+            first.device, work.shape, work.dtype, work.copy, binary.run.launch, _version == ("3", "7"), fixed,
+            max(spaces, default=None), tuple(pieces),
+        )  # fmt: skip
+    return out
+
+
+def _fixed_arguments(binary) -> tuple | None:
+    """What Triton 3.6 and 3.7 hand their driver's launch function between the stream and the kernel's arguments.
+
+    Read off `CudaLauncher.__call__` and `CompiledKernel.__getitem__` of both. None for a launcher of another shape and
+    for a kernel that needs scratch memory: those go Triton's own way, every time.
+    """
+    run = binary.run
+    known = ("launch", "launch_cooperative_grid", "launch_pdl", "global_scratch_size", "profile_scratch_size")
+    if not type(run).__module__.endswith("nvidia.driver") or not all(hasattr(run, name) for name in known):
+        return None
+    if run.global_scratch_size or run.profile_scratch_size:
+        return None
+    head = (binary.function, run.launch_cooperative_grid, run.launch_pdl)
+    no_hooks, no_scratch = (None, None, None), (None, None)  # what hooks are told and both hooks; two kinds of scratch
+    if _version == ("3", "6"):
+        return (*head, *no_scratch, binary.packed_metadata, *no_hooks)
+    if _version == ("3", "7") and hasattr(run, "arg_annotations") and hasattr(run, "kernel_signature"):
+        return (*head, binary.packed_metadata, *no_hooks, *no_scratch, run.arg_annotations, run.kernel_signature)
+    return None
+
+
+def _hooked() -> bool:
+    """Whether somebody, a profiler say, asked Triton to be told of every launch."""
+    before, after = _runtime.launch_enter_hook, _runtime.launch_exit_hook
+    return bool(getattr(before, "calls", before) or getattr(after, "calls", after))
+
+
+# --- partial sums and arrival counters --------------------------------------------------------------------------------
+
+CAPTURED_COUNTERS = 1 << 20  # 4 MB per GPU: thousands of captured calls
+_stream_workspaces: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+_captured_counters: dict[int, list[torch.Tensor]] = {}  # device -> what is left of its pool
+
+
+def workspace(partials: int, counters: int, device: torch.device) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Room for partial sums, and arrival counters that are zero now and that the kernel leaves at zero.
+
+    Never shared by calls that may overlap. Eager calls on one stream run one after the other and share a workspace that
+    grows to what the largest of them needs. A captured call takes its partial sums from its graph's memory, and its
+    counters out of a pool, for good, for its graph may be replayed at any time beside anything else; when the pool is
+    used up (or the first call of all is a captured one), the graph zeroes its counters itself, one node more.
+    """
+    if not partials:
+        return None, None
+    if device.type != "cuda":
+        return _floats(partials, device), _zeros(counters, device)
+    counters += -counters % 4  # every set starts 16-byte aligned: another alignment would be another compiled kernel
+    if torch.cuda.is_current_stream_capturing():
+        pool = _captured_counters.get(device.index)
+        if pool is None or pool[0].numel() < counters:
+            return _floats(partials, device), _zeros(counters, device)
+        taken, pool[0] = pool[0][:counters], pool[0][counters:]
+        return _floats(partials, device), taken
+    key = (device.index, torch._C._cuda_getCurrentRawStream(device.index))  # what torch.cuda.current_stream wraps
+    held = _stream_workspaces.get(key)
+    if held is not None and held[0].numel() >= partials and held[1].numel() >= counters:
+        return held
+    if device.index not in _captured_counters:
+        pool = [_zeros(CAPTURED_COUNTERS, device)]
+        torch.cuda.synchronize(device)  # once per process and GPU: every stream must see the zeros
+        _captured_counters[device.index] = pool
+    if held is not None:
+        partials, counters = max(partials, held[0].numel()), max(counters, held[1].numel())
+    held = _stream_workspaces[key] = _floats(partials, device), _zeros(max(counters, 4096), device)
+    return held
+
+
+def forget_captured_counters() -> None:
+    """Start new pools of counters: for a caller who knows that no graph captured so far will be replayed again."""
+    _captured_counters.clear()
+
+
+def _floats(count: int, device: torch.device) -> torch.Tensor:
+    return torch.empty(count, dtype=torch.float32, device=device)
+
+
+def _zeros(count: int, device: torch.device) -> torch.Tensor:
+    return torch.zeros(count, dtype=torch.int32, device=device)

@@ -1,0 +1,104 @@
+"""Yardsticks: kernels that the product is measured against, cut into programs as it is, each with a thing left out."""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from tinygemm.kernel import forms
+from tinygemm.kernel import triton_kernels as kernels
+from tinygemm.kernel.configs import LaunchConfig
+from tinygemm.kernel.launch import Launch, Work, call
+from tinygemm.kernel.quant import TILE_K, TILE_N, PackedInt4
+
+
+def load_only(w: PackedInt4, config: LaunchConfig) -> torch.Tensor:
+    """Read the packed weight as the splitk form does and compute nothing: the ceiling of every INT4 kernel.
+
+    returns: [split_k, N] int32: XOR of the words and scale bits that a share of a row read (see `load_only_reference`)
+    raises:  ValueError for asymmetric weights and for shapes that do not fill the tiles
+    """
+    key = ("load-only", w.qweight.get_device(), w.N, w.K, w.group_size, w.zeros is None, config)
+    return call(key, (w.qweight, w.scales), _load_only, w, config)
+
+
+def load_only_reference(w: PackedInt4) -> torch.Tensor:
+    """What the shares of `load_only` XOR to: [N] int32, every word and scale of a row."""
+    rows = w.qweight.permute(0, 2, 1, 3).reshape(-1, w.qweight.shape[1] * 16)[: w.N]
+    scales = w.scales.view(torch.int16).int().t() if w.group_size != -1 else rows[:, :0]
+    values = torch.cat([rows, scales], 1)
+    while values.shape[1] > 1:
+        half = values.shape[1] // 2
+        tail = values[:, 2 * half :]
+        values = torch.cat([values[:, :half] ^ values[:, half : 2 * half], tail], 1)
+    return values[:, 0]
+
+
+def raw_gemm(x: torch.Tensor, w: PackedInt4, config: LaunchConfig) -> torch.Tensor:
+    """The splitk form with its dequantisation left out: what `gemm` would cost if unpacking were free.
+
+    x:       [M, K]  float16
+    config:  of form splitk
+    returns: [M, N]  float16, the product with `raw_weight(w)`
+    """
+    key = ("raw", x.shape, x.stride(), x.dtype, x.get_device(), w.N, w.K, w.group_size, w.zeros is None, config)
+    return call(key, (x, *forms.stored(w)), _raw, x, w, config)
+
+
+def raw_weight(w: PackedInt4) -> torch.Tensor:
+    """What `raw_gemm` takes for the weight, [N, K] float64: k = 32 p + 2 j + h is half h of word j, exponent cut."""
+    n_tiles, k_tiles = w.qweight.shape[:2]
+    halves = (w.qweight & 0x3FFF3FFF).view(torch.int16).view(torch.float16)  # [n, k, row, (j, h)]
+    blocks = halves.reshape(n_tiles, k_tiles, TILE_N, 1, 32).expand(-1, -1, -1, 4, -1)
+    codes = blocks.permute(0, 2, 1, 3, 4).reshape(n_tiles * TILE_N, k_tiles * TILE_K)[: w.N, : w.K]
+    return codes.double() * w.scales.double().repeat_interleave(w.group_length, 0).t()
+
+
+def fp16_gemm(x: torch.Tensor, weight: torch.Tensor, config: LaunchConfig) -> torch.Tensor:
+    """The FP16 twin of the splitk form: x [M, K] float16, weight [N, K] float16 contiguous, returns [M, N] float16."""
+    key = ("fp16", x.shape, x.stride(), x.dtype, x.get_device(), weight.shape, weight.get_device(), config)
+    return call(key, (x, weight), _fp16, x, weight, config)
+
+
+def empty_kernel() -> None:
+    """Launch a kernel that does nothing: what one launch costs."""
+    kernels.kernel_empty[(1,)](num_warps=1)
+
+
+# --- what they are launched with --------------------------------------------------------------------------------------
+
+
+def _load_only(w: PackedInt4, config: LaunchConfig) -> Work:
+    KB = w.qweight.shape[1]
+    if w.zeros is not None or not forms.fills_tiles(w.N, w.K, config):
+        raise ValueError(f"load_only reads symmetric weights whose N and K fill the tiles of {config}")
+    pdl = forms.dependent_launch(w.device) and forms.every_share_waits(config.split_k, KB, config.num_warps)
+    constants = {
+        "SCALE_ROWS": 0 if w.group_size == -1 else 128 // w.group_length, "BLOCK_N": config.block_n,
+        "WARPS_K": config.num_warps, "SPLIT_K": config.split_k, "STEPS": forms.steps(config), "PDL": pdl,
+    }  # fmt: skip
+    grid = (w.N // config.block_n, config.split_k, 1)
+    launch = Launch(kernels.kernel_load_only_int4, grid, (w.N, KB), constants, forms.options(config, pdl))
+    return Work((config.split_k, w.N), torch.int32, (launch,))
+
+
+def _raw(x: torch.Tensor, w: PackedInt4, config: LaunchConfig) -> Work:
+    M = x.shape[0]
+    launches = forms.product(config, M, w, x.stride(0), forms.dependent_launch(x.device), raw=True)
+    return Work((M, w.N), x.dtype, launches)
+
+
+def _fp16(x: torch.Tensor, weight: torch.Tensor, config: LaunchConfig) -> Work:
+    M, K = x.shape
+    N, KB = weight.shape[0], triton.cdiv(K, TILE_K)
+    if M > config.block_m:
+        raise ValueError(f"x must have at most block_m={config.block_m} rows, got M={M}")
+    pdl = forms.dependent_launch(x.device) and forms.every_share_waits(config.split_k, KB, config.num_warps)
+    constants = {
+        "EVEN": forms.fills_tiles(N, K, config),
+        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "WARPS_K": config.num_warps, "SPLIT_K": config.split_k,
+        "STEPS": forms.steps(config), "PDL": pdl,
+    }  # fmt: skip
+    grid, numbers = (triton.cdiv(N, config.block_n), config.split_k, 1), (M, N, K, KB, x.stride(0))
+    options, space = forms.options(config, pdl), forms.shares(config, M, N)
+    return Work((M, N), x.dtype, (Launch(kernels.kernel_gemm_fp16_splitk, grid, numbers, constants, options, space),))
