@@ -82,6 +82,7 @@ def test_code_example_of_the_readme_runs():
     names = {
         "weight": (torch.randn(64, 256, generator=generator) / 16).half(),
         "x": torch.randn(1, 256, generator=generator).half(),
+        "model": torch.nn.Sequential(torch.nn.Linear(256, 64).half()),
     }
     from ptx import emulated
 
@@ -90,6 +91,7 @@ def test_code_example_of_the_readme_runs():
     expected = names["x"].double() @ names["weight"].double().T
     error = (names["y"].double() - expected) / expected.square().mean().sqrt()
     assert error.square().mean().sqrt() < 0.2  # the error of rounding weights to 4 bits, not of the kernel
+    assert type(names["model"][0]).__name__ == "Int4Linear"
 
 
 def test_nickname_of_pytorchs_kernel_is_explained_once():

@@ -5,8 +5,15 @@ The names load torch and Triton when they are first used, so that reading and bu
 
 from importlib import import_module
 
-_HOME = {"quantize": "quant", "dequantize": "quant", "PackedInt4": "quant", "gemm": "gemm"}
-__all__ = ["PackedInt4", "dequantize", "gemm", "quantize"]
+_HOME = {
+    "quantize": "quant",
+    "dequantize": "quant",
+    "PackedInt4": "quant",
+    "gemm": "gemm",
+    "Int4Linear": "linear",
+    "quantize_model": "linear",
+}
+__all__ = ["Int4Linear", "PackedInt4", "dequantize", "gemm", "quantize", "quantize_model"]
 
 
 def __getattr__(name: str):

@@ -1,0 +1,116 @@
+"""A linear layer with a packed INT4 weight, and the change of a whole model to it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import nn
+
+from tinygemm.kernel.gemm import gemm
+from tinygemm.kernel.quant import TILE_K, TILE_N, WORDS, PackedInt4, quantize
+
+
+class Int4Linear(nn.Module):
+    """`nn.Linear` for inference, its weight packed to INT4: y = x @ weight.T + bias.
+
+    in_features, out_features, bias: as in nn.Linear; the layer starts out as zeros, to be filled by `load_state_dict`
+    group_size: weights along in_features that share a scale: 32, 64, 128 or -1
+    symmetric:  False: the layer stores a zero point per group, too
+    buffers:    qweight, scales, zeros (None where symmetric) as in PackedInt4, and bias; all of them in the state dict
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        group_size: int = 128,
+        symmetric: bool = True,
+        device=None,
+        dtype: torch.dtype = torch.float16,
+    ):
+        super().__init__()
+        self.in_features, self.out_features, self.group_size = in_features, out_features, group_size
+        groups = 1 if group_size == -1 else in_features // group_size
+        words = (-(-out_features // TILE_N), -(-in_features // TILE_K), TILE_N, WORDS)
+        self.register_buffer("qweight", torch.zeros(words, dtype=torch.int32, device=device))
+        self.register_buffer("scales", torch.zeros(groups, out_features, dtype=torch.float16, device=device))
+        zeros = None if symmetric else torch.zeros(groups, out_features, dtype=torch.uint8, device=device)
+        self.register_buffer("zeros", zeros)
+        self.register_buffer("bias", torch.zeros(out_features, dtype=dtype, device=device) if bias else None)
+        self._weight: PackedInt4 | None = None
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, group_size: int = 128, symmetric: bool = True) -> Int4Linear:
+        """The layer that does what `linear` does, but for the rounding of its weight; see `quantize` for what raises."""
+        return cls.from_packed(quantize(linear.weight.detach(), group_size, symmetric), linear.bias)
+
+    @classmethod
+    def from_packed(cls, w: PackedInt4, bias: torch.Tensor | None = None) -> Int4Linear:
+        """The layer of a packed weight [out_features, in_features] and a bias [out_features]; it shares their memory."""
+        layer = cls(w.K, w.N, bias is not None, w.group_size, w.zeros is None, device="meta")
+        layer.qweight, layer.scales, layer.zeros = w.qweight, w.scales, w.zeros
+        layer.bias = None if bias is None else bias.detach()
+        return layer
+
+    @property
+    def weight(self) -> PackedInt4:
+        """The packed weight [out_features, in_features], made again only where a buffer was replaced."""
+        qweight, scales, zeros = (self._buffers[name] for name in ("qweight", "scales", "zeros"))
+        w = self._weight
+        if w is not None and w.qweight is qweight and w.scales is scales and w.zeros is zeros:
+            return w
+        w = PackedInt4(qweight, scales, zeros, self.out_features, self.in_features, self.group_size)
+        if not torch.compiler.is_compiling():  # a traced call must not leave its tensors behind
+            self._weight = w
+        return w
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., in_features] -> [..., out_features], as `gemm` does."""
+        y, bias = gemm(x, self.weight), self._buffers["bias"]
+        return y if bias is None else y.add_(bias)
+
+    def _apply(self, fn, recurse=True):
+        """Move and cast with the model; but scales are float16 by definition, so they go as integers, which move only."""
+        scales, self._weight = self.scales, None
+
+        def apply(tensor):
+            return fn(tensor.view(torch.int16)).view(torch.float16) if tensor is scales else fn(tensor)
+
+        return super()._apply(apply, recurse)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"group_size={self.group_size}, symmetric={self.zeros is None}"
+        )
+
+
+def quantize_model(
+    model: nn.Module, group_size: int = 128, symmetric: bool = True, skip: Collection[str] = ("lm_head",)
+) -> list[str]:
+    """Replace every nn.Linear of a model by an Int4Linear, in place.
+
+    group_size, symmetric: as in `quantize`
+    skip:    names not to touch: of a module (`lm_head`, wherever it is), or its whole path (`layers.0.mlp.up_proj`)
+    returns: the paths of the layers that were replaced
+    raises:  ValueError naming the layer that cannot be quantised: the model is then as it was
+    """
+    if isinstance(model, nn.Linear):
+        raise ValueError("model is itself a linear layer and cannot be replaced in place; use Int4Linear.from_linear")
+    found = [
+        (path, module)
+        for path, module in model.named_modules(remove_duplicate=False)
+        if type(module) is nn.Linear and path not in skip and path.rpartition(".")[2] not in skip
+    ]
+    layers: dict[nn.Linear, Int4Linear] = {}
+    for path, linear in found:
+        try:
+            layers[linear] = layers.get(linear) or Int4Linear.from_linear(linear, group_size, symmetric)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; name it in skip to leave it as it is") from error
+    for path, linear in found:
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, layers[linear])
+    return [path for path, _ in found]
