@@ -1,0 +1,142 @@
+"""The product inside torch: compiled, exported, traced, in inference mode, and without a gradient."""
+
+import pytest
+import torch
+from operands import assert_close, make_operands
+from ptx import emulated
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from tinygemm.kernel.gemm import gemm
+from tinygemm.kernel.linear import Int4Linear
+from tinygemm.kernel.quant import pack
+
+K, N = 256, 40
+
+
+@pytest.fixture(autouse=True)
+def interpreter():
+    with emulated():
+        yield
+    torch.compiler.reset()
+
+
+@pytest.fixture(scope="module")
+def operands():
+    return make_operands(6, N, K, 64, symmetric=False)
+
+
+@pytest.fixture(scope="module")
+def w(operands):
+    return pack(operands.codes, operands.scales, operands.zeros, 64)
+
+
+def operator_calls(graph) -> int:
+    return sum(node.target in (torch.ops.tinygemm.gemm, torch.ops.tinygemm.gemm.default) for node in graph.nodes)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
+def test_the_operator_keeps_the_contract_of_torch(symmetric):
+    operands = make_operands(2, N, K, 64, symmetric)
+    w = pack(operands.codes, operands.scales, operands.zeros, 64)
+    for x in (operands.x, operands.x.view(1, 2, K), operands.x[0]):
+        torch.library.opcheck(torch.ops.tinygemm.gemm, (x, w.qweight, w.scales, w.zeros, N, K, 64))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_a_compiled_function_is_one_graph_and_computes_the_same(backend, operands, w):
+    compiled = torch.compile(lambda x: gemm(2 * x, w) + 1, fullgraph=True, backend=backend)
+    assert_close(compiled(operands.x) - 1, 2 * operands.reference(), max_err=1e-2, rms_err=2e-3)
+    assert torch.equal(compiled(operands.x), gemm(2 * operands.x, w) + 1)
+
+
+def test_the_weight_may_be_an_argument_of_the_compiled_function(operands, w):
+    compiled = torch.compile(gemm, fullgraph=True, backend="aot_eager")
+    other = pack(operands.codes.flip(0), operands.scales, operands.zeros, 64)
+    assert torch.equal(compiled(operands.x, w), gemm(operands.x, w))
+    assert torch.equal(compiled(operands.x, other), gemm(operands.x, other))
+
+
+def test_another_number_of_tokens_is_compiled_once_more_and_never_again(operands, w):
+    """The first change of M makes it a symbol; all further ones are served by that graph."""
+    graphs = []
+
+    def remember(graph_module, _):
+        graphs.append(graph_module)
+        return graph_module.forward
+
+    compiled = torch.compile(lambda x: gemm(x, w), fullgraph=True, backend=remember)
+    for M in (1, 2, 3, 4, 5, 6, 3, 2):
+        assert torch.equal(compiled(operands.x[:M]), gemm(operands.x[:M], w))
+    assert len(graphs) <= 3  # M = 1 is a case of its own in torch
+    assert all(operator_calls(graph.graph) == 1 for graph in graphs)
+
+
+def test_a_layer_is_exported_with_any_number_of_tokens(operands, w, tmp_path):
+    layer = Int4Linear.from_packed(w, torch.arange(N).half())
+    program = torch.export.export(layer, (operands.x,), dynamic_shapes=({0: torch.export.Dim("M", min=1)},))
+    assert operator_calls(program.graph) == 1
+    torch.export.save(program, tmp_path / "layer.pt2")
+    loaded = torch.export.load(tmp_path / "layer.pt2").module()
+    for M in (1, 2, 6):
+        assert torch.equal(loaded(operands.x[:M]), layer(operands.x[:M]))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_a_tracer_sees_the_operator_and_not_what_it_is_made_of(operands, w):
+    traced = make_fx(lambda x: gemm(x, w))(operands.x)
+    assert operator_calls(traced.graph) == 1
+    other = operands.x.flip(0)
+    assert torch.equal(traced(other), gemm(other, w))
+    scripted = torch.jit.trace(lambda x: gemm(x, w), operands.x, check_trace=False)
+    assert torch.equal(scripted(other), gemm(other, w))
+
+
+def test_a_fake_tensor_has_the_shape_and_type_of_the_product(operands, w):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        out = gemm(mode.from_tensor(operands.x.view(2, 3, K)), w)
+    assert out.shape == (2, 3, N)
+    assert out.dtype == torch.float16
+
+
+def test_inference_mode_computes_the_same(operands, w):
+    expected = gemm(operands.x, w)
+    with torch.inference_mode():
+        assert torch.equal(gemm(operands.x, w), expected)
+        assert torch.equal(gemm(operands.x.clone(), w), expected), "an inference tensor"
+
+
+def test_a_gradient_is_refused_in_words_and_no_grad_is_enough(operands, w):
+    x = operands.x.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match=r"gemm has no backward: call it under torch\.inference_mode"):
+        gemm(x, w)
+    with torch.no_grad():
+        assert torch.equal(gemm(x, w), gemm(operands.x, w))
+    assert torch.equal(gemm(x.detach(), w), gemm(operands.x, w))
+
+
+def test_an_eager_call_does_not_go_through_the_dispatcher(operands, w):
+    """The operator costs host time, and only tracers need it."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    called = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            called.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with Record():
+        gemm(operands.x, w)
+    assert torch.ops.tinygemm.gemm.default in called, "where somebody listens, the operator is what they hear"
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        gemm(operands.x, w)
+    assert "tinygemm::gemm" not in {event.name for event in profile.events()}
+
+
+def test_a_config_cannot_be_forced_while_torch_traces(operands, w):
+    from tinygemm.kernel.configs import STATIC
+
+    with pytest.raises(ValueError, match="config cannot be forced while torch traces"):
+        make_fx(lambda x: gemm(x, w, STATIC))(operands.x)
