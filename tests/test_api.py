@@ -9,9 +9,7 @@ import tinygemm
 
 
 def test_an_unknown_name_is_an_attribute_error_that_lists_the_known_ones():
-    with pytest.raises(
-        AttributeError, match=r"no attribute 'quantise'; it has Int4Linear, PackedInt4, dequantize"
-    ):
+    with pytest.raises(AttributeError, match=r"no attribute 'quantise'; it has Int4Linear, PackedInt4, dequantize"):
         _ = tinygemm.quantise
 
 

@@ -48,7 +48,7 @@ class Int4Linear(nn.Module):
 
     @classmethod
     def from_packed(cls, w: PackedInt4, bias: torch.Tensor | None = None) -> Int4Linear:
-        """The layer of a packed weight [out_features, in_features], a bias [out_features]; it shares their memory."""
+        """The layer of a packed weight [out_features, in_features] and a bias; it shares their memory."""
         layer = cls(w.K, w.N, bias is not None, w.group_size, w.zeros is None, device="meta")
         layer.qweight, layer.scales, layer.zeros = w.qweight, w.scales, w.zeros
         layer.bias = None if bias is None else bias.detach()
@@ -72,7 +72,7 @@ class Int4Linear(nn.Module):
         return y if bias is None else y.add_(bias)
 
     def _apply(self, fn, recurse=True):
-        """Move and cast with the model; but scales are float16 by definition, so they go as integers, which only move."""
+        """Move and cast with the model; but scales are float16 by definition: as integers they only move."""
         scales, self._weight = self.scales, None
 
         def apply(tensor):

@@ -1,0 +1,261 @@
+"""The short way to a kernel: the same arguments as Triton's own way, and only where they are sure to be the same."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import fake_triton
+import pytest
+import torch
+from fake_triton import Kernel
+
+from tinygemm.kernel import forms, gemm, launch, twins
+from tinygemm.kernel import triton_kernels as kernels
+from tinygemm.kernel.configs import DEQUANTISE, STATIC, LaunchConfig
+from tinygemm.kernel.quant import random_packed
+
+SPLITK = LaunchConfig("splitk", block_m=8, block_n=32, block_k=512, split_k=2, num_warps=2, num_stages=1)
+GEMV = LaunchConfig("gemv", block_m=1, block_n=32, block_k=256, split_k=2, num_warps=4, num_stages=2)
+FORMS = {"splitk": SPLITK, "no split": replace(SPLITK, split_k=1), "gemv": GEMV, "static": STATIC}
+N, K = 64, 1024
+W = random_packed(N, K, symmetric=False)
+
+
+@pytest.fixture(params=["3.6", "3.7"])
+def version(request, monkeypatch):
+    fake_triton.install(monkeypatch, tuple(request.param.split(".")))
+    return request.param
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """Stands in for every kernel of the product."""
+    kernel = Kernel()
+    for name in ("gemm_packed_int4_splitk", "gemv_packed_int4", "gemm_packed_int4_static", "dequantize_int4"):
+        monkeypatch.setattr(kernels, f"kernel_{name}", kernel)
+    return kernel
+
+
+def aligned(M=1, columns=K, offset=0):
+    """x [M, K] whose address is `offset` elements past a multiple of 16 bytes."""
+    buffer = torch.randn(M * columns + 64).half()
+    start = -(buffer.data_ptr() // 2) % 8 + offset
+    return buffer[start : start + M * columns].view(M, columns)[:, :K]
+
+
+def arguments_of(launched, version):
+    """(grid, stream, function, the kernel's arguments) of what the driver was given; checks all the rest."""
+    grid, stream, function, flags, rest = launched[:3], launched[3], launched[4], launched[5:7], launched[7:]
+    assert flags == (False, True)
+    if version == "3.6":  # two scratches, metadata, what hooks are told, two hooks, then one by one
+        assert rest[:6] == (None, None, (4, 1, 0), None, None, None)
+        return grid, stream, function, rest[6:]
+    # metadata, what hooks are told, two hooks, two scratches, then what describes the arguments, then all in one
+    assert rest[:-1] == ((4, 1, 0), None, None, None, None, None, ("annotations",), b"signature")
+    return grid, stream, function, rest[-1]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_second_call_hands_the_driver_what_triton_would(form, version, kernel):
+    x = aligned()
+    first = gemm.gemm(x, W, FORMS[form])
+    second = gemm.gemm(x, W, FORMS[form])
+    assert len(kernel.ordinary) == len(kernel.short) == 1
+    (grid, values, constants), = kernel.ordinary  # fmt: skip
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "launch_pdl") if name in constants}
+    assert options["num_warps"] == FORMS[form].num_warps
+    short_grid, stream, function, arguments = arguments_of(kernel.short[0], version)
+    assert (short_grid, stream, function) == (grid, fake_triton.STREAM, 4711)
+    assert len(arguments) == len(values) + len(constants)
+    assert first.shape == second.shape == (1, N)
+    for value, argument in zip((*values, *constants.values()), arguments, strict=True):
+        if value is first:
+            assert argument == second.data_ptr()
+        elif any(value is tensor for tensor in (x, W.qweight, W.scales, W.zeros)):
+            assert argument == value.data_ptr()
+        elif isinstance(value, torch.Tensor):  # the workspace, a new one for each call on the CPU
+            assert argument % 16 == 0
+        else:
+            assert argument == value
+
+
+def test_constants_stand_in_the_order_of_the_signature():
+    """The short way passes them by position."""
+    described = [
+        *forms.product(SPLITK, 1, W, K, False),
+        *forms.product(GEMV, 1, W, K, False),
+        *forms.product(STATIC, 1, W, K, False),
+        forms.dequantise(W),
+        *twins._load_only(random_packed(N, K), SPLITK).launches,
+        *twins._fp16(aligned(), torch.zeros(N, K).half(), SPLITK).launches,
+        *twins._raw(aligned(), W, SPLITK).launches,
+    ]
+    for one in described:
+        assert one.kernel.arg_names[-len(one.constants) :] == list(one.constants), one.kernel.__name__
+        space = 0 if one.workspace is None else 2
+        pointers = [name for name in one.kernel.arg_names if name.endswith("_ptr")]
+        assert len(one.kernel.arg_names) == len(pointers) + len(one.numbers) + len(one.constants)
+        assert [name in pointers for name in ("partial_ptr", "counter_ptr")] == [space == 2] * 2
+
+
+def test_tokens_beyond_one_tile_are_several_launches_on_their_own_rows(version, kernel):
+    x = aligned(20)
+    gemm.gemm(x, W, SPLITK)
+    out = gemm.gemm(x, W, SPLITK)
+    assert len(kernel.ordinary) == len(kernel.short) == 3
+    for launched, first, count in zip(kernel.short, (0, 8, 16), (8, 8, 4), strict=True):
+        arguments = arguments_of(launched, version)[3]
+        assert arguments[0] == x[first].data_ptr()
+        assert arguments[4] == out[first].data_ptr()
+        assert arguments[7] == count
+    for (_, values, _), first in zip(kernel.ordinary, (0, 8, 16), strict=True):
+        assert values[0].data_ptr() == x[first].data_ptr()
+
+
+def test_a_key_is_all_that_decides_about_the_launch(version, kernel):
+    """Whatever differs from the call before goes the ordinary way once; then it is known, too."""
+    weights = [W, random_packed(N, K), random_packed(N, K, 64), random_packed(N, K, -1), random_packed(2 * N, K)]
+    calls = [(aligned(), w, SPLITK, True) for w in weights]
+    calls += [(aligned(M), W, SPLITK, True) for M in (2, 3, 8, 9)]
+    calls += [(aligned(2, 2 * K), W, SPLITK, True), (aligned().view(1, 1, K), W, SPLITK, True)]
+    calls += [
+        (aligned(), W, replace(SPLITK, split_k=1), True),
+        (aligned(), W, SPLITK, False),
+        (aligned(), W, None, True),
+    ]
+    for number, (x, w, config, dependent) in enumerate(calls):
+        before = len(kernel.ordinary)
+        gemm.gemm(x, w, config, dependent)
+        assert len(kernel.ordinary) > before, f"call {number} took another call's plan"
+    before = len(kernel.ordinary)
+    for x, w, config, dependent in calls:
+        gemm.gemm(x, w, config, dependent)
+    assert len(kernel.ordinary) == before
+
+
+def test_another_weight_of_the_same_shape_is_the_one_that_is_read(version, kernel):
+    """No plan holds on to a tensor: neither its address nor its identity."""
+    x = aligned()
+    gemm.gemm(x, random_packed(N, K, symmetric=False, seed=1), SPLITK)
+    other = random_packed(N, K, symmetric=False, seed=2)
+    gemm.gemm(aligned(), other, SPLITK)
+    arguments = arguments_of(kernel.short[0], version)[3]
+    assert arguments[1:4] == (other.qweight.data_ptr(), other.scales.data_ptr(), other.zeros.data_ptr())
+
+
+def test_an_unaligned_tensor_goes_the_ordinary_way_every_time(version, kernel):
+    for _ in range(2):
+        gemm.gemm(aligned(offset=1), W, SPLITK)
+    assert (len(kernel.ordinary), len(kernel.short)) == (2, 0)
+    gemm.gemm(aligned(), W, SPLITK)
+    gemm.gemm(aligned(offset=1), W, SPLITK)
+    assert (len(kernel.ordinary), len(kernel.short)) == (4, 0), "same key, another binary"
+    gemm.gemm(aligned(), W, SPLITK)
+    assert len(kernel.short) == 1
+
+
+def test_rows_at_unequal_distances_are_copied_before_every_launch(version, kernel):
+    x = torch.randn(3, 4, K).half()[:, :2]
+    for _ in range(2):
+        out = gemm.gemm(x, W, SPLITK)
+        assert out.shape == (3, 2, N)
+    assert len(kernel.short) == 1
+    assert arguments_of(kernel.short[0], version)[3][11] == K, "the distance of the copied rows"
+
+
+@pytest.mark.parametrize("shape", [(1, 1, K), (1, K), (K,)])
+def test_one_row_is_one_binary_wherever_it_was_cut_from(shape, version, kernel):
+    """The last token of a prompt has the stride of the whole prompt; it must not be compiled for."""
+    prompt = torch.randn(5, K).half()[-1:].as_strided(shape, (5 * K, 3 * K, 1)[3 - len(shape) :])
+    gemm.gemm(prompt, W, SPLITK)
+    ((_, values, _),) = kernel.ordinary
+    assert values[11] == K
+
+
+def test_where_a_profiler_listens_triton_tells_it(version, kernel, monkeypatch):
+    x = aligned()
+    gemm.gemm(x, W, SPLITK)
+    hook = SimpleNamespace(calls=[print])
+    with monkeypatch.context() as patch:
+        patch.setattr(launch._runtime, "launch_enter_hook", hook)
+        gemm.gemm(x, W, SPLITK)
+    assert (len(kernel.ordinary), len(kernel.short)) == (2, 0)
+    gemm.gemm(x, W, SPLITK)
+    assert len(kernel.short) == 1
+
+
+UNKNOWN = {
+    "another version": lambda kernel, patch: patch.setattr(launch, "_version", ("3", "9")),
+    "another driver": lambda kernel, patch: patch.setattr(type(kernel.run), "__module__", "triton.backends.amd.driver"),
+    "no launch function": lambda kernel, patch: patch.delattr(type(kernel.run), "launch"),
+    "scratch memory": lambda kernel, patch: patch.setattr(kernel.run, "global_scratch_size", 128),
+}
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_a_launcher_that_is_not_known_is_left_to_triton(case, version, kernel, monkeypatch):
+    UNKNOWN[case](kernel, monkeypatch)
+    for _ in range(3):
+        gemm.gemm(aligned(), W, SPLITK)
+    assert (len(kernel.ordinary), len(kernel.short)) == (3, 0)
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("out of resources"), KeyboardInterrupt()], ids=type)
+def test_a_failed_launch_leaves_nothing_behind(failure, version, kernel, monkeypatch):
+    x = aligned()
+    kernel.fail = failure
+    with pytest.raises(type(failure)):
+        gemm.gemm(x, W, SPLITK)
+    gemm.gemm(x, W, SPLITK)
+    assert len(kernel.ordinary) == 1, "a call that failed was not remembered"
+
+    def fails(*arguments):
+        raise failure
+
+    plan = next(iter(launch._plans.values()))
+    with monkeypatch.context() as patch:
+        patch.setitem(launch._plans, next(iter(launch._plans)), replace(plan, launch=fails))
+        with pytest.raises(type(failure)):
+            gemm.gemm(x, W, SPLITK)
+    gemm.gemm(x, W, SPLITK)
+    assert len(kernel.short) == 1
+
+
+def test_a_known_call_asks_torch_for_one_tensor_and_nothing_else(version, kernel, monkeypatch):
+    """What costs host time: allocations, selection, checks, Triton's own launcher. One allocation is the output."""
+    x = aligned()
+    config = replace(SPLITK, split_k=1)
+    gemm.gemm(x, W, config)
+    allocated = []
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: allocated.append(a) or empty(*a, **k))
+    for module, name in ((gemm, "_check"), (gemm, "_selected"), (forms, "product"), (launch, "start")):
+        monkeypatch.setattr(module, name, None)
+    for _ in range(3):
+        gemm.gemm(x, W, config)
+    assert allocated == [((1, N),)] * 3
+
+
+def test_plans_do_not_pile_up(version, kernel, monkeypatch):
+    monkeypatch.setattr(launch, "MAX_PLANS", 3)
+    for M in range(1, 8):
+        gemm.gemm(aligned(M), W, SPLITK)
+        assert len(launch._plans) <= 3
+
+
+@pytest.mark.parametrize(("split_k", "waits"), [(4, True), (5, False)])
+def test_a_program_with_nothing_to_walk_never_starts_before_the_kernel_before_it(split_k, waits):
+    """It would not wait, and the workspace and the memory that it writes to may still be in use."""
+    config = replace(SPLITK, split_k=split_k)  # 8 blocks of K, 2 warps: 4 steps
+    w = random_packed(N, K)
+    described = (*forms.product(config, 1, w, K, True), *forms.product(replace(GEMV, split_k=split_k), 1, w, K, True))
+    for one in described:
+        assert one.constants["PDL"] is waits
+        assert one.options.get("launch_pdl", False) is waits
+
+
+def test_dequantised_weights_take_the_short_way_too(version, kernel):
+    for dtype in (torch.float16, torch.bfloat16):
+        for _ in range(2):
+            assert gemm.dequantize_fp16(W, dtype).dtype == dtype
+    assert (len(kernel.ordinary), len(kernel.short)) == (2, 2)
+    assert kernel.ordinary[0][2]["num_warps"] == DEQUANTISE.num_warps
