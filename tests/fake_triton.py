@@ -58,5 +58,5 @@ def install(monkeypatch, version=("3", "6")) -> None:
     """From here on the CPU counts as the current GPU, and launches go the way of this version of Triton."""
     monkeypatch.setattr(launch, "_version", version)
     monkeypatch.setattr(launch, "_plans", {})
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)  # the index of torch.device("cpu")
+    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: None, raising=False)  # the index of torch.device("cpu")
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: STREAM, raising=False)

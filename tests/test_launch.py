@@ -232,7 +232,7 @@ def test_a_known_call_asks_torch_for_one_tensor_and_nothing_else(version, kernel
         monkeypatch.setattr(module, name, None)
     for _ in range(3):
         gemm.gemm(x, W, config)
-    assert allocated == [((1, N),)] * 3
+    assert allocated == [(1, N)] * 3
 
 
 def test_plans_do_not_pile_up(version, kernel, monkeypatch):

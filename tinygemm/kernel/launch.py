@@ -59,6 +59,7 @@ class Plan:
     """
 
     device: torch.device
+    index: int
     shape: tuple[int, ...]
     dtype: torch.dtype
     copy: bool
@@ -96,24 +97,22 @@ def replay(key: tuple, inputs: tuple[torch.Tensor | None, ...]) -> torch.Tensor 
     plan = _plans.get(key)
     if plan is None or _hooked():
         return None
-    if plan.device.index != torch.cuda.current_device():
+    if plan.index != torch._C._cuda_getDevice():  # what torch.cuda.current_device wraps
         with torch.cuda.device(plan.device):
             return replay(key, inputs)
-    first = inputs[0].contiguous() if plan.copy else inputs[0]
-    bits = address = first.data_ptr()
-    others = []
-    for tensor in inputs[1:]:
-        others.append(None if tensor is None else tensor.data_ptr())
-        bits |= others[-1] or 0
+    if plan.copy:
+        inputs = (inputs[0].contiguous(), *inputs[1:])
+    address, *others = [None if tensor is None else tensor.data_ptr() for tensor in inputs]
+    bits = address
+    for other in others:
+        bits |= other or 0
     if bits % ALIGNED:
         return None
-    out = torch.empty(plan.shape, dtype=plan.dtype, device=plan.device)
-    target = out.data_ptr()
-    stream = torch._C._cuda_getCurrentRawStream(plan.device.index)
-    held = () if plan.workspace is None else workspace(*plan.workspace, plan.device)  # held until it is in use
-    space = [None if tensor is None else tensor.data_ptr() for tensor in held]
+    out = torch.empty(*plan.shape, dtype=plan.dtype, device=plan.device)  # sizes one by one: a tuple takes longer
+    target, stream = out.data_ptr(), torch._C._cuda_getCurrentRawStream(plan.index)
+    space = NO_PARAMETERS if plan.workspace is None else workspace(*plan.workspace, plan.device)
     for grid, offset, out_offset, numbers in plan.pieces:
-        arguments = (address + offset, *others, target + out_offset, *space, *numbers)
+        arguments = (address + offset, *others, target + out_offset, *space.addresses, *numbers)
         if plan.as_tuple:
             plan.launch(*grid, stream, *plan.fixed, arguments)
         else:
@@ -138,8 +137,8 @@ def _start(key, inputs, work) -> torch.Tensor:
         if launch.count:
             rows = first.reshape(-1, first.shape[-1])[launch.first : launch.first + launch.count]
             target = out.view(-1, out.shape[-1])[launch.first : launch.first + launch.count]
-        space = () if launch.workspace is None else workspace(*launch.workspace, first.device)
-        arguments = (rows, *inputs[1:], target, *space, *launch.numbers)
+        space = NO_PARAMETERS if launch.workspace is None else workspace(*launch.workspace, first.device)
+        arguments = (rows, *inputs[1:], target, *space.tensors, *launch.numbers)
         binary = launch.kernel[launch.grid](*arguments, **launch.constants, **launch.options)
         offsets = rows.data_ptr() - first.data_ptr(), target.data_ptr() - out.data_ptr()
         pieces.append((launch.grid, *offsets, (*launch.numbers, *launch.constants.values())))
@@ -150,8 +149,8 @@ def _start(key, inputs, work) -> torch.Tensor:
         if len(_plans) >= MAX_PLANS:
             _plans.clear()
         _plans[key] = Plan(
-            first.device, work.shape, work.dtype, work.copy, binary.run.launch, _version == ("3", "7"), fixed,
-            max(spaces, default=None), tuple(pieces),
+            first.device, first.device.index, work.shape, work.dtype, work.copy, binary.run.launch,
+            _version == ("3", "7"), fixed, max(spaces, default=None), tuple(pieces),
         )  # fmt: skip
     return out
 
@@ -185,12 +184,23 @@ def _hooked() -> bool:
 
 # --- partial sums and arrival counters --------------------------------------------------------------------------------
 
+
+@dataclass(frozen=True, eq=False)
+class Workspace:
+    """Partial sums float32 and arrival counters int32, as tensors and by their addresses; None where not needed."""
+
+    tensors: tuple[torch.Tensor | None, ...]
+    addresses: tuple[int | None, ...]
+
+
+NO_PARAMETERS = Workspace((), ())  # of a kernel that never splits K
+NOT_NEEDED = Workspace((None, None), (None, None))
 CAPTURED_COUNTERS = 1 << 20  # 4 MB per GPU: thousands of captured calls
-_stream_workspaces: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+_stream_workspaces: dict[tuple[int, int], Workspace] = {}
 _captured_counters: dict[int, list[torch.Tensor]] = {}  # device -> what is left of its pool
 
 
-def workspace(partials: int, counters: int, device: torch.device) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def workspace(partials: int, counters: int, device: torch.device) -> Workspace:
     """Room for partial sums, and arrival counters that are zero now and that the kernel leaves at zero.
 
     Never shared by calls that may overlap. Eager calls on one stream run one after the other and share a workspace that
@@ -199,27 +209,27 @@ def workspace(partials: int, counters: int, device: torch.device) -> tuple[torch
     used up (or the first call of all is a captured one), the graph zeroes its counters itself, one node more.
     """
     if not partials:
-        return None, None
+        return NOT_NEEDED
     if device.type != "cuda":
-        return _floats(partials, device), _zeros(counters, device)
+        return _new_workspace(partials, _zeros(counters, device))
     counters += -counters % 4  # every set starts 16-byte aligned: another alignment would be another compiled kernel
     if torch.cuda.is_current_stream_capturing():
         pool = _captured_counters.get(device.index)
         if pool is None or pool[0].numel() < counters:
-            return _floats(partials, device), _zeros(counters, device)
+            return _new_workspace(partials, _zeros(counters, device))
         taken, pool[0] = pool[0][:counters], pool[0][counters:]
-        return _floats(partials, device), taken
+        return _new_workspace(partials, taken)
     key = (device.index, torch._C._cuda_getCurrentRawStream(device.index))  # what torch.cuda.current_stream wraps
     held = _stream_workspaces.get(key)
-    if held is not None and held[0].numel() >= partials and held[1].numel() >= counters:
+    sizes = (0, 4096) if held is None else [tensor.numel() for tensor in held.tensors]
+    if sizes[0] >= partials and sizes[1] >= counters:
         return held
     if device.index not in _captured_counters:
         pool = [_zeros(CAPTURED_COUNTERS, device)]
         torch.cuda.synchronize(device)  # once per process and GPU: every stream must see the zeros
         _captured_counters[device.index] = pool
-    if held is not None:
-        partials, counters = max(partials, held[0].numel()), max(counters, held[1].numel())
-    held = _stream_workspaces[key] = _floats(partials, device), _zeros(max(counters, 4096), device)
+    held = _new_workspace(max(partials, sizes[0]), _zeros(max(counters, sizes[1]), device))
+    _stream_workspaces[key] = held
     return held
 
 
@@ -228,8 +238,9 @@ def forget_captured_counters() -> None:
     _captured_counters.clear()
 
 
-def _floats(count: int, device: torch.device) -> torch.Tensor:
-    return torch.empty(count, dtype=torch.float32, device=device)
+def _new_workspace(partials: int, counters: torch.Tensor) -> Workspace:
+    sums = torch.empty(partials, dtype=torch.float32, device=counters.device)
+    return Workspace((sums, counters), (sums.data_ptr(), counters.data_ptr()))
 
 
 def _zeros(count: int, device: torch.device) -> torch.Tensor:

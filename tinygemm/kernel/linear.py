@@ -57,8 +57,8 @@ class Int4Linear(nn.Module):
     @property
     def weight(self) -> PackedInt4:
         """The packed weight [out_features, in_features], made again only where a buffer was replaced."""
-        qweight, scales, zeros = (self._buffers[name] for name in ("qweight", "scales", "zeros"))
-        w = self._weight
+        buffers, w = self._buffers, self._weight  # quicker than asking the module for each
+        qweight, scales, zeros = buffers["qweight"], buffers["scales"], buffers["zeros"]
         if w is not None and w.qweight is qweight and w.scales is scales and w.zeros is zeros:
             return w
         w = PackedInt4(qweight, scales, zeros, self.out_features, self.in_features, self.group_size)
