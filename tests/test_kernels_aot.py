@@ -16,8 +16,8 @@ from tinygemm.harness.static_cost import (
     launch_product,
     record_launches,
 )
-from tinygemm.kernel import gemm, twins
-from tinygemm.kernel.configs import STATIC, YARDSTICKS, LaunchConfig, table, tables
+from tinygemm.kernel import forms, gemm, twins
+from tinygemm.kernel.configs import M_BUCKETS, STATIC, YARDSTICKS, LaunchConfig, select, table, tables
 from tinygemm.kernel.quant import random_packed
 from tinygemm.problem import GemmProblem
 
@@ -150,3 +150,20 @@ def test_a_call_with_more_tokens_than_a_tile_is_several_launches():
     launches = record_launches(lambda: launch_product(x, w, SPLITK))
     assert [launch.arguments["M"] for launch in launches] == [8, 8, 4]
     assert [launch.grid for launch in launches] == [(2, 4, 1)] * 3
+
+
+@pytest.mark.parametrize("gpu", tables())
+@pytest.mark.parametrize(("K", "N"), [(4096, 4096), (4096, 1024), (11008, 4096)])
+def test_any_number_of_tokens_is_served_by_few_binaries(gpu, K, N):
+    """Triton compiles once for each kernel, constants, options and integers, but those it is told not to look at."""
+    w = random_packed(N, 128).to("meta")
+    w = replace(w, qweight=w.qweight.expand(-1, K // 128, -1, -1), scales=w.scales.expand(K // 128, -1), K=K)
+    binaries = set()
+    for M in range(1, 300):
+        config, _ = select(GemmProblem(M, N, K), gpu, "fused")
+        for one in forms.product(config, M, w, K, pdl=True):
+            run_time = [parameter for parameter in one.kernel.params if not parameter.is_constexpr]
+            numbers = zip(run_time[-len(one.numbers) :], one.numbers, strict=True)
+            seen = tuple(value for parameter, value in numbers if not parameter.do_not_specialize)
+            binaries.add((one.kernel, seen, *one.constants.items(), *one.options.items()))
+    assert len(binaries) <= len(M_BUCKETS)

@@ -1,0 +1,128 @@
+"""How `gemm` chooses: the fused kernel for few tokens, the dequantised weight for many, and few binaries for all."""
+
+import pytest
+import torch
+from operands import assert_close, make_operands, poison_allocations
+from ptx import emulated
+
+from tinygemm.kernel import gemm, launch
+from tinygemm.kernel.configs import DEQUANTISE, DEQUANTISE_FROM_M, LaunchConfig, select, table
+from tinygemm.kernel.quant import dequantize, pack, random_packed
+from tinygemm.problem import GemmProblem
+
+SPLITK = LaunchConfig("splitk", block_m=8, block_n=32, block_k=256, split_k=2, num_warps=2, num_stages=1)
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch):
+    poison_allocations(monkeypatch)
+    with emulated():
+        yield
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The launches of every call, in order."""
+    described = []
+    start = launch.start
+
+    def remember(key, inputs, work):
+        described.extend((one, inputs) for one in work.launches)
+        return start(key, inputs, work)
+
+    monkeypatch.setattr(launch, "start", remember)
+    return described
+
+
+def names(launched):
+    return [one.kernel.fn.__name__ for one, _ in launched]
+
+
+def packed(operands):
+    return pack(operands.codes, operands.scales, operands.zeros, operands.group_size)
+
+
+@pytest.mark.parametrize("M", [DEQUANTISE_FROM_M - 1, DEQUANTISE_FROM_M])
+def test_from_the_crossover_on_the_weight_is_dequantised_first(M, launched, monkeypatch):
+    monkeypatch.setattr(gemm, "_selected", lambda M, N, K, group_size, gpu, form=None: selected(M, form))
+    operands = make_operands(M, 40, 256, 64, symmetric=False)
+    assert_close(gemm.gemm(operands.x, packed(operands)), operands.reference())
+    fused = "kernel_gemm_packed_int4_splitk"
+    assert set(names(launched)) == {fused if M < DEQUANTISE_FROM_M else "kernel_dequantize_int4"}
+    launched.clear()
+    assert_close(gemm.fused_gemm(operands.x, packed(operands)), operands.reference())
+    assert set(names(launched)) == {fused}, "forced, at any number of tokens"
+
+
+def selected(M, form):
+    return DEQUANTISE if form is None and M >= DEQUANTISE_FROM_M else SPLITK
+
+
+def test_the_dequantised_route_can_be_forced_and_keeps_leading_dimensions(launched):
+    operands = make_operands(6, 40, 256)
+    out = gemm.gemm(operands.x.view(2, 3, 256), packed(operands), DEQUANTISE)
+    assert names(launched) == ["kernel_dequantize_int4"]
+    assert_close(out.view(6, 40), operands.reference())
+
+
+def test_a_fused_call_on_bad_input_says_what_is_wrong():
+    with pytest.raises(ValueError, match="K=256"):
+        gemm.fused_gemm(torch.ones(1, 128).half(), random_packed(16, 256))
+
+
+@pytest.mark.parametrize("group_size", [32, 128, -1])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_weight_is_dequantised_in_the_type_that_is_asked_for(dtype, group_size):
+    operands = make_operands(1, 40, 384, group_size, symmetric=False)
+    weight = gemm.dequantize_fp16(packed(operands), dtype)
+    assert weight.dtype == dtype
+    if dtype == torch.float16:
+        assert torch.equal(weight, dequantize(packed(operands), dtype))
+    else:  # the interpreter cuts the last bits off where a GPU rounds
+        exact = dequantize(packed(operands), torch.float32)
+        torch.testing.assert_close(weight.float(), exact, rtol=2**-7, atol=0)
+
+
+def test_a_table_that_is_not_tuned_for_many_tokens_still_serves_them():
+    rows, _ = table("h200")
+    assert max(row["M"] for row in rows) < 1000
+    assert select(GemmProblem(1000, 4096, 4096), "h200", "fused")[0].form in ("splitk", "gemv", "static")
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "distance"),
+    [
+        ((8,), (1,), 8),
+        ((1, 8), (99, 1), 8),
+        ((3, 8), (20, 1), 20),
+        ((4, 8), (0, 1), 0),
+        ((2, 3, 8), (60, 20, 1), 20),
+        ((2, 1, 8), (60, 7, 1), 60),
+        ((1, 3, 8), (7, 20, 1), 20),
+        ((2, 3, 8), (61, 20, 1), None),
+        ((3, 2, 8), (20, 60, 1), None),
+        ((2, 2, 3, 8), (120, 60, 20, 1), 20),
+    ],
+)
+def test_rows_lie_at_one_distance_or_are_copied(shape, strides, distance):
+    x = torch.zeros(400).as_strided(shape, strides)
+    assert gemm._row_stride(x) == distance
+    if distance is not None:
+        rows = torch.arange(400.0).as_strided(shape, strides).reshape(-1, 8)
+        assert torch.equal(rows, torch.arange(400.0).as_strided((len(rows), 8), (distance, 1)))
+
+
+@pytest.mark.parametrize("view", ["last token", "swapped axes", "expanded", "every second"])
+def test_any_arrangement_of_rows_is_multiplied(view):
+    operands = make_operands(12, 40, 256)
+    w, x = packed(operands), operands.x.view(3, 4, 256)
+    x = {
+        "last token": lambda: x[:, -1:],
+        "swapped axes": lambda: x.transpose(0, 1),
+        "expanded": lambda: x[:1].expand(3, 4, 256),
+        "every second": lambda: x[:, ::2],
+    }[view]()
+    out = gemm.gemm(x, w, SPLITK)
+    assert out.shape == (*x.shape[:-1], 40)
+    reference = x.reshape(-1, 256).double() @ dequantize(w, torch.float64).T
+    assert_close(out.reshape(-1, 40), reference)
