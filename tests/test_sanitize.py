@@ -1,0 +1,59 @@
+"""What `make sanitize` makes of a sanitizer's report: clean only where every test ran and nothing was found."""
+
+import pytest
+import sanitize
+
+CLEAN = "38 passed in 50s\n========= ERROR SUMMARY: 0 errors\n"
+REPORTS = {
+    "clean": (CLEAN, 0, True, "no errors in 38 tests"),
+    "clean race": (
+        "38 passed, 2 skipped\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n",
+        0,
+        True,
+        "no errors in 38 tests",
+    ),
+    "errors": (CLEAN.replace("0 errors", "3 errors"), 0, False, "3 errors"),
+    "one error": (CLEAN.replace("0 errors", "1 error"), 0, False, "1 errors"),
+    "hazards": (
+        "38 passed\n========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)\n",
+        0,
+        False,
+        "2 errors",
+    ),
+    "failed tests": ("1 failed, 37 passed\n========= ERROR SUMMARY: 0 errors\n", 1, False, "did not pass"),
+    "no test ran": ("38 skipped\n========= ERROR SUMMARY: 0 errors\n", 0, False, "did not pass"),
+    "no summary": ("38 passed\n", 0, False, "gave no summary"),
+}
+
+
+@pytest.mark.parametrize("case", REPORTS)
+def test_a_report_is_clean_only_if_all_ran_and_nothing_was_found(case):
+    output, exit_code, clean, words = REPORTS[case]
+    assert (
+        sanitize.verdict(output, exit_code) == (clean, pytest.approx(words))
+        or words in sanitize.verdict(output, exit_code)[1]
+    )
+    assert sanitize.verdict(output, exit_code)[0] is clean
+
+
+@pytest.mark.parametrize(("summary", "exit_code"), [("0 errors", 0), ("2 errors", 1)])
+def test_every_tool_is_run_and_the_exit_code_says_whether_all_were_clean(
+    summary, exit_code, tmp_path, monkeypatch, capsys
+):
+    fake = tmp_path / "compute-sanitizer"
+    fake.write_text(
+        f"#!/bin/sh\necho 38 passed\necho '========= ERROR SUMMARY: {summary}' $PYTORCH_NO_CUDA_MEMORY_CACHING\n"
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert sanitize.main() == exit_code
+    printed = capsys.readouterr().out
+    for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
+        assert f"\n{tool} (" in printed
+    assert printed.count("no errors in 38 tests") == (4 if exit_code == 0 else 0)
+
+
+def test_a_machine_without_the_tool_is_told_what_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert sanitize.main() == 1
+    assert "it comes with the CUDA toolkit" in capsys.readouterr().out
