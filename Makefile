@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help report test test-gpu bench counters check headline clean
+.PHONY: help report test test-gpu sanitize bench counters check headline clean
 
 PYTHON ?= python3
 PARAMS ?=
@@ -33,6 +33,9 @@ test: $(VENV)/.has-report+kernel+test ## lint, then every test that needs no GPU
 
 test-gpu: $(VENV)/.has-report+kernel+test ## the same kernels on this machine's GPU
 	@$(PY) -m pytest -m gpu
+
+sanitize: $(VENV)/.has-report+kernel+test ## NVIDIA's compute-sanitizer over the small GPU tests: memcheck, racecheck, initcheck, synccheck
+	@$(PY) tests/sanitize.py
 
 bench: $(VENV)/.has-report+kernel ## time SHAPES on this machine's GPU: a CSV and the two decode plots in OUT
 	@mkdir -p $(OUT)

@@ -197,18 +197,9 @@ def test_a_real_lack_of_memory_leaves_the_next_calls_right():
     w, x = random_packed(4096, 4096, device="cuda"), activations(2, 4096)
     expected = gemm(x, w, SPLITK)
     with pytest.raises(torch.OutOfMemoryError):
-        gemm(x.expand(2, 4096).repeat(2**20, 1)[: 2**21].repeat(2**8, 1), w, STATIC)
+        gemm(x[:1].expand(2**26, 4096), w, STATIC)  # half a terabyte of output
     torch.cuda.empty_cache()
     assert torch.equal(gemm(x, w, SPLITK), expected)
-
-
-def test_a_kernel_that_cannot_be_launched_is_an_error_and_no_more():
-    """More shared memory than an SM has: refused by the driver, remembered by nobody."""
-    w, x = random_packed(4096, 4096, device="cuda"), activations(16, 4096)
-    good = gemm(x, w, STATIC)
-    with pytest.raises(Exception, match=r"(?i)resource|shared memory|invalid|exceed"):
-        gemm(x, w, LaunchConfig("static", 256, 512, 128, 1, 4, 8))
-    assert torch.equal(gemm(x, w, STATIC), good)
 
 
 @pytest.mark.skipif(not cuda_unavailable_reason() and torch.cuda.device_count() < 2, reason="needs two GPUs")
