@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import fake_triton
 import pytest
 import torch
+import triton
 from fake_triton import Kernel
 
 from tinygemm.kernel import forms, gemm, launch, twins
@@ -76,6 +77,36 @@ def test_the_second_call_hands_the_driver_what_triton_would(form, version, kerne
             assert argument % 16 == 0
         else:
             assert argument == value
+
+
+@pytest.mark.parametrize("split_k", [1, 2])
+def test_the_installed_triton_hands_its_driver_the_same(split_k, kernel, monkeypatch):
+    """Its own launcher, with nothing replaced but the function that it calls in the end."""
+    from triton.backends.nvidia.driver import CudaLauncher
+
+    installed = tuple(triton.__version__.split(".")[:2])
+    fake_triton.install(monkeypatch, installed)
+    launcher = CudaLauncher.__new__(CudaLauncher)
+    launcher.num_ctas, launcher.launch = 1, kernel.run.launch
+    for name in ("launch_cooperative_grid", "launch_pdl", "global_scratch_size", "profile_scratch_size"):
+        setattr(launcher, name, getattr(kernel.run, name))
+    launcher.global_scratch_align = launcher.profile_scratch_align = 1
+    launcher.arg_annotations, launcher.kernel_signature = kernel.run.arg_annotations, kernel.run.kernel_signature
+    kernel.binary.run = launcher
+    x, config = aligned(), replace(SPLITK, split_k=split_k)
+    gemm.gemm(x, W, config)
+    gemm.gemm(x, W, config)
+    (grid, values, constants), = kernel.ordinary  # fmt: skip
+    options = ("num_warps", "launch_pdl")
+    values += tuple(value for name, value in constants.items() if name not in options)
+    (short,) = kernel.short
+    # what CompiledKernel.__getitem__ calls: grid, stream, function, metadata, what hooks are told, two hooks, arguments
+    launcher(*grid, fake_triton.STREAM, 4711, kernel.binary.packed_metadata, None, None, None, *values)
+    version = ".".join(installed)
+    expected, got = arguments_of(kernel.short[1], version), arguments_of(short, version)
+    assert got[:3] == expected[:3]
+    for theirs, ours in zip(expected[3], got[3], strict=True):
+        assert isinstance(theirs, torch.Tensor) or theirs == ours
 
 
 def test_constants_stand_in_the_order_of_the_signature():
