@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 
 import numpy as np
+import ptx
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle, interpreter_builder
 
 
@@ -39,9 +40,11 @@ def guarded():
     originals = {(owner, name): getattr(owner, name) for owner, name in replaced}
     for (owner, name), wrap in replaced.items():
         setattr(owner, name, wrap(originals[owner, name]))
+    ptx.SHARED.check = lambda addresses, size: _check_addresses("copy", addresses, size, storages)
     try:
         yield
     finally:
+        ptx.SHARED.check = None
         for (owner, name), original in originals.items():
             setattr(owner, name, original)
 
@@ -77,7 +80,11 @@ def _checked(what, storages, pointers_at, mask_at):
 def _check_lanes(what, pointers, mask, storages):
     size = np.uint64(max(1, pointers.get_element_ty().primitive_bitwidth // 8))
     addresses, active = np.broadcast_arrays(pointers.data.astype(np.uint64), mask.astype(bool))
-    addresses = addresses[active]
+    _check_addresses(what, addresses[active], size, storages)
+
+
+def _check_addresses(what, addresses, size, storages):
+    size = np.uint64(size)
     inside = np.zeros(addresses.shape, bool)
     for start, end in storages:
         inside |= (addresses >= np.uint64(start)) & (addresses + size <= np.uint64(end))

@@ -2,40 +2,125 @@
 
 A register is a flat array with one entry per element of the tensor; its bits are viewed as whatever the instruction
 works on. What ptxas would refuse is refused here too: unknown instructions, undeclared registers, wrong widths.
+
+Shared memory is that of the one program that runs, poisoned where it is declared. An asynchronous copy arrives no
+earlier than its group is waited for, so that a read without the wait sees what was there before.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 # what the suffix of an instruction calls an operand -> how its bits are viewed; a pair of f16 is two entries
 VIEWS = {
     "b16": np.uint16, "u16": np.uint16, "b32": np.uint32, "u32": np.uint32, "s32": np.int32,
-    "f16": np.float16, "f16x2": np.float16, "f32": np.float32,
+    "f16": np.float16, "f16x2": np.float16, "f32": np.float32, "bf16x2": np.uint16, "b64": np.uint64,
 }  # fmt: skip
-WIDTHS = {"b16": 2, "u16": 2, "f16": 2, "b32": 4, "u32": 4, "s32": 4, "f16x2": 4, "f32": 4}  # bytes of a register
-CONSTRAINTS = {"h": "b16", "r": "b32", "f": "f32"}
-TRITON_TYPES = {"int16": np.int16, "int32": np.int32, "uint32": np.uint32, "fp16": np.float16, "fp32": np.float32}
+WIDTHS = {
+    "b16": 2, "u16": 2, "f16": 2, "b32": 4, "u32": 4, "s32": 4, "f16x2": 4, "bf16x2": 4, "f32": 4, "b64": 8,
+}  # fmt: skip  # bytes of a register
+CONSTRAINTS = {"h": "b16", "r": "b32", "f": "f32", "l": "b64"}
+# the interpreter keeps a bf16 as its bits
+TRITON_TYPES = {
+    "int16": np.int16, "int32": np.int32, "uint32": np.uint32, "fp16": np.float16, "bf16": np.uint16,
+    "fp32": np.float32,
+}  # fmt: skip
+SHARED_AT = 0x400  # where the shared memory of a program begins; address 0 would hide a forgotten base
+POISON = 0xFF  # bytes of a NaN, in whatever type
 
 
 class PtxError(Exception):
     """The assembly is not valid, or uses an instruction that is not emulated; the message quotes it."""
 
 
+class SharedMemory:
+    """The shared memory of the program that runs, and the copies that are on their way into it.
+
+    check: (addresses, bytes) -> None, raises where a program may not read global memory; see guard.py
+    """
+
+    def __init__(self):
+        self.check: Callable | None = None
+        self.allocate(0)
+
+    def allocate(self, size: int) -> None:
+        self.bytes = np.full(size, POISON, np.uint8)
+        self.open: list[tuple[np.ndarray, np.ndarray]] = []  # copies since the last group: places, bytes
+        self.groups: list[list[tuple[np.ndarray, np.ndarray]]] = []
+
+    def places(self, addresses: np.ndarray, size: int) -> np.ndarray:
+        """Indices of the bytes at each address [n, size]; raises outside and where misaligned."""
+        start = addresses.astype(np.int64) - SHARED_AT
+        if (start % size).any():
+            raise PtxError(f"shared addresses are no multiple of {size}")
+        if start.size and (start.min() < 0 or start.max() + size > self.bytes.size):
+            raise PtxError(f"shared addresses lie outside the {self.bytes.size} bytes declared")
+        return start[:, None] + np.arange(size)
+
+    def copy(self, addresses: np.ndarray, pointers: np.ndarray, sizes: np.ndarray, width: int) -> None:
+        """Start copies of `width` bytes; entries of size 0 write zeros."""
+        if not np.isin(sizes, (0, width)).all() or (pointers[sizes > 0] % width).any():
+            raise PtxError(f"a copy of {width} bytes takes sizes 0 and {width} and aligned pointers")
+        if self.check:
+            self.check(pointers[sizes > 0], width)
+        data = np.zeros((pointers.size, width), np.uint8)
+        for i in np.flatnonzero(sizes):
+            data[i] = np.frombuffer(ctypes.string_at(int(pointers[i]), width), np.uint8)
+        self.open.append((self.places(addresses, width), data))
+
+    def commit(self) -> None:
+        self.groups.append(self.open)
+        self.open = []
+
+    def wait(self, pending: int) -> None:
+        while len(self.groups) > pending:
+            for places, data in self.groups.pop(0):
+                self.bytes[places] = data
+
+    def read(self, addresses: np.ndarray, size: int) -> np.ndarray:
+        return self.bytes[self.places(addresses, size)]
+
+    def write(self, addresses: np.ndarray, data: np.ndarray) -> None:
+        if self.open or any(self.groups):
+            raise PtxError("shared memory is written while copies may still arrive there")
+        self.bytes[self.places(addresses, data.shape[1])] = data
+
+
+SHARED = SharedMemory()
+
+
 @contextlib.contextmanager
 def emulated():
-    """Let the interpreter run kernels with inline assembly inside the block."""
-    original = InterpreterBuilder.create_inline_asm
+    """Let the interpreter run kernels with inline assembly, and products of bfloat16, inside the block."""
+    original = InterpreterBuilder.create_inline_asm, InterpreterBuilder.create_dot
     InterpreterBuilder.create_inline_asm = create_inline_asm
+    InterpreterBuilder.create_dot = _dot_of_bf16(original[1])
     try:
         yield
     finally:
-        InterpreterBuilder.create_inline_asm = original
+        InterpreterBuilder.create_inline_asm, InterpreterBuilder.create_dot = original
+
+
+def _dot_of_bf16(original):
+    """The interpreter multiplies the bits of bf16 as if they were integers; here they are the numbers they stand for."""
+
+    def create_dot(self, a, b, d, *others):
+        a, b = (_float32(side) if side.dtype.scalar.name == "bf16" else side for side in (a, b))
+        return original(self, a, b, d, *others)
+
+    return create_dot
+
+
+def _float32(bits: TensorHandle) -> TensorHandle:
+    return TensorHandle((bits.data.astype(np.uint32) << np.uint32(16)).view(np.float32), tl.float32)
 
 
 def create_inline_asm(builder, asm, constraints, values, result_types, is_pure, pack):
@@ -79,7 +164,7 @@ def execute(asm: str, constraints: str, inputs: list[np.ndarray]) -> list[np.nda
         if value.itemsize != WIDTHS[kind]:
             raise PtxError(f"${index} is a {kind} register, its tensor has {8 * value.itemsize}-bit elements")
         machine.declare(f"${index}", kind)
-        machine.write(f"${index}", np.broadcast_to(value, shape).ravel().view(VIEWS[kind]))
+        machine.write(f"${index}", np.ascontiguousarray(np.broadcast_to(value, shape)).ravel().view(VIEWS[kind]))
 
     for statement in _statements(asm):
         machine.run(statement)
@@ -136,6 +221,10 @@ class _Machine:
         operands = [operand.strip() for operand in re.split(r",(?![^{]*\})", rest)]
         if name == ".reg":
             self._declare_registers(rest)
+        elif name == ".shared":
+            self._declare_shared(rest)
+        elif name.startswith(("cp.async.", "ld.shared.", "st.shared.", "bar.warp.sync")):
+            self._access_shared(name, operands)
         elif name.startswith("griddepcontrol."):
             # the interpreter runs programs one after another: nothing to wait for, nobody to wake; $0 is a dummy
             self.write("$0", np.zeros(self.size, np.uint32))
@@ -160,6 +249,43 @@ class _Machine:
             family = re.fullmatch(r"\s*(\w+)<(\d+)>\s*", name)
             for each in [f"{family[1]}{i}" for i in range(int(family[2]))] if family else [name.strip()]:
                 self.declare(each, kind.lstrip("."))
+
+    def _declare_shared(self, text: str) -> None:
+        """`.shared .align 16 .b8 name[1024]`: the name stands for its address."""
+        name, size = re.fullmatch(r"\.align \d+ \.b8 (\w+)\[(\d+)\]", text.strip()).groups()
+        SHARED.allocate(int(size))
+        self.declare(name, "b32")
+        self.write(name, np.full(self.size, SHARED_AT, np.uint32))
+
+    def _access_shared(self, name: str, operands: list[str]) -> None:
+        if name == "bar.warp.sync":  # the lanes of a warp run together here
+            return
+        if name == "cp.async.commit_group":
+            SHARED.commit()
+        elif name == "cp.async.wait_group":
+            SHARED.wait(int(operands[0]))
+        elif name in ("cp.async.cg.shared.global", "cp.async.ca.shared.global"):
+            target, source, width, size = operands
+            if name == "cp.async.cg.shared.global" and width != "16":
+                raise PtxError("past L1 a copy has 16 bytes")
+            pointers, sizes = self._address(source, "b64"), self.read(size, "u32")
+            SHARED.copy(self._address(target, "u32"), pointers, sizes, int(width))
+        elif name == "st.shared.f32":
+            SHARED.write(self._address(operands[0], "u32"), self.read(operands[1], "b32").view(np.uint8).reshape(-1, 4))
+        elif match := re.fullmatch(r"ld\.shared\.(v4\.)?([ubf]\d+)", name):
+            count, width = 4 if match[1] else 1, int(match[2][1:]) // 8
+            values = SHARED.read(self._address(operands[1], "u32"), count * width)
+            for i, register in enumerate(part.strip() for part in operands[0].strip("{}").split(",")):
+                part = np.zeros((self.size, max(width, self.widths.get(register, 4))), np.uint8)  # bytes are widened
+                part[:, :width] = values[:, i * width : (i + 1) * width]
+                self.write(register, part.ravel().view(VIEWS[f"b{8 * part.shape[1]}"]))
+        else:
+            raise PtxError("not an access that tests/ptx.py emulates")
+
+    def _address(self, operand: str, kind: str) -> np.ndarray:
+        """`[$1]` or `[$1+512]`."""
+        register, offset = re.fullmatch(r"\[([$\w]+)(?:\+(\d+))?\]", operand).groups()
+        return self.read(register, kind) + VIEWS[kind](int(offset or 0))
 
     def _move_pair(self, destination: str, source: str) -> None:
         """`mov.b32 {lo, hi}, word` and `mov.b32 word, {lo, hi}`."""
@@ -212,6 +338,13 @@ def _fma16(a, b, c):
     return (a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)).astype(np.float16)
 
 
+def _fma_bf16(a, b, c):
+    """bf16 as bits; one rounding, to nearest even: the sums that decide it are exact in float64."""
+    a, b, c = ((bits.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64) for bits in (a, b, c))
+    bits = (a * b + c).astype(np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+
+
 def _fma32(a, b, c):
     return (a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)).astype(np.float32)
 
@@ -253,6 +386,7 @@ def _table() -> dict[str, _Instruction]:
                 f"mul{rounding}.{kind}": _Instruction((kind,) * 2, np.multiply),
             }
         table[f"fma.rn.{kind}"] = _Instruction((kind,) * 3, fma)
+    table["fma.rn.bf16x2"] = _Instruction(("bf16x2",) * 3, _fma_bf16)
     return table
 
 

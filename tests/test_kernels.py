@@ -18,11 +18,11 @@ from tinygemm.kernel import forms, launch
 from tinygemm.kernel.configs import STATIC, LaunchConfig
 from tinygemm.kernel.gemm import dequantize_fp16, gemm
 from tinygemm.kernel.quant import dequantize, pack
-from tinygemm.kernel.twins import empty_kernel, fp16_gemm, load_only, load_only_reference, raw_gemm, raw_weight
+from tinygemm.kernel.twins import empty_kernel, fp16_gemm, load_only, load_only_reference, raw_weight, twin_gemm
 
 SPLITK = LaunchConfig("splitk", block_m=8, block_n=64, block_k=256, split_k=1, num_warps=2, num_stages=1)
 AHEAD = replace(SPLITK, block_k=1024)  # each warp requests four blocks at once
-GEMV = LaunchConfig("gemv", block_m=1, block_n=64, block_k=256, split_k=1, num_warps=4, num_stages=3)
+RING = LaunchConfig("ring", block_m=4, block_n=64, block_k=256, split_k=1, num_warps=2, num_stages=3)
 
 
 @pytest.fixture(autouse=True)
@@ -42,32 +42,46 @@ def packed(operands):
     return pack(operands.codes, operands.scales, operands.zeros, operands.group_size)
 
 
-def check(M, N, K, group_size, symmetric, config, seed=0):
+def check(M, N, K, group_size, symmetric, config, seed=0, dtype=torch.float16):
     operands = make_operands(M, N, K, group_size, symmetric, seed)
-    assert_close(gemm(operands.x, packed(operands), config), operands.reference())
+    x = operands.x.to(dtype)
+    out = gemm(x, packed(operands), config)
+    assert out.dtype == dtype
+    if dtype == torch.bfloat16:  # 8 bits instead of 11: every rounding is 8 times as coarse
+        assert_close(out, replace(operands, x=x).reference(), max_err=8 * 4e-3, rms_err=8e-3)
+    else:
+        assert_close(out, operands.reference())
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
 @pytest.mark.parametrize(
     ("config", "group_size"),
-    [(config, group_size) for config in (STATIC, SPLITK, AHEAD) for group_size in (32, 64, 128, -1)]
-    + [(GEMV, 128), (GEMV, -1)],
+    [(config, group_size) for config in (STATIC, SPLITK, AHEAD, RING) for group_size in (32, 64, 128, -1)],
     ids=name,
 )
 def test_every_form_serves_every_group_size_and_zero_mode(config, group_size, symmetric):
-    check(1 if config.form == "gemv" else 3, 128, 512, group_size, symmetric, config)
+    check(3, 128, 768, group_size, symmetric, config)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
+@pytest.mark.parametrize("group_size", [32, 128])
+@pytest.mark.parametrize("config", [STATIC, SPLITK, RING], ids=name)
+def test_bfloat16_activations(config, group_size, symmetric):
+    check(3, 64, 512, group_size, symmetric, config, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("M", [1, 2, 3, 5, 8, 16, 19])
 @pytest.mark.parametrize(
-    "config", [STATIC, SPLITK, replace(SPLITK, block_m=16)], ids=["static", "splitk-8", "splitk-16"]
+    "config",
+    [STATIC, SPLITK, replace(SPLITK, block_m=16), RING, replace(RING, block_m=1), replace(RING, block_m=8)],
+    ids=["static", "splitk-8", "splitk-16", "ring-4", "ring-1", "ring-8"],
 )
 def test_any_number_of_tokens(config, M):
-    check(M, 48, 256, 128, False, replace(config, block_n=32))
+    check(M, 48, 256, 128, False, replace(config, block_n=16))
 
 
 @pytest.mark.parametrize("N", [1, 15, 33, 100])
-@pytest.mark.parametrize("config", [STATIC, SPLITK, GEMV], ids=name)
+@pytest.mark.parametrize("config", [STATIC, SPLITK], ids=name)
 def test_any_number_of_outputs(config, N):
     check(1, N, 256, 128, False, config, seed=2)  # the single output is not near zero, for it is the unit of its error
 
@@ -79,18 +93,17 @@ def test_any_number_of_outputs(config, N):
         for config in (STATIC, SPLITK)
         for shape in ((32, 32), (96, 32), (160, 32), (192, 64), (128, 128), (640, 128))
     ]
-    + [(GEMV, 128, 128), (GEMV, 640, 128)],
+    + [(RING, K, group_size) for K, group_size in ((128, 128), (640, 64), (1920, 128))],
     ids=name,
 )
 def test_any_number_of_groups(config, K, group_size):
     """K that is no multiple of the block of 128, and fewer blocks than the tile walks at a time."""
-    check(1, 40, K, group_size, False, config)
+    check(1, 64 if config.form == "ring" else 40, K, group_size, False, config)
 
 
 @pytest.mark.parametrize(
     ("config", "K"),
-    [(config, K) for config in (STATIC, SPLITK, AHEAD) for K in (2, 33, 64, 96, 130, 257, 300)]
-    + [(GEMV, 130), (GEMV, 300)],
+    [(config, K) for config in (STATIC, SPLITK, AHEAD) for K in (2, 33, 64, 96, 130, 257, 300)],
     ids=name,
 )
 def test_one_group_of_any_length(config, K):
@@ -99,13 +112,25 @@ def test_one_group_of_any_length(config, K):
 
 
 @pytest.mark.parametrize("split_k", [2, 3, 7, 16])
-@pytest.mark.parametrize("config", [SPLITK, AHEAD, GEMV], ids=name)
+@pytest.mark.parametrize("config", [SPLITK, AHEAD, RING], ids=name)
 def test_splitting_k_into_any_number_of_shares(config, split_k):
     """Shares of unequal length, and more shares than there are steps, so that some are empty."""
-    check(1 if config.form == "gemv" else 2, 100, 1280, 128, False, replace(config, split_k=split_k))
+    check(2, 128 if config.form == "ring" else 100, 1280, 128, False, replace(config, split_k=split_k))
 
 
-@pytest.mark.parametrize("config", [SPLITK, AHEAD, GEMV], ids=name)
+@pytest.mark.parametrize("stages", [1, 2, 5, 9])
+def test_a_ring_of_any_length(stages):
+    """Longer than the walk, too; and one that does not fit is shortened."""
+    check(1, 32, 640, 128, False, replace(RING, block_n=32, num_stages=stages))
+    assert_stages(replace(RING, block_n=64, num_stages=40), most=4)
+
+
+def assert_stages(config, most):
+    (launch_,) = forms.product(config, 1, packed(make_operands(1, 64, 256)), 256, pdl=False)
+    assert launch_.constants["STAGES"] == most
+
+
+@pytest.mark.parametrize("config", [SPLITK, AHEAD, RING], ids=name)
 def test_the_order_in_which_shares_arrive_does_not_change_a_bit(config, monkeypatch):
     operands = make_operands(1, 64, 1280, symmetric=False)
     config = replace(config, split_k=5)
@@ -122,7 +147,7 @@ def test_the_order_in_which_shares_arrive_does_not_change_a_bit(config, monkeypa
     assert_close(forwards, operands.reference())
 
 
-@pytest.mark.parametrize("config", [SPLITK, AHEAD, GEMV], ids=name)
+@pytest.mark.parametrize("config", [SPLITK, AHEAD, RING], ids=name)
 def test_the_arrival_counters_are_zero_again_after_a_call(config, monkeypatch):
     counters = []
 
@@ -131,12 +156,12 @@ def test_the_arrival_counters_are_zero_again_after_a_call(config, monkeypatch):
         return counters[-1]
 
     monkeypatch.setattr(launch, "_zeros", remembered)
-    operands = make_operands(1, 130, 1024)
+    operands = make_operands(1, 192, 1024)
     gemm(operands.x, packed(operands), replace(config, split_k=3))
     assert [tensor.tolist() for tensor in counters] == [[0, 0, 0]]
 
 
-@pytest.mark.parametrize("config", [SPLITK, AHEAD, GEMV], ids=name)
+@pytest.mark.parametrize("config", [SPLITK, AHEAD, RING], ids=name)
 def test_each_output_tile_is_written_once_by_the_last_share(config, monkeypatch):
     """In the interpreter a share that writes too early is corrected by the next one; on a GPU it may come last."""
     written = []
@@ -147,7 +172,7 @@ def test_each_output_tile_is_written_once_by_the_last_share(config, monkeypatch)
             written.append(self.grid_idx[:2])
         return store(self, pointers, value, mask, *hints)
 
-    operands = make_operands(1, 130, 1024)
+    operands = make_operands(1, 192, 1024)
     with monkeypatch.context() as patch:  # undone before the memory guard takes its own patches back
         patch.setattr(InterpreterBuilder, "create_masked_store", spy)
         gemm(operands.x, packed(operands), replace(config, split_k=4))
@@ -155,7 +180,7 @@ def test_each_output_tile_is_written_once_by_the_last_share(config, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "config", [LaunchConfig("splitk", 8, 32, 512, 4, 4, 1), LaunchConfig("gemv", 1, 16, 512, 2, 4, 2)]
+    "config", [LaunchConfig("splitk", 8, 32, 512, 4, 4, 1), LaunchConfig("ring", 1, 16, 512, 2, 4, 1)], ids=name
 )
 def test_a_real_projection(config):
     """Llama-3-8B's narrow projection, one token: K = 4096, N = 1024."""
@@ -163,7 +188,7 @@ def test_a_real_projection(config):
 
 
 @pytest.mark.parametrize("exponent", [-10, -7, 11])
-@pytest.mark.parametrize("config", [STATIC, SPLITK, GEMV], ids=name)
+@pytest.mark.parametrize("config", [STATIC, SPLITK, RING], ids=name)
 def test_accuracy_does_not_depend_on_the_size_of_the_activations(config, exponent):
     """Outputs stay within the range of normal float16, so that only the kernel's own rounding counts."""
     operands = make_operands(1, 64, 512, symmetric=False)
@@ -172,7 +197,7 @@ def test_accuracy_does_not_depend_on_the_size_of_the_activations(config, exponen
 
 
 @pytest.mark.parametrize("zero", [0, 8, 15])
-@pytest.mark.parametrize("config", [SPLITK, AHEAD, GEMV], ids=name)
+@pytest.mark.parametrize("config", [SPLITK, AHEAD, replace(RING, block_n=16)], ids=name)
 def test_the_largest_activations_do_not_overflow_inside_the_kernel(config, zero):
     """x is the largest float16 throughout, weights are as far from zero as they can be; the output itself is small."""
     codes = torch.full((16, 256), 0 if zero >= 8 else 15, dtype=torch.uint8)
@@ -192,7 +217,7 @@ def test_leading_dimensions_are_kept():
     assert torch.equal(gemm(operands.x[0], w, SPLITK), flat[0])
 
 
-@pytest.mark.parametrize("config", [STATIC, SPLITK], ids=name)
+@pytest.mark.parametrize("config", [STATIC, SPLITK, replace(RING, block_n=32)], ids=name)
 def test_rows_of_x_may_lie_apart(config):
     operands = make_operands(3, 32, 256)
     wide = torch.full((3, 400), torch.nan, dtype=torch.float16)
@@ -200,9 +225,9 @@ def test_rows_of_x_may_lie_apart(config):
     assert_close(gemm(wide[:, 100:356], packed(operands), config), operands.reference())
 
 
-@pytest.mark.parametrize("config", [STATIC, SPLITK, GEMV], ids=name)
+@pytest.mark.parametrize("config", [STATIC, SPLITK, replace(RING, block_n=32)], ids=name)
 def test_x_may_start_anywhere(config):
-    """Two bytes off a multiple of four, where a pair of halves cannot be read as one word."""
+    """Two bytes off a multiple of four, where nothing wider than a half can be read."""
     operands = make_operands(1, 32, 256)
     buffer = torch.full((300,), torch.nan, dtype=torch.float16)
     buffer[1:257] = operands.x[0]
@@ -246,13 +271,22 @@ def test_the_fp16_twin_computes_the_same_product(M, N, K, split_k):
     assert_close(fp16_gemm(x, weight, replace(SPLITK, split_k=split_k)), x.double() @ weight.double().T)
 
 
-@pytest.mark.parametrize(("M", "N", "K", "group_size"), [(1, 64, 512, 128), (3, 40, 352, 32), (8, 100, 640, -1)])
-def test_without_dequantisation_the_raw_bits_are_the_weight(M, N, K, group_size):
+@pytest.mark.parametrize("config", [replace(SPLITK, split_k=2), replace(RING, split_k=2)], ids=name)
+@pytest.mark.parametrize(("M", "N", "K", "group_size"), [(1, 64, 512, 128), (3, 128, 384, 32), (2, 64, 640, -1)])
+def test_without_dequantisation_the_raw_bits_are_the_weight(config, M, N, K, group_size):
     operands = make_operands(M, N, K, group_size)
     w = packed(replace(operands, zeros=None))
-    assert_close(raw_gemm(operands.x, w, replace(SPLITK, split_k=2)), operands.x.double() @ raw_weight(w).T)
+    assert_close(twin_gemm(operands.x, w, config, "none"), operands.x.double() @ raw_weight(w).T)
     with pytest.raises(AssertionError):
         assert_close(gemm(operands.x, w, SPLITK), operands.x.double() @ raw_weight(w).T)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
+@pytest.mark.parametrize("group_size", [32, 64, 128, -1])
+@pytest.mark.parametrize("config", [SPLITK, RING], ids=name)
+def test_the_naive_dequantisation_computes_the_same_product(config, group_size, symmetric):
+    operands = make_operands(2, 64, 512, group_size, symmetric)
+    assert_close(twin_gemm(operands.x, packed(operands), config, "naive"), operands.reference())
 
 
 def test_the_empty_kernel_runs():
@@ -262,8 +296,7 @@ def test_the_empty_kernel_runs():
 X = torch.ones(2, 256, dtype=torch.float16)
 W = pack(torch.zeros(16, 256, dtype=torch.uint8), torch.ones(2, 16, dtype=torch.float16), None)
 REFUSED = {
-    "float32 x": (lambda: gemm(X.float(), W), "x must be float16, got torch.float32"),
-    "bfloat16 x": (lambda: gemm(X.bfloat16(), W), "x must be float16"),
+    "float32 x": (lambda: gemm(X.float(), W), "x must be float16 or bfloat16, got torch.float32"),
     "another K": (lambda: gemm(X[:, :128], W), "x must be [..., K] with K=256, got shape (2, 128)"),
     "a scalar": (lambda: gemm(X[0, 0], W), "x must be [..., K]"),
     "no rows": (lambda: gemm(X[:0], W), "at least one row"),
@@ -276,7 +309,7 @@ REFUSED = {
     "load_only that does not fill its tiles": (lambda: load_only(W, SPLITK), "fill the tiles"),
     "a yardstick's config": (
         lambda: gemm(X, W, replace(SPLITK, form="load-only")),
-        "config must be of a form that computes the product (splitk, gemv, static), got load-only",
+        "config must be of a form that computes the product (splitk, ring, static), got load-only",
     ),
     "fp16 twin with more rows than its tile": (
         lambda: fp16_gemm(torch.ones(9, 256).half(), torch.ones(16, 256).half(), SPLITK),
@@ -292,11 +325,17 @@ def test_bad_input_is_refused_with_the_constraint_in_words(case):
         call()
 
 
-@pytest.mark.parametrize(("M", "K", "group_size"), [(2, 256, 128), (1, 256, 64), (1, 129, -1), (1, 64, -1)])
-def test_gemv_refuses_what_it_cannot_serve(M, K, group_size):
-    operands = make_operands(M, 16, K, group_size)
-    with pytest.raises(ValueError, match="gemv serves one token, even K and groups of 128 or the whole K"):
-        gemm(operands.x, packed(operands), GEMV)
+@pytest.mark.parametrize(("N", "K"), [(40, 256), (64, 192)])
+def test_the_ring_refuses_what_does_not_fill_its_tiles(N, K):
+    operands = make_operands(1, N, K, 64)
+    with pytest.raises(ValueError, match="ring needs N divisible by block_n=64 and K by 128"):
+        gemm(operands.x, packed(operands), RING)
+
+
+@pytest.mark.parametrize("dequant", ["fast", "lop3"])
+def test_a_twin_is_of_a_known_kind(dequant):
+    with pytest.raises(ValueError, match=f"dequant must be naive or none, got '{dequant}'"):
+        twin_gemm(X, W, SPLITK, dequant)
 
 
 def test_without_a_gpu_or_the_interpreter_the_error_says_what_is_missing(monkeypatch):

@@ -174,7 +174,7 @@ def _raw_variants(problem, gpu):
     from tinygemm.kernel import configs, twins
 
     config, source = configs.select(problem, gpu, form="splitk")
-    return [Variant(source, "packed", packed_form, lambda x, w: lambda: twins.raw_gemm(x, w, config), config)]
+    return [Variant(source, "packed", packed_form, lambda x, w: lambda: twins.twin_gemm(x, w, config, "none"), config)]
 
 
 def _load_only_variants(problem, gpu):

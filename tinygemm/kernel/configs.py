@@ -11,7 +11,7 @@ from importlib import resources
 from tinygemm.hardware import GPUS
 from tinygemm.problem import GemmProblem
 
-FORMS = ("static", "splitk", "gemv")  # kernels that compute the product
+FORMS = ("static", "splitk", "ring")  # kernels that compute the product
 YARDSTICKS = ("load-only", "fp16")  # twins that splitk is measured against, cut into programs as it is
 ROUTE = "dequantise"  # write the weight out in the type of x, then torch's matmul
 M_BUCKETS = (1, 2, 4, 8, 16)
@@ -22,14 +22,17 @@ TUNED_GROUP_SIZE = 128
 class LaunchConfig:
     """How a kernel is cut into programs.
 
-    form:       which kernel: static (the obvious one), splitk (tensor cores, block_m tokens a tile), gemv (M = 1);
+    form:       which kernel: static (the obvious one), splitk (weights wait in registers) or ring (in shared memory);
                 or a yardstick that is cut like splitk: load-only, fp16; or dequantise: the kernel that writes the
                 weight out for torch's matmul
     block_m:    rows of x in one tile
     block_n:    output features in one tile, a multiple of 16
-    block_k:    input features walked at a time; splitk: a multiple of 128 per warp, all requested at once
+    block_k:    input features walked at a time: a multiple of 128 per warp, all requested at once; ring: 128 per warp
     split_k:    programs that share one tile along K
-    num_warps, num_stages: warps of a program, depth of its software pipeline
+    num_warps:  warps of a program
+    num_stages: static: depth of the software pipeline; ring: blocks that a warp has under way, fewer where they do
+                not fit
+    max_registers: of a thread, for the compiler; 0: its own choice
     raises:     ValueError naming the field and the constraint
     """
 
@@ -40,13 +43,14 @@ class LaunchConfig:
     split_k: int
     num_warps: int
     num_stages: int
+    max_registers: int = 0
 
     def __post_init__(self):
         if self.form not in (*FORMS, *YARDSTICKS, ROUTE):
             raise ValueError(f"form must be one of {', '.join((*FORMS, *YARDSTICKS, ROUTE))}, got {self.form!r}")
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or value < (field.name != "max_registers"):
                 raise ValueError(f"{field.name} must be a positive integer, got {value!r}")
         for name in ("block_m", "block_n", "num_warps"):
             if getattr(self, name).bit_count() != 1:
@@ -57,20 +61,20 @@ class LaunchConfig:
             raise ValueError(
                 f"block_k={self.block_k} must be a multiple of 128 * num_warps={128 * self.num_warps}: whole blocks"
             )
-        if self._cut_by_warps and self.num_stages != 1:
+        if self._cut_by_warps and self.form != "ring" and self.num_stages != 1:
             raise ValueError(f"num_stages={self.num_stages} must be 1: {self.form} has no software pipeline")
-        if self._cut_by_warps and self.block_m % 8:
+        if self._cut_by_warps and self.form != "ring" and self.block_m % 8:
             raise ValueError(f"block_m={self.block_m} must be a multiple of 8, the columns of a tensor-core tile")
-        if self.form == "gemv" and (self.block_m != 1 or self.block_k % 128):
+        if self.form == "ring" and (self.block_m > 8 or self.block_k != 128 * self.num_warps):
             raise ValueError(
-                f"gemv needs block_m=1 and block_k a multiple of 128, got {self.block_m} and {self.block_k}"
+                f"ring needs block_m of at most 8 and block_k of 128 a warp, got {self.block_m} and {self.block_k}"
             )
         if self.form == "static" and (self.split_k != 1 or self.block_k != 128):
             raise ValueError(f"static needs split_k=1 and block_k=128, got {self.split_k} and {self.block_k}")
 
     @property
     def _cut_by_warps(self) -> bool:
-        return self.form in ("splitk", *YARDSTICKS)
+        return self.form in ("splitk", "ring", *YARDSTICKS)
 
 
 STATIC = LaunchConfig("static", 16, 64, 128, 1, 4, 3)
@@ -98,14 +102,11 @@ def select(problem: GemmProblem, gpu: str, form: str | None = None) -> tuple[Lau
         from_m, source = dequantise_from(problem, gpu)
         if problem.M >= from_m:
             return DEQUANTISE, source
-    if form == "gemv" and not _gemv_serves(problem):
-        raise ValueError(f"gemv serves M = 1, even K and groups of 128 or the whole K, not {problem}")
     rows, source = table(gpu)
     bucket = next((m for m in M_BUCKETS if problem.M <= m), M_BUCKETS[-1])
     forms = FORMS if form in (None, "fused") else (form,)
     usable = [row for row in rows if row["config"].form in forms]
-    if not _gemv_serves(problem):
-        usable = [row for row in usable if row["config"].form != "gemv"]
+    usable = [row for row in usable if serves(row["config"], problem)]
     if not usable:
         raise ValueError(f"the table of {gpu} has no config of form {form if form in forms else 'splitk'}")
     row = min(usable, key=lambda row: (abs(math.log(row["M"] / bucket)), _distance(row, problem), row["latency_us"]))
@@ -170,8 +171,11 @@ def _content(gpu: str) -> tuple[dict, str]:
     return content, content["source"] if name == gpu else "rule"
 
 
-def _gemv_serves(problem: GemmProblem) -> bool:
-    return problem.M == 1 and problem.K % 2 == 0 and problem.group_length >= 128
+def serves(config: LaunchConfig, problem: GemmProblem) -> bool:
+    """Whether a form can compute a problem with this config: the ring has no masks."""
+    if config.form != "ring":
+        return True
+    return problem.M <= config.block_m and problem.N % config.block_n == 0 and problem.K % 128 == 0
 
 
 def _folder():

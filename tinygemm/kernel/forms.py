@@ -13,25 +13,26 @@ from tinygemm.kernel.configs import DEQUANTISE, LaunchConfig
 from tinygemm.kernel.launch import Launch
 from tinygemm.kernel.quant import PackedInt4
 
+SHARED_BYTES = 48 * 1024  # of a program, declared in the kernel: the most that every GPU gives without being asked
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def product(
-    config: LaunchConfig, M: int, w: PackedInt4, stride_xm: int, pdl: bool, raw: bool = False
+    config: LaunchConfig, M: int, w: PackedInt4, stride_xm: int, pdl: bool, dequant: str = "fast"
 ) -> tuple[Launch, ...]:
     """The launches that multiply M rows, `stride_xm` elements apart, by a packed weight: inputs x, *stored(w).
 
     pdl:    dependent launch, where the form knows how and every program of it waits
-    raw:    leave the dequantisation out: a yardstick of the splitk form
+    dequant: fast, or naive or none: yardsticks of what dequantisation costs, which the static form does not have
     raises: ValueError for a config that does not compute this product
     """
     if config.form not in PRODUCTS:
         raise ValueError(
             f"config must be of a form that computes the product ({', '.join(PRODUCTS)}), got {config.form}"
         )
-    if raw and config.form != "splitk":
-        raise ValueError(f"config must be of form splitk, got {config.form}")
-    return PRODUCTS[config.form](config, M, w, stride_xm, pdl, **({"raw": True} if raw else {}))
+    if dequant != "fast" and config.form == "static":
+        raise ValueError(f"config must be of form splitk or ring, got {config.form}")
+    return PRODUCTS[config.form](config, M, w, stride_xm, pdl, dequant)
 
 
 def stored(w: PackedInt4) -> tuple[torch.Tensor | None, ...]:
@@ -39,40 +40,43 @@ def stored(w: PackedInt4) -> tuple[torch.Tensor | None, ...]:
     return w.qweight, w.scales, w.zeros
 
 
-def _splitk(config, M, w, stride_xm, pdl, raw=False) -> tuple[Launch, ...]:
-    N, K, KB = w.N, w.K, w.qweight.shape[1]
-    pdl = pdl and every_share_waits(config.split_k, KB, config.num_warps)
+def _splitk(config, M, w, stride_xm, pdl, dequant) -> tuple[Launch, ...]:
+    pdl = pdl and every_share_waits(config.split_k, w.qweight.shape[1], config.num_warps)
     constants = {
-        **layout(w), "RAW": raw, "EVEN": fills_tiles(N, K, config),
+        **layout(w), "DEQUANT": dequant, "EVEN": fills_tiles(w.N, w.K, config),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "WARPS_K": config.num_warps, "SPLIT_K": config.split_k,
         "STEPS": steps(config), "PDL": pdl,
     }  # fmt: skip
-    kernel, grid = kernels.kernel_gemm_packed_int4_splitk, (triton.cdiv(N, config.block_n), config.split_k, 1)
+    return _tiles_of_rows(kernels.kernel_gemm_packed_int4_splitk, config, M, w, stride_xm, constants, pdl)
+
+
+def _ring(config, M, w, stride_xm, pdl, dequant) -> tuple[Launch, ...]:
+    if w.N % config.block_n or w.K % 128:
+        raise ValueError(f"ring needs N divisible by block_n={config.block_n} and K by 128, got N={w.N} K={w.K}")
+    stages = min(config.num_stages, SHARED_BYTES // (config.num_warps * stage_bytes(config, w)))
+    if not stages:
+        raise ValueError(f"not one stage of {config} fits into {SHARED_BYTES} bytes of shared memory")
+    constants = {
+        **layout(w), "DEQUANT": dequant,
+        "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "WARPS_K": config.num_warps, "SPLIT_K": config.split_k,
+        "STAGES": stages, "PDL": pdl,
+    }  # fmt: skip
+    return _tiles_of_rows(kernels.kernel_gemm_packed_int4_ring, config, M, w, stride_xm, constants, pdl)
+
+
+def _tiles_of_rows(kernel, config, M, w, stride_xm, constants, pdl) -> tuple[Launch, ...]:
+    """One launch for each block_m rows of x."""
+    grid = (triton.cdiv(w.N, config.block_n), config.split_k, 1)
 
     def rows(first: int) -> Launch:
         count = min(M - first, config.block_m)
-        numbers, space = (count, N, K, KB, stride_xm), shares(config, count, N)
+        numbers, space = (count, w.N, w.K, w.qweight.shape[1], stride_xm), shares(config, count, w.N)
         return Launch(kernel, grid, numbers, constants, options(config, pdl), space, first, count)
 
     return tuple(rows(first) for first in range(0, M, config.block_m))
 
 
-def _gemv(config, M, w, stride_xm, pdl) -> tuple[Launch, ...]:
-    if M != 1 or w.group_length < 128 or w.K % 2:
-        raise ValueError(f"gemv serves one token, even K and groups of 128 or the whole K, not M={M}, {w.group_size=}")
-    N, K, KB, blocks = w.N, w.K, w.qweight.shape[1], config.block_k // 128
-    pdl = pdl and every_share_waits(config.split_k, KB, blocks)
-    constants = {
-        "WHOLE_K": w.group_size == -1, "HAS_ZEROS": w.zeros is not None, "EVEN": fills_tiles(N, K, config),
-        "BLOCK_N": config.block_n, "BLOCKS_K": blocks, "SPLIT_K": config.split_k,
-        "NUM_STAGES": config.num_stages, "PDL": pdl,
-    }  # fmt: skip
-    kernel, grid = kernels.kernel_gemv_packed_int4, (triton.cdiv(N, config.block_n), config.split_k, 1)
-    # the kernel reads pairs of x as one word
-    return (Launch(kernel, grid, (N, K, KB), constants, options(config, pdl), shares(config, 1, N), alignment=4),)
-
-
-def _static(config, M, w, stride_xm, pdl) -> tuple[Launch, ...]:
+def _static(config, M, w, stride_xm, pdl, dequant) -> tuple[Launch, ...]:
     kernel = kernels.kernel_gemm_packed_int4_static
     grid = (triton.cdiv(w.N, config.block_n), triton.cdiv(M, config.block_m), 1)
     numbers = (M, w.N, w.K, w.qweight.shape[1], stride_xm)
@@ -80,7 +84,7 @@ def _static(config, M, w, stride_xm, pdl) -> tuple[Launch, ...]:
     return (Launch(kernel, grid, numbers, constants, options(config, False) | {"num_stages": config.num_stages}),)
 
 
-PRODUCTS = {"splitk": _splitk, "gemv": _gemv, "static": _static}
+PRODUCTS = {"splitk": _splitk, "ring": _ring, "static": _static}
 
 
 def dequantise(w: PackedInt4) -> Launch:
@@ -104,7 +108,16 @@ def layout(w: PackedInt4) -> dict:
 
 
 def options(config: LaunchConfig, pdl: bool) -> dict:
-    return {"num_warps": config.num_warps} | ({"launch_pdl": True} if pdl else {})
+    chosen = {"launch_pdl": True} if pdl else {}
+    if config.max_registers:
+        chosen["maxnreg"] = config.max_registers
+    return {"num_warps": config.num_warps} | chosen
+
+
+def stage_bytes(config: LaunchConfig, w: PackedInt4) -> int:
+    """What one stage of a warp's ring holds: the words, scales and zeros of a tile's block of 128 k, and its x."""
+    groups = 128 // min(w.group_length, 128) if w.group_size != -1 else 1
+    return config.block_n * (64 + groups * (2 if w.zeros is None else 3)) + 256 * config.block_m
 
 
 def steps(config: LaunchConfig) -> int:

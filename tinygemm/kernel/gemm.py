@@ -13,15 +13,15 @@ from tinygemm.kernel.configs import LaunchConfig, select
 from tinygemm.kernel.quant import PackedInt4
 from tinygemm.problem import GemmProblem
 
-DTYPES = (torch.float16,)  # of x: what the kernels multiply
+DTYPES = (torch.float16, torch.bfloat16)  # of x: what the kernels multiply
 
 
 def gemm(
     x: torch.Tensor, w: PackedInt4, config: LaunchConfig | None = None, dependent_launch: bool = True
 ) -> torch.Tensor:
-    """Multiply FP16 activations by a packed INT4 weight.
+    """Multiply 16-bit activations by a packed INT4 weight.
 
-    x:       [..., K]  float16, contiguous in K, on the device of `w`
+    x:       [..., K]  float16 or bfloat16, contiguous in K, on the device of `w`
     w:       PackedInt4 of logical shape [N, K]
     config:  a launch config to force; None takes the static table of this GPU, by which many rows of x are multiplied
              with the dequantised weight
@@ -69,6 +69,8 @@ def _gemm(x, w, config, dependent_launch) -> torch.Tensor:
     if config.form == "dequantise":
         return torch.nn.functional.linear(x, dequantize_fp16(w, x.dtype))
     stride_xm = _row_stride(x)
+    if config.form == "ring" and (x.data_ptr() % 16 or (stride_xm or 0) % 8):  # it copies x in pieces of 16 bytes
+        return _gemm(x.clone(memory_format=torch.contiguous_format), w, config, dependent_launch)
     pdl = dependent_launch and forms.dependent_launch(x.device)
     launches = forms.product(config, M, w, w.K if stride_xm is None else stride_xm, pdl)
     return launch.start(key, inputs, launch.Work((*x.shape[:-1], w.N), x.dtype, launches, copy=stride_xm is None))

@@ -20,7 +20,6 @@ class Launch:
     workspace: float32 partial sums and arrival counters that it needs, (0, 0) where one program walks the whole K;
                None: the kernel has no such parameters
     first, count: the rows of the first input, and of `out`, that it takes; count 0: all
-    alignment: bytes that the address of the first input must be a multiple of
     """
 
     kernel: triton.JITFunction
@@ -31,7 +30,6 @@ class Launch:
     workspace: tuple[int, int] | None = None
     first: int = 0
     count: int = 0
-    alignment: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +126,6 @@ def start(key: tuple, inputs: tuple[torch.Tensor | None, ...], work: Work) -> to
 
 def _start(key, inputs, work) -> torch.Tensor:
     first = inputs[0].contiguous() if work.copy else inputs[0]
-    if first.data_ptr() % work.launches[0].alignment:
-        first = first.clone()
     out = torch.empty(work.shape, dtype=work.dtype, device=first.device)
     pieces = []
     for launch in work.launches:

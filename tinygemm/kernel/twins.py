@@ -12,14 +12,15 @@ from tinygemm.kernel.launch import Launch, Work, call
 from tinygemm.kernel.quant import TILE_K, TILE_N, PackedInt4
 
 
-def load_only(w: PackedInt4, config: LaunchConfig) -> torch.Tensor:
+def load_only(w: PackedInt4, config: LaunchConfig, dependent_launch: bool = True) -> torch.Tensor:
     """Read the packed weight as the splitk form does and compute nothing: the ceiling of every INT4 kernel.
 
+    dependent_launch: as in gemm; without it, each call reads only once the one before has finished
     returns: [split_k, N] int32: XOR of the words and scale bits that a share of a row read (see `load_only_reference`)
     raises:  ValueError for asymmetric weights and for shapes that do not fill the tiles
     """
-    key = ("load-only", w.qweight.get_device(), w.N, w.K, w.group_size, w.zeros is None, config)
-    return call(key, (w.qweight, w.scales), _load_only, w, config)
+    key = ("load-only", w.qweight.get_device(), w.N, w.K, w.group_size, w.zeros is None, config, dependent_launch)
+    return call(key, (w.qweight, w.scales), _load_only, w, config, dependent_launch)
 
 
 def load_only_reference(w: PackedInt4) -> torch.Tensor:
@@ -34,19 +35,23 @@ def load_only_reference(w: PackedInt4) -> torch.Tensor:
     return values[:, 0]
 
 
-def raw_gemm(x: torch.Tensor, w: PackedInt4, config: LaunchConfig) -> torch.Tensor:
-    """The splitk form with its dequantisation left out: what `gemm` would cost if unpacking were free.
+def twin_gemm(x: torch.Tensor, w: PackedInt4, config: LaunchConfig, dequant: str) -> torch.Tensor:
+    """The tuned kernel with another dequantisation: what that costs is what the twin saves or loses.
 
     x:       [M, K]  float16
-    config:  of form splitk
-    returns: [M, N]  float16, the product with `raw_weight(w)`
+    config:  of form splitk or ring
+    dequant: "naive": shift, mask and convert; "none": no dequantisation, the words' own bits stand in for the weight
+    returns: [M, N]  float16: the product with w, or with `raw_weight(w)` where dequant is "none"
     """
-    key = ("raw", x.shape, x.stride(), x.dtype, x.get_device(), w.N, w.K, w.group_size, w.zeros is None, config)
-    return call(key, (x, *forms.stored(w)), _raw, x, w, config)
+    key = (dequant, x.shape, x.stride(), x.dtype, x.get_device(), w.N, w.K, w.group_size, w.zeros is None, config)
+    return call(key, (x, *forms.stored(w)), _twin, x, w, config, dequant)
 
 
 def raw_weight(w: PackedInt4) -> torch.Tensor:
-    """What `raw_gemm` takes for the weight, [N, K] float64: k = 32 p + 2 j + h is half h of word j, exponent cut."""
+    """What `twin_gemm` without dequantisation takes for the weight, [N, K] float64.
+
+    k = 32 p + 2 j + h is half h of word j, its exponent cut.
+    """
     n_tiles, k_tiles = w.qweight.shape[:2]
     halves = (w.qweight & 0x3FFF3FFF).view(torch.int16).view(torch.float16)  # [n, k, row, (j, h)]
     blocks = halves.reshape(n_tiles, k_tiles, TILE_N, 1, 32).expand(-1, -1, -1, 4, -1)
@@ -68,11 +73,12 @@ def empty_kernel() -> None:
 # --- what they are launched with --------------------------------------------------------------------------------------
 
 
-def _load_only(w: PackedInt4, config: LaunchConfig) -> Work:
+def _load_only(w: PackedInt4, config: LaunchConfig, dependent_launch: bool) -> Work:
     KB = w.qweight.shape[1]
     if w.zeros is not None or not forms.fills_tiles(w.N, w.K, config):
         raise ValueError(f"load_only reads symmetric weights whose N and K fill the tiles of {config}")
-    pdl = forms.dependent_launch(w.device) and forms.every_share_waits(config.split_k, KB, config.num_warps)
+    pdl = dependent_launch and forms.dependent_launch(w.device)
+    pdl = pdl and forms.every_share_waits(config.split_k, KB, config.num_warps)
     constants = {
         "SCALE_ROWS": 0 if w.group_size == -1 else 128 // w.group_length, "BLOCK_N": config.block_n,
         "WARPS_K": config.num_warps, "SPLIT_K": config.split_k, "STEPS": forms.steps(config), "PDL": pdl,
@@ -82,9 +88,11 @@ def _load_only(w: PackedInt4, config: LaunchConfig) -> Work:
     return Work((config.split_k, w.N), torch.int32, (launch,))
 
 
-def _raw(x: torch.Tensor, w: PackedInt4, config: LaunchConfig) -> Work:
+def _twin(x: torch.Tensor, w: PackedInt4, config: LaunchConfig, dequant: str) -> Work:
+    if dequant not in ("naive", "none"):
+        raise ValueError(f"dequant must be naive or none, got {dequant!r}")
     M = x.shape[0]
-    launches = forms.product(config, M, w, x.stride(0), forms.dependent_launch(x.device), raw=True)
+    launches = forms.product(config, M, w, x.stride(0), forms.dependent_launch(x.device), dequant)
     return Work((M, w.N), x.dtype, launches)
 
 
