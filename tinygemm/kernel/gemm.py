@@ -55,8 +55,8 @@ def dequantize_fp16(w: PackedInt4, dtype: torch.dtype = torch.float16) -> torch.
 def _gemm(x, w, config, dependent_launch) -> torch.Tensor:
     """`gemm` of real tensors. The key is all that the checks, the selection and the launch look at."""
     key = (
-        "gemm", x.shape, x.stride(), x.dtype, x.get_device(), w.qweight.get_device(), w.N, w.K, w.group_size,
-        w.zeros is None, config, dependent_launch,
+        "gemm", x.shape, x.is_contiguous() or x.stride(), x.dtype, x.get_device(), w.qweight.get_device(),
+        w.N, w.K, w.group_size, w.zeros is None, config, dependent_launch,
     )  # fmt: skip
     inputs = (x, w.qweight, w.scales, w.zeros)
     out = launch.replay(key, inputs)

@@ -102,21 +102,26 @@ def replay(key: tuple, inputs: tuple[torch.Tensor | None, ...]) -> torch.Tensor 
             return replay(key, inputs)
     if plan.copy:
         inputs = (inputs[0].contiguous(), *inputs[1:])
-    address, *others = [None if tensor is None else tensor.data_ptr() for tensor in inputs]
-    bits = address
-    for other in others:
-        bits |= other or 0
+    pointers, bits = [], 0
+    for tensor in inputs:
+        if tensor is None:
+            pointers.append(None)
+        else:
+            pointers.append(pointer := tensor.data_ptr())
+            bits |= pointer
     if bits % ALIGNED:
         return None
+    address, *others = pointers
     out = torch.empty(*plan.shape, dtype=plan.dtype, device=plan.device)  # sizes one by one: a tuple takes longer
     target, stream = out.data_ptr(), torch._C._cuda_getCurrentRawStream(plan.index)
     space = NO_PARAMETERS if plan.workspace is None else workspace(*plan.workspace, plan.device)
-    for grid, offset, out_offset, numbers in plan.pieces:
-        arguments = (address + offset, *others, target + out_offset, *space.addresses, *numbers)
+    workspace_pointers, fixed = space.addresses, plan.fixed
+    for grid, offset, out_offset, rest in plan.pieces:
+        first, last = address + offset, target + out_offset
         if plan.as_tuple:
-            plan.launch(*grid, stream, *plan.fixed, arguments)
+            plan.launch(*grid, stream, *fixed, (first, *others, last, *workspace_pointers, *rest))
         else:
-            plan.launch(*grid, stream, *plan.fixed, *arguments)
+            plan.launch(*grid, stream, *fixed, first, *others, last, *workspace_pointers, *rest)
     return out
 
 
