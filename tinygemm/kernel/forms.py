@@ -17,21 +17,23 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def product(
-    config: LaunchConfig, M: int, w: PackedInt4, stride_xm: int, pdl: bool, raw: bool = False
+    config: LaunchConfig, M: int, w: PackedInt4, stride_xm: int, pdl: bool, dequant: str = "lop3"
 ) -> tuple[Launch, ...]:
     """The launches that multiply M rows, `stride_xm` elements apart, by a packed weight: inputs x, *stored(w).
 
-    pdl:    dependent launch, where the form knows how and every program of it waits
-    raw:    leave the dequantisation out: a yardstick of the splitk form
-    raises: ValueError for a config that does not compute this product
+    pdl:     dependent launch, where the form knows how and every program of it waits
+    dequant: how codes become numbers, of the splitk form only: "lop3", or "none": a yardstick that leaves it out
+    raises:  ValueError for a config that does not compute this product
     """
     if config.form not in PRODUCTS:
         raise ValueError(
             f"config must be of a form that computes the product ({', '.join(PRODUCTS)}), got {config.form}"
         )
-    if raw and config.form != "splitk":
+    if config.form == "splitk":
+        return _splitk(config, M, w, stride_xm, pdl, dequant)
+    if dequant != "lop3":
         raise ValueError(f"config must be of form splitk, got {config.form}")
-    return PRODUCTS[config.form](config, M, w, stride_xm, pdl, **({"raw": True} if raw else {}))
+    return PRODUCTS[config.form](config, M, w, stride_xm, pdl)
 
 
 def stored(w: PackedInt4) -> tuple[torch.Tensor | None, ...]:
@@ -39,11 +41,11 @@ def stored(w: PackedInt4) -> tuple[torch.Tensor | None, ...]:
     return w.qweight, w.scales, w.zeros
 
 
-def _splitk(config, M, w, stride_xm, pdl, raw=False) -> tuple[Launch, ...]:
+def _splitk(config, M, w, stride_xm, pdl, dequant="lop3") -> tuple[Launch, ...]:
     N, K, KB = w.N, w.K, w.qweight.shape[1]
     pdl = pdl and every_share_waits(config.split_k, KB, config.num_warps)
     constants = {
-        **layout(w), "RAW": raw, "EVEN": fills_tiles(N, K, config),
+        **layout(w), "RAW": dequant == "none", "EVEN": fills_tiles(N, K, config),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "WARPS_K": config.num_warps, "SPLIT_K": config.split_k,
         "STEPS": steps(config), "PDL": pdl,
     }  # fmt: skip

@@ -84,7 +84,7 @@ def _load_only(w: PackedInt4, config: LaunchConfig) -> Work:
 
 def _raw(x: torch.Tensor, w: PackedInt4, config: LaunchConfig) -> Work:
     M = x.shape[0]
-    launches = forms.product(config, M, w, x.stride(0), forms.dependent_launch(x.device), raw=True)
+    launches = forms.product(config, M, w, x.stride(0), forms.dependent_launch(x.device), dequant="none")
     return Work((M, w.N), x.dtype, launches)
 
 
