@@ -142,6 +142,14 @@ def test_tokens_beyond_one_tile_are_several_launches_on_their_own_rows(version, 
         assert values[0].data_ptr() == x[first].data_ptr()
 
 
+def test_launches_of_different_binaries_are_left_to_triton(version, kernel):
+    """One plan has one binary; a kernel that is compiled for the rest of M would be another."""
+    kernel.specialise = True
+    for _ in range(2):
+        gemm.gemm(aligned(20), W, SPLITK)
+    assert (len(kernel.ordinary), len(kernel.short)) == (6, 0)
+
+
 def test_a_key_is_all_that_decides_about_the_launch(version, kernel):
     """Whatever differs from the call before goes the ordinary way once; then it is known, too."""
     weights = [W, random_packed(N, K), random_packed(N, K, 64), random_packed(N, K, -1), random_packed(2 * N, K)]

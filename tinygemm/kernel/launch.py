@@ -136,7 +136,7 @@ def _start(key, inputs, work) -> torch.Tensor:
     if first.data_ptr() % work.launches[0].alignment:
         first = first.clone()
     out = torch.empty(work.shape, dtype=work.dtype, device=first.device)
-    pieces = []
+    pieces, binaries = [], []
     for launch in work.launches:
         rows, target = first, out
         if launch.count:
@@ -144,12 +144,15 @@ def _start(key, inputs, work) -> torch.Tensor:
             target = out.view(-1, out.shape[-1])[launch.first : launch.first + launch.count]
         space = NO_PARAMETERS if launch.workspace is None else workspace(*launch.workspace, first.device)
         arguments = (rows, *inputs[1:], target, *space.tensors, *launch.numbers)
-        binary = launch.kernel[launch.grid](*arguments, **launch.constants, **launch.options)
+        binaries.append(launch.kernel[launch.grid](*arguments, **launch.constants, **launch.options))
         offsets = rows.data_ptr() - first.data_ptr(), target.data_ptr() - out.data_ptr()
         pieces.append((launch.grid, *offsets, (*launch.numbers, *launch.constants.values())))
-    addresses = [tensor.data_ptr() for tensor in (first, *inputs[1:]) if tensor is not None]
-    fixed = None if binary is None else _fixed_arguments(binary)  # the interpreter has no binary
-    if fixed is not None and not any(address % ALIGNED for address in addresses):
+    binary = binaries[0]
+    places = [tensor.data_ptr() for tensor in (first, *inputs[1:]) if tensor is not None]
+    places += [offset for piece in pieces for offset in piece[1:3]]
+    if binary is None or any(other is not binary for other in binaries) or any(place % ALIGNED for place in places):
+        return out  # the interpreter has no binary
+    if (fixed := _fixed_arguments(binary)) is not None:
         spaces = [launch.workspace for launch in work.launches if launch.workspace is not None]
         if len(_plans) >= MAX_PLANS:
             _plans.clear()
