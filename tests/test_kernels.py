@@ -18,7 +18,15 @@ from tinygemm.kernel import forms, launch
 from tinygemm.kernel.configs import STATIC, LaunchConfig
 from tinygemm.kernel.gemm import dequantize_fp16, gemm
 from tinygemm.kernel.quant import dequantize, pack
-from tinygemm.kernel.twins import empty_kernel, fp16_gemm, load_only, load_only_reference, raw_gemm, raw_weight
+from tinygemm.kernel.twins import (
+    empty_kernel,
+    fp16_gemm,
+    load_only,
+    load_only_reference,
+    raw_gemm,
+    raw_weight,
+    twin_gemm,
+)
 
 SPLITK = LaunchConfig("splitk", block_m=8, block_n=64, block_k=256, split_k=1, num_warps=2, num_stages=1)
 AHEAD = replace(SPLITK, block_k=1024)  # each warp requests four blocks at once
@@ -253,6 +261,9 @@ def test_without_dequantisation_the_raw_bits_are_the_weight(M, N, K, group_size)
     assert_close(raw_gemm(operands.x, w, replace(SPLITK, split_k=2)), operands.x.double() @ raw_weight(w).T)
     with pytest.raises(AssertionError):
         assert_close(gemm(operands.x, w, SPLITK), operands.x.double() @ raw_weight(w).T)
+    assert torch.equal(twin_gemm(operands.x, w, SPLITK), gemm(operands.x, w, SPLITK))
+    with pytest.raises(ValueError, match="dequant must be lop3 or none, got 'naive'"):
+        twin_gemm(operands.x, w, SPLITK, "naive")
 
 
 def test_the_empty_kernel_runs():

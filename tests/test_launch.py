@@ -118,7 +118,7 @@ def test_constants_stand_in_the_order_of_the_signature():
         forms.dequantise(W),
         *twins._load_only(random_packed(N, K), SPLITK).launches,
         *twins._fp16(aligned(), torch.zeros(N, K).half(), SPLITK).launches,
-        *twins._raw(aligned(), W, SPLITK).launches,
+        *twins._twin(aligned(), W, SPLITK, "none").launches,
     ]
     for one in described:
         assert one.kernel.arg_names[-len(one.constants) :] == list(one.constants), one.kernel.__name__
@@ -267,7 +267,7 @@ def test_a_known_call_asks_torch_for_one_tensor_and_nothing_else(version, kernel
     allocated = []
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, **k: allocated.append(a) or empty(*a, **k))
-    for module, name in ((gemm, "_check"), (gemm, "_selected"), (forms, "product"), (launch, "start")):
+    for module, name in ((gemm, "check"), (gemm, "_selected"), (forms, "product"), (launch, "start")):
         monkeypatch.setattr(module, name, None)
     for _ in range(3):
         gemm.gemm(x, W, config)

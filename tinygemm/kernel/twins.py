@@ -8,18 +8,20 @@ import triton
 from tinygemm.kernel import forms
 from tinygemm.kernel import triton_kernels as kernels
 from tinygemm.kernel.configs import LaunchConfig
+from tinygemm.kernel.gemm import check
 from tinygemm.kernel.launch import Launch, Work, call
 from tinygemm.kernel.quant import TILE_K, TILE_N, PackedInt4
 
 
-def load_only(w: PackedInt4, config: LaunchConfig) -> torch.Tensor:
+def load_only(w: PackedInt4, config: LaunchConfig, dependent_launch: bool = True) -> torch.Tensor:
     """Read the packed weight as the splitk form does and compute nothing: the ceiling of every INT4 kernel.
 
+    dependent_launch: as for `gemm`; calls that do may overlap
     returns: [split_k, N] int32: XOR of the words and scale bits that a share of a row read (see `load_only_reference`)
     raises:  ValueError for asymmetric weights and for shapes that do not fill the tiles
     """
-    key = ("load-only", w.qweight.get_device(), w.N, w.K, w.group_size, w.zeros is None, config)
-    return call(key, (w.qweight, w.scales), _load_only, w, config)
+    key = ("load-only", w.qweight.get_device(), w.N, w.K, w.group_size, w.zeros is None, config, dependent_launch)
+    return call(key, (w.qweight, w.scales), _load_only, w, config, dependent_launch)
 
 
 def load_only_reference(w: PackedInt4) -> torch.Tensor:
@@ -34,15 +36,24 @@ def load_only_reference(w: PackedInt4) -> torch.Tensor:
     return values[:, 0]
 
 
-def raw_gemm(x: torch.Tensor, w: PackedInt4, config: LaunchConfig) -> torch.Tensor:
-    """The splitk form with its dequantisation left out: what `gemm` would cost if unpacking were free.
+def twin_gemm(x: torch.Tensor, w: PackedInt4, config: LaunchConfig, dequant: str = "lop3") -> torch.Tensor:
+    """The splitk form with another dequantisation, everything else as in `gemm`.
 
     x:       [M, K]  float16
     config:  of form splitk
-    returns: [M, N]  float16, the product with `raw_weight(w)`
+    dequant: "lop3": as `gemm`; "none": left out, as if unpacking were free
+    returns: [M, N]  float16, for "none" the product with `raw_weight(w)`
     """
-    key = ("raw", x.shape, x.stride(), x.dtype, x.get_device(), w.N, w.K, w.group_size, w.zeros is None, config)
-    return call(key, (x, *forms.stored(w)), _raw, x, w, config)
+    if dequant not in ("lop3", "none"):
+        raise ValueError(f"dequant must be lop3 or none, got {dequant!r}")
+    weight = (w.N, w.K, w.group_size, w.zeros is None)
+    key = ("twin", x.shape, x.stride(), x.dtype, x.get_device(), weight, config, dequant)
+    return call(key, (x, *forms.stored(w)), _twin, x, w, config, dequant)
+
+
+def raw_gemm(x: torch.Tensor, w: PackedInt4, config: LaunchConfig) -> torch.Tensor:
+    """`twin_gemm` without any dequantisation: what `gemm` would cost if unpacking were free."""
+    return twin_gemm(x, w, config, "none")
 
 
 def raw_weight(w: PackedInt4) -> torch.Tensor:
@@ -68,11 +79,12 @@ def empty_kernel() -> None:
 # --- what they are launched with --------------------------------------------------------------------------------------
 
 
-def _load_only(w: PackedInt4, config: LaunchConfig) -> Work:
+def _load_only(w: PackedInt4, config: LaunchConfig, dependent_launch: bool = True) -> Work:
     KB = w.qweight.shape[1]
     if w.zeros is not None or not forms.fills_tiles(w.N, w.K, config):
         raise ValueError(f"load_only reads symmetric weights whose N and K fill the tiles of {config}")
-    pdl = forms.dependent_launch(w.device) and forms.every_share_waits(config.split_k, KB, config.num_warps)
+    pdl = dependent_launch and forms.dependent_launch(w.device)
+    pdl = pdl and forms.every_share_waits(config.split_k, KB, config.num_warps)
     constants = {
         "SCALE_ROWS": 0 if w.group_size == -1 else 128 // w.group_length, "BLOCK_N": config.block_n,
         "WARPS_K": config.num_warps, "SPLIT_K": config.split_k, "STEPS": forms.steps(config), "PDL": pdl,
@@ -82,9 +94,10 @@ def _load_only(w: PackedInt4, config: LaunchConfig) -> Work:
     return Work((config.split_k, w.N), torch.int32, (launch,))
 
 
-def _raw(x: torch.Tensor, w: PackedInt4, config: LaunchConfig) -> Work:
+def _twin(x: torch.Tensor, w: PackedInt4, config: LaunchConfig, dequant: str) -> Work:
+    check(x, w)
     M = x.shape[0]
-    launches = forms.product(config, M, w, x.stride(0), forms.dependent_launch(x.device), dequant="none")
+    launches = forms.product(config, M, w, x.stride(0), forms.dependent_launch(x.device), dequant)
     return Work((M, w.N), x.dtype, launches)
 
 
