@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import torch
@@ -34,7 +35,8 @@ CudaLauncher.__module__ = "triton.backends.nvidia.driver"
 class Kernel:
     """A Triton kernel: `kernel[grid](...)` is the ordinary way, whose calls are kept in `ordinary`.
 
-    fail: raised by the next launch, whichever way it goes
+    fail:      raised by the next launch that goes the ordinary way
+    specialise: every launch compiles a binary of its own
     """
 
     def __init__(self):
@@ -42,6 +44,7 @@ class Kernel:
         self.run = CudaLauncher(self.short)
         self.binary = SimpleNamespace(run=self.run, function=4711, packed_metadata=(4, 1, 0))
         self.fail: BaseException | None = None
+        self.specialise = False
 
     def __getitem__(self, grid):
         def launched(*arguments, **keywords):
@@ -49,7 +52,7 @@ class Kernel:
                 error, self.fail = self.fail, None
                 raise error
             self.ordinary.append((grid, arguments, keywords))
-            return self.binary
+            return copy.copy(self.binary) if self.specialise else self.binary
 
         return launched
 

@@ -110,7 +110,7 @@ def emulated():
 
 
 def _dot_of_bf16(original):
-    """The interpreter multiplies the bits of bf16 as if they were integers; here they are the numbers they stand for."""
+    """The interpreter multiplies the bits of bf16 as integers; here they are the numbers they stand for."""
 
     def create_dot(self, a, b, d, *others):
         a, b = (_float32(side) if side.dtype.scalar.name == "bf16" else side for side in (a, b))

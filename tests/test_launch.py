@@ -118,7 +118,7 @@ def test_constants_stand_in_the_order_of_the_signature():
         forms.dequantise(W),
         *twins._load_only(random_packed(N, K), SPLITK).launches,
         *twins._fp16(aligned(), torch.zeros(N, K).half(), SPLITK).launches,
-        *twins._raw(aligned(), W, SPLITK).launches,
+        *twins._twin(aligned(), W, SPLITK, "none").launches,
     ]
     for one in described:
         assert one.kernel.arg_names[-len(one.constants) :] == list(one.constants), one.kernel.__name__
@@ -140,6 +140,14 @@ def test_tokens_beyond_one_tile_are_several_launches_on_their_own_rows(version, 
         assert arguments[7] == count
     for (_, values, _), first in zip(kernel.ordinary, (0, 8, 16), strict=True):
         assert values[0].data_ptr() == x[first].data_ptr()
+
+
+def test_launches_of_different_binaries_are_left_to_triton(version, kernel):
+    """One plan has one binary; a kernel that is compiled for the rest of M would be another."""
+    kernel.specialise = True
+    for _ in range(2):
+        gemm.gemm(aligned(20), W, SPLITK)
+    assert (len(kernel.ordinary), len(kernel.short)) == (6, 0)
 
 
 def test_a_key_is_all_that_decides_about_the_launch(version, kernel):
@@ -259,7 +267,7 @@ def test_a_known_call_asks_torch_for_one_tensor_and_nothing_else(version, kernel
     allocated = []
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, **k: allocated.append(a) or empty(*a, **k))
-    for module, name in ((gemm, "_check"), (gemm, "_selected"), (forms, "product"), (launch, "start")):
+    for module, name in ((gemm, "check"), (gemm, "_selected"), (forms, "product"), (launch, "start")):
         monkeypatch.setattr(module, name, None)
     for _ in range(3):
         gemm.gemm(x, W, config)

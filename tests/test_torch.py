@@ -73,8 +73,11 @@ def test_another_number_of_tokens_is_compiled_once_more_and_never_again(operands
 
 def test_a_layer_is_exported_with_any_number_of_tokens(operands, w, tmp_path):
     layer = Int4Linear.from_packed(w, torch.arange(N).half())
+    layer(operands.x)
     program = torch.export.export(layer, (operands.x,), dynamic_shapes=({0: torch.export.Dim("M", min=1)},))
     assert operator_calls(program.graph) == 1
+    assert set(program.state_dict) == {"qweight", "scales", "zeros", "bias"}
+    assert not program.constants
     torch.export.save(program, tmp_path / "layer.pt2")
     loaded = torch.export.load(tmp_path / "layer.pt2").module()
     for M in (1, 2, 6):

@@ -42,7 +42,7 @@ def gemm(
 
 def fused_gemm(x: torch.Tensor, w: PackedInt4) -> torch.Tensor:
     """`gemm` by the fused kernel, however many rows x has: what dequantising first is compared with."""
-    _check(x, w)
+    check(x, w)
     return gemm(x, w, _selected(x.numel() // w.K, w.N, w.K, w.group_size, _gpu_key(x.device), "fused"))
 
 
@@ -52,17 +52,33 @@ def dequantize_fp16(w: PackedInt4, dtype: torch.dtype = torch.float16) -> torch.
     return launch.call(key, forms.stored(w), lambda: launch.Work(w.shape, dtype, (forms.dequantise(w),)))
 
 
+def check(x: torch.Tensor, w: PackedInt4) -> None:
+    """Raise a TypeError or ValueError that names what keeps x [..., K] from being multiplied by w."""
+    if x.dtype not in DTYPES:
+        raise TypeError(f"x must be {' or '.join(str(t).removeprefix('torch.') for t in DTYPES)}, got {x.dtype}")
+    if x.dim() == 0 or x.shape[-1] != w.K:
+        raise ValueError(f"x must be [..., K] with K={w.K}, got shape {tuple(x.shape)}")
+    if x.numel() == 0:
+        raise ValueError(f"x must have at least one row, got shape {tuple(x.shape)}")
+    if x.stride(-1) != 1 and w.K > 1:
+        raise ValueError(f"x must be contiguous in K, got strides {x.stride()}; call x.contiguous()")
+    if x.device != w.device:
+        raise ValueError(f"x is on {x.device} and w on {w.device}; they must be on one device")
+    if x.device.type != "cuda" and not forms.INTERPRETED:
+        raise ValueError(f"x is on {x.device}; the kernels run on a CUDA GPU, or anywhere with TRITON_INTERPRET=1")
+
+
 def _gemm(x, w, config, dependent_launch) -> torch.Tensor:
     """`gemm` of real tensors. The key is all that the checks, the selection and the launch look at."""
     key = (
-        "gemm", x.shape, x.stride(), x.dtype, x.get_device(), w.qweight.get_device(), w.N, w.K, w.group_size,
-        w.zeros is None, config, dependent_launch,
+        "gemm", x.shape, x.is_contiguous() or x.stride(), x.dtype, x.get_device(), w.qweight.get_device(),
+        w.N, w.K, w.group_size, w.zeros is None, config, dependent_launch,
     )  # fmt: skip
     inputs = (x, w.qweight, w.scales, w.zeros)
     out = launch.replay(key, inputs)
     if out is not None:
         return out
-    _check(x, w)
+    check(x, w)
     M = x.numel() // w.K
     if config is None:
         config = _selected(M, w.N, w.K, w.group_size, _gpu_key(x.device))
@@ -97,21 +113,6 @@ def _gpu_key(device: torch.device) -> str:
 @functools.lru_cache(maxsize=4096)
 def _selected(M: int, N: int, K: int, group_size: int, gpu: str, form: str | None = None) -> LaunchConfig:
     return select(GemmProblem(M, N, K, group_size), gpu, form)[0]
-
-
-def _check(x: torch.Tensor, w: PackedInt4) -> None:
-    if x.dtype not in DTYPES:
-        raise TypeError(f"x must be {' or '.join(str(t).removeprefix('torch.') for t in DTYPES)}, got {x.dtype}")
-    if x.dim() == 0 or x.shape[-1] != w.K:
-        raise ValueError(f"x must be [..., K] with K={w.K}, got shape {tuple(x.shape)}")
-    if x.numel() == 0:
-        raise ValueError(f"x must have at least one row, got shape {tuple(x.shape)}")
-    if x.stride(-1) != 1 and w.K > 1:
-        raise ValueError(f"x must be contiguous in K, got strides {x.stride()}; call x.contiguous()")
-    if x.device != w.device:
-        raise ValueError(f"x is on {x.device} and w on {w.device}; they must be on one device")
-    if x.device.type != "cuda" and not forms.INTERPRETED:
-        raise ValueError(f"x is on {x.device}; the kernels run on a CUDA GPU, or anywhere with TRITON_INTERPRET=1")
 
 
 # --- as an operator, for torch.compile, torch.export and other tracers ------------------------------------------------

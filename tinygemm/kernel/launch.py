@@ -100,21 +100,26 @@ def replay(key: tuple, inputs: tuple[torch.Tensor | None, ...]) -> torch.Tensor 
             return replay(key, inputs)
     if plan.copy:
         inputs = (inputs[0].contiguous(), *inputs[1:])
-    address, *others = [None if tensor is None else tensor.data_ptr() for tensor in inputs]
-    bits = address
-    for other in others:
-        bits |= other or 0
+    pointers, bits = [], 0
+    for tensor in inputs:
+        if tensor is None:
+            pointers.append(None)
+        else:
+            pointers.append(pointer := tensor.data_ptr())
+            bits |= pointer
     if bits % ALIGNED:
         return None
+    address, *others = pointers
     out = torch.empty(*plan.shape, dtype=plan.dtype, device=plan.device)  # sizes one by one: a tuple takes longer
     target, stream = out.data_ptr(), torch._C._cuda_getCurrentRawStream(plan.index)
     space = NO_PARAMETERS if plan.workspace is None else workspace(*plan.workspace, plan.device)
-    for grid, offset, out_offset, numbers in plan.pieces:
-        arguments = (address + offset, *others, target + out_offset, *space.addresses, *numbers)
+    workspace_pointers, fixed = space.addresses, plan.fixed
+    for grid, offset, out_offset, rest in plan.pieces:
+        first, last = address + offset, target + out_offset
         if plan.as_tuple:
-            plan.launch(*grid, stream, *plan.fixed, arguments)
+            plan.launch(*grid, stream, *fixed, (first, *others, last, *workspace_pointers, *rest))
         else:
-            plan.launch(*grid, stream, *plan.fixed, *arguments)
+            plan.launch(*grid, stream, *fixed, first, *others, last, *workspace_pointers, *rest)
     return out
 
 
@@ -127,7 +132,7 @@ def start(key: tuple, inputs: tuple[torch.Tensor | None, ...], work: Work) -> to
 def _start(key, inputs, work) -> torch.Tensor:
     first = inputs[0].contiguous() if work.copy else inputs[0]
     out = torch.empty(work.shape, dtype=work.dtype, device=first.device)
-    pieces = []
+    pieces, binaries = [], []
     for launch in work.launches:
         rows, target = first, out
         if launch.count:
@@ -135,12 +140,15 @@ def _start(key, inputs, work) -> torch.Tensor:
             target = out.view(-1, out.shape[-1])[launch.first : launch.first + launch.count]
         space = NO_PARAMETERS if launch.workspace is None else workspace(*launch.workspace, first.device)
         arguments = (rows, *inputs[1:], target, *space.tensors, *launch.numbers)
-        binary = launch.kernel[launch.grid](*arguments, **launch.constants, **launch.options)
+        binaries.append(launch.kernel[launch.grid](*arguments, **launch.constants, **launch.options))
         offsets = rows.data_ptr() - first.data_ptr(), target.data_ptr() - out.data_ptr()
         pieces.append((launch.grid, *offsets, (*launch.numbers, *launch.constants.values())))
-    addresses = [tensor.data_ptr() for tensor in (first, *inputs[1:]) if tensor is not None]
-    fixed = None if binary is None else _fixed_arguments(binary)  # the interpreter has no binary
-    if fixed is not None and not any(address % ALIGNED for address in addresses):
+    binary = binaries[0]
+    places = [tensor.data_ptr() for tensor in (first, *inputs[1:]) if tensor is not None]
+    places += [offset for piece in pieces for offset in piece[1:3]]
+    if binary is None or any(other is not binary for other in binaries) or any(place % ALIGNED for place in places):
+        return out  # the interpreter has no binary
+    if (fixed := _fixed_arguments(binary)) is not None:
         spaces = [launch.workspace for launch in work.launches if launch.workspace is not None]
         if len(_plans) >= MAX_PLANS:
             _plans.clear()

@@ -59,10 +59,11 @@ class Int4Linear(nn.Module):
         """The packed weight [out_features, in_features], made again only where a buffer was replaced."""
         buffers, w = self._buffers, self._weight  # quicker than asking the module for each
         qweight, scales, zeros = buffers["qweight"], buffers["scales"], buffers["zeros"]
-        if w is not None and w.qweight is qweight and w.scales is scales and w.zeros is zeros:
+        tracing = torch.compiler.is_compiling()  # a tracer must see the buffers, and leave none of its own behind
+        if not tracing and w is not None and w.qweight is qweight and w.scales is scales and w.zeros is zeros:
             return w
         w = PackedInt4(qweight, scales, zeros, self.out_features, self.in_features, self.group_size)
-        if not torch.compiler.is_compiling():  # a traced call must not leave its tensors behind
+        if not tracing:
             self._weight = w
         return w
 

@@ -8,6 +8,7 @@ import triton
 from tinygemm.kernel import forms
 from tinygemm.kernel import triton_kernels as kernels
 from tinygemm.kernel.configs import LaunchConfig
+from tinygemm.kernel.gemm import check
 from tinygemm.kernel.launch import Launch, Work, call
 from tinygemm.kernel.quant import TILE_K, TILE_N, PackedInt4
 
@@ -91,6 +92,7 @@ def _load_only(w: PackedInt4, config: LaunchConfig, dependent_launch: bool) -> W
 def _twin(x: torch.Tensor, w: PackedInt4, config: LaunchConfig, dequant: str) -> Work:
     if dequant not in ("naive", "none"):
         raise ValueError(f"dequant must be naive or none, got {dequant!r}")
+    check(x, w)
     M = x.shape[0]
     launches = forms.product(config, M, w, x.stride(0), forms.dependent_launch(x.device), dequant)
     return Work((M, w.N), x.dtype, launches)
