@@ -28,7 +28,7 @@ LAYERS = {
         "tinygemm.harness",
     },
     "tinygemm.report": {"tinygemm.problem", "tinygemm.models", "tinygemm.hardware", "tinygemm.runs", "tinygemm.report"},
-    "tinygemm.dictionary": {"tinygemm.runs"},
+    "tinygemm.dictionary": {"tinygemm.runs", "tinygemm.report"},
 }
 TOP = {"tinygemm", "tinygemm.cli", "tinygemm.source"}  # may import everything, and nothing may import them
 ACCELERATOR = ("torch", "triton")
