@@ -2,6 +2,7 @@
 
 from tinygemm.report.figures.causes import dequant_breakdown, ladder, percent_of_peak, roofline
 from tinygemm.report.figures.method import cold_vs_hot, correctness, launch_cost, samples_spread
+from tinygemm.report.figures.models import never_slower
 from tinygemm.report.figures.speed import bandwidth_vs_n, decode_latency, frac_of_floor, headline, speedup_vs_n
 from tinygemm.report.style import save
 
@@ -15,6 +16,7 @@ __all__ = [
     "headline",
     "ladder",
     "launch_cost",
+    "never_slower",
     "percent_of_peak",
     "roofline",
     "samples_spread",
