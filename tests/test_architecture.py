@@ -28,6 +28,14 @@ LAYERS = {
         "tinygemm.harness",
     },
     "tinygemm.report": {"tinygemm.problem", "tinygemm.models", "tinygemm.hardware", "tinygemm.runs", "tinygemm.report"},
+    "tinygemm.clitools": set(),
+    "tinygemm.commands_predict": {
+        "tinygemm.problem",
+        "tinygemm.hardware",
+        "tinygemm.runs",
+        "tinygemm.report",
+        "tinygemm.clitools",
+    },
     "tinygemm.dictionary": {"tinygemm.runs", "tinygemm.report"},
 }
 TOP = {"tinygemm", "tinygemm.cli", "tinygemm.source"}  # may import everything, and nothing may import them

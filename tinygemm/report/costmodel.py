@@ -1,28 +1,17 @@
-"""A latency model of every backend: a few physical terms, fitted to a recorded run, that predict what was not timed.
-
-One call takes
-
-    T = start + token · M + (T_serial^p + T_mem^p + T_work^p)^(1/p)
-
-    T_serial = serial · K walked by one program            a chain of loads and multiplications, however wide the GPU
-    T_mem    = bytes / (efficiency · usable bandwidth)     DRAM traffic
-    T_work   = (weight + tile · tiles of M) · K · N · tail / SMs      instructions: dequantisation, multiplication
-    tail     = rounds of programs over the SMs / their mean, where all programs are cut alike; otherwise 1
-
-With p = 1 the three add up, with a large p the longest hides the others; p is fitted like the rest. From Python a
-call takes (host^8 + (T + gap)^8)^(1/8): the host or the device, whichever is slower.
-"""
+"""The latency model: fitted to a recorded run, checked at shapes left out, and asked about what was not timed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import least_squares
 
 from tinygemm.hardware import GPUS, GpuSpec
-from tinygemm.report.tables import NO_PRODUCT, SHAPE, copy_bandwidth_gb_s
+from tinygemm.report import extrapolate
+from tinygemm.report.costterms import DEVICE, HOST, META, Fitted, Terms, device_us, eager_us, usable_gb_s
+from tinygemm.report.tables import LATENCY, NO_PRODUCT, SHAPE, copy_bandwidth_gb_s, summarize
 
 BACKENDS = (
     "fp16-cublas", "fp16-triton", "int4", "int4-static", "int4-load-only", "aten-int4mm", "dequant-fp16", "int4-serial",
@@ -32,56 +21,11 @@ MAX_M = 16  # beyond, products are prefill: arithmetic counts, which the terms d
 MIN_SHAPES = 4  # fewer cannot tell the terms apart
 FOLDS = 10
 COVERED = 0.9  # share of left-out cases that the band of a prediction covers
-ECC_SHARE = 0.125  # of the bandwidth, where ECC bits lie in the DRAM itself
-SHARPNESS = 8  # of the corner between host-bound and device-bound
+LAUNCHES = ("graph", "eager")
+COLUMNS = [*SHAPE, "backend", "launch", "latency_us", "low_us", "high_us", "kind"]
+MEASURED, PREDICTED = "measured", "predicted"
 ROBUST = 0.05  # log latency: residuals beyond 5 % count linearly
 TRUST = 0.02  # weight of a prior, in log latency per standard deviation: it decides only what the run leaves open
-
-
-def term(unit: str, meaning: str, prior: float, sigma: float, low: float, high: float):
-    """A fitted number: its unit and meaning, what to expect of it before a run speaks, and its bounds."""
-    metadata = {"unit": unit, "meaning": meaning, "prior": prior, "sigma": sigma, "low": low, "high": high}
-    return field(default=prior, metadata=metadata)
-
-
-@dataclass(frozen=True)
-class Terms:
-    """The fitted numbers of one backend; `sigma` of a prior is in natural logarithms."""
-
-    start_us: float = term("µs", "launching, filling and draining the GPU, once per call", 3, 1, 0.02, 30)
-    token_us: float = term("µs", "per token: reading and placing activations, storing outputs", 0.03, 1.5, 1e-4, 2)
-    serial_ns: float = term("ns", "per weight along K that one program walks", 0.3, 1.5, 1e-3, 50)
-    efficiency: float = term("1", "share of the usable DRAM bandwidth", 0.85, 0.2, 0.15, 0.95)
-    weight_ps: float = term("ps", "of one SM per weight", 5, 2, 1e-2, 3e3)
-    tile_ps: float = term("ps", "of one SM per weight and tile of M", 5, 2, 1e-2, 3e3)
-    overlap: float = term("1", "exponent p: 1 adds the terms up, 8 lets the longest hide the rest", 2, 0.7, 1, 8)
-    l2_share: float = term("1", "share of L2 that keeps a dequantised weight until it is read", 0.5, 0.7, 0.05, 4)
-    host_us: float = term("µs", "of the host per call from Python", 15, 1, 1, 500)
-    gap_us: float = term("µs", "between two calls from Python, beside the device time", 2, 1, 0.05, 30)
-
-
-DEVICE = tuple(f.name for f in fields(Terms) if f.name not in ("host_us", "gap_us"))
-HOST = ("host_us", "gap_us")
-META = {f.name: f.metadata for f in fields(Terms)}
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """One backend of a run.
-
-    bits:    stored bits per weight at groups of 128      block_m: rows of its M tile; 0: cost grows with M itself
-    cut:     (block_n, split_k) where every program of the run was cut alike, else None: the tuner chose
-    n_shapes: (K, N) that it was fitted to
-    spread:  launch -> (low, high): factors that cover 90 % of measured / predicted at shapes left out of the fit
-    """
-
-    backend: str
-    terms: Terms
-    bits: float
-    block_m: int
-    cut: tuple[int, int] | None
-    n_shapes: int
-    spread: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -90,6 +34,7 @@ class CostModel:
 
     spec:         the GPU of the run            run_id: the run, or ""
     clock_mhz:    its SM clock while timing
+    overlap_us:   what a kernel gains by starting before the one ahead of it has ended; 0 where that was not timed
     backends:     name -> Fitted
     observations: what was measured, one row per backend, M, K, N and launch: latency_us
     run:          the run or table itself, from which intervals of measured cases are taken
@@ -98,6 +43,7 @@ class CostModel:
     spec: GpuSpec
     run_id: str
     clock_mhz: float
+    overlap_us: float
     backends: dict[str, Fitted]
     observations: pd.DataFrame
     run: object = field(repr=False, default=None)
@@ -112,13 +58,50 @@ def fit(run, spec: GpuSpec | None = None, backends=BACKENDS) -> CostModel:
     """
     spec = spec or spec_of(run)
     rows = observations(run)
-    found = {name: _fit_backend(group, spec) for name, group in rows.groupby("backend") if name in backends}
+    reach = _reach(run, rows, spec)
+    found = {name: _fit_backend(group, spec, reach) for name, group in rows.groupby("backend") if name in backends}
     found = {name: found[name] for name in backends if found.get(name)}
     if not found:
         raise ValueError(f"no backend was timed at {MIN_SHAPES} shapes with a cold L2 and M of 1 to {MAX_M}: no model")
     fitted = {name: _with_spread(rows[rows["backend"] == name], fit_, spec) for name, fit_ in found.items()}
     clock = float(rows["sm_clock_mhz"].median()) if rows["sm_clock_mhz"].notna().any() else float(spec.boost_clock_mhz)
-    return CostModel(spec, getattr(run, "run_id", ""), clock, fitted, rows, run)
+    return CostModel(spec, getattr(run, "run_id", ""), clock, _overlap_us(rows), fitted, rows, run)
+
+
+def predict(model: CostModel, problems, spec: GpuSpec | None = None, backends=None, launches=LAUNCHES) -> pd.DataFrame:
+    """The latency of problems: measured where the run has the very case, else predicted with its band.
+
+    problems: GemmProblems, M of 1 to 16
+    spec:     the GPU; None: the one of the run. Another GPU's band is widened by every assumption of `extrapolate`
+    backends: names; None: all of the model
+    returns:  M, K, N, backend, launch, latency_us, low_us, high_us, kind; low and high are the 95 % interval of a
+              measured median, and of a prediction what covers 90 % of the shapes left out of the fit; no row for a
+              launch mode in which the run did not time a backend
+    raises:   ValueError naming the backend that the model lacks, or the problem that it does not describe
+    """
+    problems, spec = list(problems), spec or model.spec
+    chosen = tuple(model.backends) if backends is None else tuple(backends)
+    if unknown := [name for name in chosen if name not in model.backends]:
+        raise ValueError(f"the model has no {', '.join(unknown)}; it has {', '.join(model.backends)}")
+    if wrong := [problem for problem in problems if problem.M > MAX_M]:
+        raise ValueError(f"{wrong[0]}: the model describes decode, M of 1 to {MAX_M}")
+    shapes = {name: np.array([getattr(problem, name) for problem in problems]) for name in SHAPE}
+    parts = []
+    for name in chosen:
+        fitted = model.backends[name]
+        bits = np.array([bits_at(fitted.bits, problem) for problem in problems])
+        for launch in (launch for launch in launches if launch in fitted.spread):
+            middle, down, up = extrapolate.band(model, fitted, shapes, bits, launch, spec)
+            columns = shapes | {"backend": name, "launch": launch, "latency_us": middle}
+            part = pd.DataFrame(columns | {"low_us": middle * np.exp(-down), "high_us": middle * np.exp(up)})
+            parts.append(part.assign(kind=PREDICTED, group_size=[problem.group_size for problem in problems]))
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*COLUMNS, "group_size"])
+    return (_with_measured(model, table) if spec.key == model.spec.key else table)[COLUMNS]
+
+
+def bits_at(bits: float, problem) -> float:
+    """Stored bits per weight of a backend at a problem's group size, from those at groups of 128."""
+    return bits if bits >= 16 else 4 + (bits - 4) * 128 / problem.group_length
 
 
 def leave_one_out(run, spec: GpuSpec | None = None, backends=BACKENDS) -> pd.DataFrame:
@@ -128,10 +111,10 @@ def leave_one_out(run, spec: GpuSpec | None = None, backends=BACKENDS) -> pd.Dat
     """
     spec = spec or spec_of(run)
     rows = observations(run)
-    parts = []
+    reach, parts = _reach(run, rows, spec), []
     for name in backends:
         group = rows[rows["backend"] == name]
-        if whole := _fit_backend(group, spec):
+        if whole := _fit_backend(group, spec, reach):
             shapes = list(group.groupby(["K", "N"]).groups)
             parts.append(_left_out(group, whole, spec, [[shape] for shape in shapes]))
     columns = ["backend", "launch", *SHAPE, "measured_us", "predicted_us", "error"]
@@ -152,45 +135,8 @@ def observations(run) -> pd.DataFrame:
         keep &= cases["operands"] == "random"
     rows = cases[keep].dropna(subset=["latency_us_p50"]).rename(columns={"latency_us_p50": "latency_us"})
     values = ["latency_us", "bits_per_weight", "block_m", "block_n", "split_k", "sm_clock_mhz"]
-    return rows.groupby(["backend", *SHAPE, "launch"], as_index=False, sort=False)[values].median()
-
-
-def device_us(fitted: Fitted, M, K, N, bits, spec: GpuSpec) -> np.ndarray:
-    """Predicted device time of one call, without the host; M, K, N, bits may be arrays."""
-    parts = parts_us(fitted, M, K, N, bits, spec)
-    return parts["start"] + parts["token"] + _together(fitted.terms.overlap, parts)
-
-
-def parts_us(fitted: Fitted, M, K, N, bits, spec: GpuSpec) -> dict[str, np.ndarray]:
-    """The terms of a call in us: start, token, serial, memory, work."""
-    terms, (M, K, N, bits) = fitted.terms, (np.asarray(value, dtype=float) for value in (M, K, N, bits))
-    moved = K * N * bits / 8 + 2 * M * (K + N)
-    if fitted.backend == "dequant-fp16":  # the FP16 weight is written, and read again as far as L2 does not hold it
-        fp16 = 2 * K * N
-        moved = moved + fp16 + fp16 * fp16 / (fp16 + terms.l2_share * spec.l2_bytes)
-    tiles = np.ceil(M / fitted.block_m) if fitted.block_m else M / 8
-    tail, walked = 1.0, K
-    if fitted.cut:
-        block_n, split_k = fitted.cut
-        programs, walked = np.ceil(N / block_n) * split_k, K / split_k
-        tail = np.ceil(programs / spec.sm_count) * spec.sm_count / programs
-    return {
-        "start": terms.start_us + 0 * M,
-        "token": terms.token_us * M,
-        "serial": terms.serial_ns * 1e-3 * walked,
-        "memory": moved / (terms.efficiency * usable_gb_s(spec) * 1e3),
-        "work": (terms.weight_ps + terms.tile_ps * tiles) * 1e-6 * K * N * tail / spec.sm_count,
-    }
-
-
-def eager_us(terms: Terms, device) -> np.ndarray:
-    """Time of one call launched from Python, from its device time."""
-    return (terms.host_us**SHARPNESS + (np.asarray(device) + terms.gap_us) ** SHARPNESS) ** (1 / SHARPNESS)
-
-
-def usable_gb_s(spec: GpuSpec) -> float:
-    """Published DRAM bandwidth less what ECC takes of it."""
-    return spec.dram_gb_s * (1 - ECC_SHARE * spec.inline_ecc)
+    medians = dict.fromkeys(values, "median") | {"case_id": "first"}
+    return rows.groupby(["backend", *SHAPE, "launch"], as_index=False, sort=False).agg(medians)
 
 
 def spec_of(run) -> GpuSpec:
@@ -200,10 +146,7 @@ def spec_of(run) -> GpuSpec:
         raise ValueError("a table does not say which GPU it is of: pass its GpuSpec")
     if gpu["key"] in GPUS:
         return GPUS[gpu["key"]]
-    copies = run.cases[run.cases["backend"] == "copy"]
-    seconds = copies["case_id"].map(run.samples.groupby("case_id")["latency_us"].median()) * 1e-6
-    bandwidth = copy_bandwidth_gb_s(copies.assign(achieved_gb_s=copies["bytes_min"] / seconds / 1e9))
-    if not np.isfinite(bandwidth):
+    if not np.isfinite(bandwidth := _copy_gb_s(run)):
         raise ValueError(f"{gpu['name']} has no published figures here, and the run timed no copy to go by")
     major, minor = (int(part) for part in gpu["compute_capability"].split("."))
     clock = gpu["max_sm_clock_mhz"] or 1500
@@ -215,22 +158,60 @@ def terms_table(model: CostModel) -> pd.DataFrame:
     """Every fitted number: backend, term, value, unit, meaning; terms that a backend does not have are left out."""
     rows = []
     for name, fitted in model.backends.items():
-        for term_ in fields(Terms):
-            if term_.name == "l2_share" and name != "dequant-fp16" or term_.name in HOST and "eager" not in fitted.spread:
-                continue
-            value = getattr(fitted.terms, term_.name)
-            rows.append((name, term_.name, value, META[term_.name]["unit"], META[term_.name]["meaning"]))
+        absent = ({"l2_share"} if name != "dequant-fp16" else set()) | (
+            set(HOST) if "eager" not in fitted.spread else set()
+        )
+        for term, about in META.items():
+            if term not in absent:
+                rows.append((name, term, getattr(fitted.terms, term), about["unit"], about["meaning"]))
     return pd.DataFrame(rows, columns=["backend", "term", "value", "unit", "meaning"])
 
 
-def _together(overlap, parts) -> np.ndarray:
-    """The p-norm of the three terms that may overlap, scaled by the longest, so that no power overflows."""
-    three = np.stack(np.broadcast_arrays(parts["serial"], parts["memory"], parts["work"]))
-    longest = three.max(axis=0)
-    return longest * ((three / longest) ** overlap).sum(axis=0) ** (1 / overlap)
+def _with_measured(model: CostModel, table: pd.DataFrame) -> pd.DataFrame:
+    """Put measured latencies in the place of predicted ones; a weight in groups of another size was not measured."""
+    seen = model.observations[["backend", *SHAPE, "launch", "case_id"]]
+    table = table.merge(seen, on=["backend", *SHAPE, "launch"], how="left", validate="many_to_one")
+    measured = table["case_id"].notna() & ((table["group_size"] == 128) | table["backend"].str.startswith("fp16"))
+    ids = set(table.loc[measured, "case_id"])
+    if isinstance(model.run, pd.DataFrame):
+        timed = model.run[model.run["case_id"].isin(ids)]
+    else:
+        cases, samples = (rows[rows["case_id"].isin(ids)] for rows in (model.run.cases, model.run.samples))
+        timed = summarize(cases, samples)
+    timed = timed.set_index("case_id")
+    for ours, theirs in zip(["latency_us", "low_us", "high_us"], LATENCY, strict=True):
+        table[ours] = table[ours].where(~measured, table["case_id"].map(timed[theirs]))
+    return table.assign(kind=table["kind"].where(~measured, MEASURED))
 
 
-def _fit_backend(rows: pd.DataFrame, spec: GpuSpec) -> Fitted | None:
+def _overlap_us(rows: pd.DataFrame) -> float:
+    """How much longer the tuned kernel takes that waits for the one ahead of it, in us: a median over problems."""
+    graph = rows[rows["launch"] == "graph"]
+    sides = (graph[graph["backend"] == name].set_index(SHAPE)["latency_us"] for name in ("int4-serial", "int4"))
+    gains = next(sides).sub(next(sides)).dropna()
+    return max(float(gains.median()), 0.0) if len(gains) else 0.0
+
+
+def _reach(run, rows: pd.DataFrame, spec: GpuSpec) -> float:
+    """Share of the usable DRAM bandwidth that the fastest product or copy of the run reached."""
+    graph = rows[(rows["launch"] == "graph") & (rows["M"] == rows["M"].min())]  # not all backends read all of x
+    moved = graph["K"] * graph["N"] * graph["bits_per_weight"] / 8 + 2 * graph["M"] * (graph["K"] + graph["N"])
+    best = float((moved / graph["latency_us"]).max()) / 1e3
+    return min(np.nanmax([best, _copy_gb_s(run)]) / usable_gb_s(spec), 1.0)
+
+
+def _copy_gb_s(run) -> float:
+    """Bandwidth of the copy of a run or table in 1e9 bytes/s; NaN where it has none."""
+    cases = run if isinstance(run, pd.DataFrame) else run.cases
+    copies = cases[(cases["backend"] == "copy") & (cases["status"] == "ok")]
+    if "achieved_gb_s" not in copies:
+        timed = run.samples[run.samples["case_id"].isin(copies["case_id"])]
+        medians = copies["case_id"].map(timed.groupby("case_id")["latency_us"].median())
+        copies = copies.assign(achieved_gb_s=copies["bytes_min"] / medians / 1e3)
+    return copy_bandwidth_gb_s(copies)
+
+
+def _fit_backend(rows: pd.DataFrame, spec: GpuSpec, reach: float) -> Fitted | None:
     """The terms of one backend's rows, from several starting points; None where there are too few shapes."""
     graph = rows[rows["launch"] == "graph"]
     n_shapes = len(graph[["K", "N"]].drop_duplicates())
@@ -239,7 +220,8 @@ def _fit_backend(rows: pd.DataFrame, spec: GpuSpec) -> Fitted | None:
     block_m, cut = graph["block_m"].min(), graph[["block_n", "split_k"]].drop_duplicates()
     cut = tuple(int(value) for value in cut.iloc[0]) if len(cut) == 1 and cut.notna().all(axis=None) else None
     block_m = int(block_m) if np.isfinite(block_m) else 0
-    empty = Fitted(rows["backend"].iloc[0], Terms(), float(graph["bits_per_weight"].median()), block_m, cut, n_shapes, {})
+    bits, terms = float(graph["bits_per_weight"].median()), Terms(efficiency=reach)
+    empty = Fitted(rows["backend"].iloc[0], terms, bits, block_m, cut, n_shapes, {})
     starts = [
         replace(empty, terms=replace(empty.terms, serial_ns=serial, weight_ps=work))
         for serial in (0.3, 5.0)
