@@ -29,6 +29,13 @@ LAYERS = {
     },
     "tinygemm.report": {"tinygemm.problem", "tinygemm.models", "tinygemm.hardware", "tinygemm.runs", "tinygemm.report"},
     "tinygemm.clitools": set(),
+    "tinygemm.commands_advise": {
+        "tinygemm.models",
+        "tinygemm.hardware",
+        "tinygemm.runs",
+        "tinygemm.report",
+        "tinygemm.clitools",
+    },
     "tinygemm.commands_predict": {
         "tinygemm.problem",
         "tinygemm.hardware",

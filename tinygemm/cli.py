@@ -16,6 +16,7 @@ from tinygemm.clitools import options as _options
 from tinygemm.clitools import write as _write
 from tinygemm.clitools import write_csv as _write_csv
 from tinygemm.clitools import write_text as _write_text
+from tinygemm.commands_advise import advise
 from tinygemm.commands_predict import predict
 from tinygemm.problem import GROUP_SIZES, STUDY_SHAPES
 
@@ -316,6 +317,7 @@ def peak_compute(fp16_csv, int4_csv, out):
     _save(figures.percent_of_peak(pd.concat(parts, ignore_index=True)), out)
 
 
+commands.add_command(advise)
 commands.add_command(predict)
 
 
