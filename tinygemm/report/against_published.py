@@ -16,6 +16,7 @@ from tinygemm.report.tables import BASELINE, SHAPE
 # A kernel that the run did not time is held against ours: then a miss tells of the kernels as much as of the model.
 STAND_IN = {"marlin": "int4", "gemlite": "int4", "tileops": "int4", "exllamav2": "int4"}
 READING = {"speedup": 0.05}  # how far a value read off a figure may be off
+BASE_CLOCK_MHZ = {"a10": 885}  # NVIDIA A10 product brief; a source may have locked it
 HIT, MISS = "hit", "miss"
 
 
@@ -54,7 +55,11 @@ def _modelled(model: CostModel, backend: str) -> str | None:
 
 def _as_measured(spec: GpuSpec, method: str) -> GpuSpec:
     """The GPU as the source had it set."""
-    return replace(spec, inline_ecc=False) if "ECC off" in method else spec
+    if "ECC off" in method:
+        spec = replace(spec, inline_ecc=False)
+    if "base clock" in method and spec.key in BASE_CLOCK_MHZ:
+        spec = replace(spec, boost_clock_mhz=BASE_CLOCK_MHZ[spec.key])
+    return spec
 
 
 def _beside(model: CostModel, row: dict, backend: str, spec: GpuSpec) -> dict:

@@ -25,7 +25,7 @@ LAUNCHES = ("graph", "eager")
 COLUMNS = [*SHAPE, "backend", "launch", "latency_us", "low_us", "high_us", "kind"]
 MEASURED, PREDICTED = "measured", "predicted"
 ROBUST = 0.05  # log latency: residuals beyond 5 % count linearly
-TRUST = 0.02  # weight of a prior, in log latency per standard deviation: it decides only what the run leaves open
+TRUST = 0.05  # one standard deviation of a prior weighs as much as one case that is off by 5 %
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,8 @@ def _fit_backend(rows: pd.DataFrame, spec: GpuSpec, reach: float) -> Fitted | No
     bits, terms = float(graph["bits_per_weight"].median()), Terms(efficiency=reach)
     empty = Fitted(rows["backend"].iloc[0], terms, bits, block_m, cut, n_shapes, {})
     starts = [
-        replace(empty, terms=replace(empty.terms, serial_ns=serial, weight_ps=work))
+        replace(empty, cut=either, terms=replace(terms, serial_ns=serial, weight_ps=work))
+        for either in dict.fromkeys([cut, None])  # all alike may also be a coincidence
         for serial in (0.3, 5.0)
         for work in (3.0, 60.0)
     ]

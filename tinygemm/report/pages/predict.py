@@ -1,0 +1,176 @@
+"""What the chapter on the latency model puts on its page: its terms, projections to other GPUs, and their tables."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+
+from tinygemm.hardware import GPUS, GpuSpec
+from tinygemm.problem import STUDY_SHAPES, GemmProblem
+from tinygemm.report import costmodel, extrapolate, style
+from tinygemm.report.costmodel import MEASURED, PREDICTED, CostModel
+from tinygemm.report.tables import BASELINE, SHAPE, primary
+
+PROJECTED = "projected"
+SHOWN_FIRST = "a10g"
+
+
+def model_of(run) -> CostModel | None:
+    """The model of a run; None where the run timed too few shapes for one."""
+    try:
+        return costmodel.fit(run)
+    except ValueError:
+        return None
+
+
+def no_model() -> Markdown:
+    """What stands where the model would, for a run that allows none."""
+    return Markdown(f"*This run timed fewer than {costmodel.MIN_SHAPES} shapes of every backend: no model was fitted.*")
+
+
+def facts(model: CostModel | None, left_out: pd.DataFrame) -> dict:
+    """What the prose quotes: counts of cases and shapes, of fitted backends, the covered share, the bandwidth share."""
+    graph = left_out[left_out["launch"] == "graph"]
+    efficiency = next(iter(model.backends.values())).terms.efficiency if model else np.nan
+    return {
+        "cases": len(graph),
+        "shapes": len(graph[["K", "N"]].drop_duplicates()),
+        "backends": len(model.backends) if model else 0,
+        "covered": costmodel.COVERED,
+        "efficiency": efficiency,
+        "overlap_us": model.overlap_us if model else np.nan,
+    }
+
+
+def terms(model: CostModel) -> pd.DataFrame:
+    """Every fitted term, one row each and one column per backend: term, unit, meaning, then the names of backends."""
+    long = costmodel.terms_table(model)
+    wide = long.pivot(index="term", columns="backend", values="value")[list(model.backends)]
+    about = long.drop_duplicates("term").set_index("term")[["unit", "meaning"]]
+    return about.join(wide).reset_index()
+
+
+def errors(left_out: pd.DataFrame) -> pd.DataFrame:
+    """One row per backend: name, cases, then median, worst and the share within 10 and 25 %, for graph and eager."""
+    rows = left_out.assign(size=left_out["error"].abs())
+    groups = rows.groupby(["backend", "launch"])["size"]
+    table = pd.DataFrame({
+        "cases": groups.size(),
+        "median": groups.median(),
+        "worst": groups.max(),
+        "within_10": groups.agg(_share_within_10),
+        "within_25": groups.agg(_share_within_25),
+    }).reset_index()  # fmt: skip
+    order = {backend: i for i, backend in enumerate(style.in_order(table["backend"]))}
+    table = table.sort_values(["launch", "backend"], key=_place(order), ascending=True)
+    return table.assign(name=table["backend"].map(style.name))
+
+
+def speedups(model: CostModel, table: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> pd.DataFrame:
+    """INT4 over FP16 on every GPU that is known: measured on the run's own where timed, projected on the others.
+
+    table:   tables.report_table(run)
+    returns: gpu, gpu_key, M, K, N, speedup, low, high, fp16_us, int4_us, kind (measured, predicted, projected); no rows
+             where the model lacks one of the two
+    """
+    columns = ["gpu", "gpu_key", *SHAPE, "speedup", "low", "high", "fp16_us", "int4_us", "kind"]
+    if not {BASELINE, "int4"} <= set(model.backends):
+        return pd.DataFrame(columns=columns)
+    others = [spec for spec in GPUS.values() if spec.key != model.spec.key]
+    others.sort(key=_a10g_first)
+    rows = pd.concat([_on(model, spec, M, shapes) for spec in (model.spec, *others)], ignore_index=True)
+    timed = primary(table)
+    sides = {name: timed[(timed["backend"] == name) & (timed["M"] == M)] for name in (BASELINE, "int4")}
+    own = sides["int4"].merge(sides[BASELINE], on=["K", "N"], suffixes=("", "_fp16"))
+    for row in own.itertuples():
+        here = (rows["gpu_key"] == model.spec.key) & (rows["K"] == row.K) & (rows["N"] == row.N)
+        values = [row.speedup_vs_fp16, row.speedup_vs_fp16_low, row.speedup_vs_fp16_high, row.latency_us_p50_fp16]
+        names = ["speedup", "low", "high", "fp16_us", "int4_us", "kind"]
+        rows.loc[here, names] = [*values, row.latency_us_p50, MEASURED]
+    return rows[columns]
+
+
+def latencies(model: CostModel, gpu: str = SHOWN_FIRST, M: int = 1, shapes=STUDY_SHAPES) -> pd.DataFrame:
+    """FP16 and INT4 on one GPU, as a CUDA graph and from Python: shape, name, launch, text of value and band, kind."""
+    problems = [GemmProblem(M, N, K) for K, N in shapes]
+    wanted = [
+        name for name in (BASELINE, "dequant-fp16", "int4-static", "int4", "aten-int4mm") if name in model.backends
+    ]
+    spec = GPUS[gpu]
+    rows = costmodel.predict(model, problems, spec, wanted)
+    other = spec.key != model.spec.key
+    kind = rows["kind"].where(~((rows["kind"] == PREDICTED) & other), PROJECTED)
+    rows = rows.assign(
+        kind=kind, text=[_with_band(row) for row in rows.itertuples()], name=rows["backend"].map(style.name)
+    )
+    wide = rows.assign(shape=rows["K"].astype(str) + "×" + rows["N"].astype(str))
+    wide = wide.pivot(index=["name", "launch", "kind"], columns="shape", values="text")
+    order = [f"{K}×{N}" for K, N in shapes]
+    names = [style.name(name) for name in wanted]
+    return wide[order].reset_index().sort_values(["launch", "name"], key=_place({n: i for i, n in enumerate(names)}))
+
+
+def assumptions(model: CostModel, gpu: str = SHOWN_FIRST) -> pd.DataFrame:
+    """extrapolate.assumptions(model, spec) with its factors as one text: assumption, value, span, why."""
+    rows = extrapolate.assumptions(model, GPUS[gpu])
+    return rows.assign(span=[f"× {low:.2f} to {high:.2f}" for low, high in zip(rows["low"], rows["high"], strict=True)])
+
+
+def hits(scored: pd.DataFrame) -> pd.DataFrame:
+    """against_published.scores with names: source, gpu, name, against (what was projected), cases, hits, offs."""
+    against = scored["stand_in"].map(style.name).where(scored["stand_in"] != "", "the same")
+    return scored.assign(name=scored["backend"].map(style.name), against=against)
+
+
+def specs() -> pd.DataFrame:
+    """The published figures of every GPU that can be projected to: name, sm_count, dram_gb_s, clock, l2_mib, ecc, source."""
+    rows = [
+        (
+            s.name,
+            s.sm_count,
+            s.dram_gb_s,
+            s.boost_clock_mhz,
+            s.l2_bytes / 2**20,
+            "inline" if s.inline_ecc else "–",
+            s.source,
+        )
+        for s in GPUS.values()
+    ]
+    return pd.DataFrame(rows, columns=["name", "sm_count", "dram_gb_s", "clock_mhz", "l2_mib", "ecc", "source"])
+
+
+def _on(model: CostModel, spec: GpuSpec, M: int, shapes) -> pd.DataFrame:
+    K, N = (np.array([shape[i] for shape in shapes]) for i in (0, 1))
+    dims = {"M": np.full(len(K), M), "K": K, "N": N}
+    fp16, int4 = model.backends[BASELINE], model.backends["int4"]
+    ratio, low, high = extrapolate.ratio_band(model, fp16, int4, dims, (fp16.bits, int4.bits), "graph", spec)
+    times = [extrapolate.band(model, side, dims, side.bits, "graph", spec)[0] for side in (fp16, int4)]
+    kind = PREDICTED if spec.key == model.spec.key else PROJECTED
+    values = {"speedup": ratio, "low": low, "high": high, "fp16_us": times[0], "int4_us": times[1], "kind": kind}
+    return pd.DataFrame(dims | values | {"gpu": spec.name, "gpu_key": spec.key})
+
+
+def _with_band(row) -> str:
+    return f"{row.latency_us:.1f} ({row.low_us:.1f} to {row.high_us:.1f})"
+
+
+def _a10g_first(spec: GpuSpec) -> tuple:
+    return spec.key != SHOWN_FIRST, spec.dram_gb_s
+
+
+def _place(order: dict):
+    """A sort key: launch modes backwards (graph first), everything else by the given order."""
+
+    def key(values: pd.Series) -> pd.Series:
+        return values.map({"graph": 0, "eager": 1} if values.name == "launch" else order)
+
+    return key
+
+
+def _share_within_10(sizes: pd.Series) -> float:
+    return float((sizes <= 0.10).mean())
+
+
+def _share_within_25(sizes: pd.Series) -> float:
+    return float((sizes <= 0.25).mean())
