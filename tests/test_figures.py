@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from tinygemm.problem import STUDY_SHAPES
-from tinygemm.report import figures, projections, style, tables
+from tinygemm.report import costmodel, figures, literature, projections, published, style, tables
 from tinygemm.report.counters import summarize_counters
 from tinygemm.report.figures.method import MAX_ERR_BOUND
 
@@ -43,6 +43,9 @@ DRAW = {
     "cold_vs_hot": lambda run, table: figures.cold_vs_hot(table),
     "correctness": lambda run, table: figures.correctness(table),
     "never_slower": lambda run, table: figures.never_slower(projections.every_projection(run)),
+    "published_speedups": lambda run, table: figures.published_speedups(
+        literature.beside(table, costmodel.fit(run), published.load())
+    ),
     "samples_spread": lambda run, table: figures.samples_spread(table, run.samples),
 }
 

@@ -1,6 +1,7 @@
 """The figures of the report: a table in, a matplotlib Figure out, one function each; `save` writes PNG or SVG."""
 
 from tinygemm.report.figures.causes import dequant_breakdown, ladder, percent_of_peak, roofline
+from tinygemm.report.figures.literature import published_speedups
 from tinygemm.report.figures.method import cold_vs_hot, correctness, launch_cost, samples_spread
 from tinygemm.report.figures.models import never_slower
 from tinygemm.report.figures.predict import (
@@ -26,6 +27,7 @@ __all__ = [
     "percent_of_peak",
     "predicted_vs_measured",
     "projected_speedups",
+    "published_speedups",
     "published_vs_projected",
     "roofline",
     "samples_spread",
