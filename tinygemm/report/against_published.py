@@ -28,11 +28,11 @@ def compare(model: CostModel, published: pd.DataFrame) -> pd.DataFrame:
                stand_in (the backend that was predicted in its place, or ""), predicted, low, high, off (predicted /
                value - 1), result (hit: the band covers the value, its reading error allowed for; miss)
     """
-    names = {spec.key: spec for spec in GPUS.values()} | {alias: GPUS[key] for alias, key in ALIASES.items()}
     rows = []
     for row in published.to_dict("records"):
-        spec, backend = names.get(row["gpu"]), _modelled(model, row["backend"])
-        if spec and backend and row["quantity"] in ("speedup", "latency_us") and row["M"] <= MAX_M:
+        spec, backend = _known(row["gpu"]), _modelled(model, row["backend"])
+        quantity = row["quantity"] == "latency_us" or (row["quantity"] == "speedup" and BASELINE in model.backends)
+        if spec and backend and quantity and row["M"] <= MAX_M:
             rows.append(row | _beside(model, row, backend, _as_measured(spec, row["method"])))
     columns = [*published.columns, "launch", "stand_in", "predicted", "low", "high", "off", "result"]
     return pd.DataFrame(rows, columns=columns)
@@ -47,6 +47,10 @@ def scores(compared: pd.DataFrame) -> pd.DataFrame:
     groups = compared.assign(size=compared["off"].abs(), hit=compared["result"] == HIT).groupby(keys, sort=False)
     columns = {"cases": ("hit", "size"), "hits": ("hit", "sum"), "median_off": ("size", "median")}
     return groups.agg(**columns, worst_off=("size", "max")).reset_index()
+
+
+def _known(gpu: str) -> GpuSpec | None:
+    return GPUS.get(ALIASES.get(gpu, gpu))
 
 
 def _modelled(model: CostModel, backend: str) -> str | None:
@@ -69,8 +73,6 @@ def _beside(model: CostModel, row: dict, backend: str, spec: GpuSpec) -> dict:
     launch = "eager" if "wall clock" in row["method"] and "eager" in fitted.spread else "graph"
     bits = np.array([bits_at(fitted.bits, problem)])
     if row["quantity"] == "speedup":
-        if BASELINE not in model.backends:
-            raise ValueError(f"a speedup is over {BASELINE}, which the run did not time at enough shapes")
         fp16 = model.backends[BASELINE]
         middle, low, high = extrapolate.ratio_band(model, fp16, fitted, shapes, (fp16.bits, bits), launch, spec)
     else:

@@ -13,12 +13,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
+from tinygemm.hardware import gpu_spec
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import style
 from tinygemm.report.against_published import HIT
 from tinygemm.report.costterms import device_us, parts_us
 from tinygemm.report.tables import BASELINE, SHAPE
 
+NARROW, WIDE = STUDY_SHAPES[0], STUDY_SHAPES[2]
 PROJECTED = {"facecolor": "white", "ls": (0, (3, 2)), "lw": 1.3}
 TERM_STYLE = {  # of the lines; the colour is the term's, not a backend's
     "start": ("launch, fill and drain", "#8A8F94", (0, (1, 1.5))),
@@ -56,8 +58,8 @@ def predicted_vs_measured(left_out: pd.DataFrame, conditions: str = "", launch: 
         mine = rows[rows["backend"] == backend]
         look = {"marker": style.marker(backend), "facecolors": "none", "edgecolors": style.colour(backend)}
         ax.scatter(mine["measured_us"], mine["predicted_us"], s=26, lw=1, zorder=2, **look)
-    for share in (WITHIN, WITHIN_WORST):
-        ax.text(1.2 * high, 1.2 * high * (1 - share), f"−{share:.0%} ", size=9, ha="right", va="top", color=style.FAINT)
+    where = {"xy": (0.98, 0.04), "xycoords": "axes fraction", "ha": "right", "size": 9.5, "color": style.FAINT}
+    ax.annotate(f"bands: within {WITHIN:.0%} and {WITHIN_WORST:.0%}\nhollow: predicted", **where)
     ax.set(xscale="log", yscale="log", xlim=tuple(line), ylim=tuple(line))
     ax.set(xlabel="measured latency (µs)", ylabel="predicted latency (µs)")
     _plain_ticks(ax.xaxis), _plain_ticks(ax.yaxis)
@@ -102,7 +104,7 @@ def terms_vs_n(model, K: int = 4096, M: int = 1, backends=(BASELINE, "int4-stati
 
 
 @style.figure
-def projected_speedups(speedups: pd.DataFrame, shapes=STUDY_SHAPES) -> Figure:
+def projected_speedups(speedups: pd.DataFrame, shapes=(NARROW, WIDE)) -> Figure:
     """INT4 over FP16 on GPUs, one panel per projection: filled where measured, hollow and dashed where projected.
 
     speedups: pages.predict.speedups(model, specs)
@@ -167,31 +169,36 @@ def published_vs_projected(compared: pd.DataFrame) -> Figure:
             ls=(0, (3, 2)),
             label="projected: the band covers it",
         ),
-        Line2D([], [], color="#C5221F", marker="X", mfc="white", lw=1, ls=(0, (3, 2)), label="projected: missed"),
+        Line2D([], [], color="#C5221F", marker="X", mfc="white", lw=1, ls=(0, (3, 2)), label="projected, misses it"),
     ]
     fig, ax = style.canvas(
-        "Projected against published", "one mark per published value, in the order of M, then N", legend=handles,
-        legend_columns=1, height=0.7 + 0.16 * len(compared) + 0.3 * len(groups),
+        "Projected against published", "one mark per published value, with the band of its projection", legend=handles,
+        legend_columns=2, height=0.7 + 0.16 * len(compared) + 0.3 * len(groups),
     )  # fmt: skip
     ax.axvspan(0.9, 1.1, color="#EEF0F2", lw=0, zorder=0)
     ax.axvline(1, color=style.IDEAL, lw=1.2, zorder=1)
     y, ticks = 0.0, []
     for (gpu, backend, quantity, _, method), rows in groups:
-        first = y
+        first, by_m = y, rows["M"].nunique() > 1
         for row in rows.sort_values(["M", "K", "N"]).itertuples():
             hit = row.result == HIT
             look = {"color": style.INK if hit else "#C5221F", "marker": "o" if hit else "X"}
             ax.plot([row.low / row.value, row.high / row.value], [y, y], color=look["color"], lw=1, ls=(0, (3, 2)))
             ax.plot(row.predicted / row.value, y, mfc="white", ms=5.5, mew=1.2, zorder=3, **look)
+            case = f"M = {row.M}" if by_m else style.shape_name((row.K, row.N))
+            ax.annotate(
+                case, (row.high / row.value, y), xytext=(5, 0), textcoords="offset points", va="center", size=8.5
+            )
             y += 1
         clock = ", base clock" if "base clock" in method else ""
         what = "speedup" if quantity == "speedup" else "µs"
-        ticks.append(((first + y - 1) / 2, f"{gpu}{clock}\n{backend}, {what}"))
+        name = gpu_spec(gpu).name.removeprefix("NVIDIA ").removeprefix("GeForce ")
+        ticks.append(((first + y - 1) / 2, f"{name}{clock}\n{style.name(backend)}, {what}"))
         y += 1.6
     ax.set_yticks([at for at, _ in ticks], [label for _, label in ticks], size=9)
     ax.set_ylim(y - 1, -1)
     ax.set_xscale("log")
-    left, right = (compared["low"] / compared["value"]).min() / 1.1, (compared["high"] / compared["value"]).max() * 1.1
+    left, right = (compared["low"] / compared["value"]).min() / 1.1, (compared["high"] / compared["value"]).max() * 1.35
     marks = [mark for mark in (0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 5, 8) if left < mark < right]
     ax.set_xticks(marks, [f"{mark:g}" for mark in marks])
     ax.minorticks_off()

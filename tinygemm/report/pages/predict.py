@@ -8,12 +8,13 @@ from IPython.display import Markdown
 
 from tinygemm.hardware import GPUS, GpuSpec
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
-from tinygemm.report import costmodel, extrapolate, style
+from tinygemm.report import against_published, costmodel, extrapolate, published, style
 from tinygemm.report.costmodel import MEASURED, PREDICTED, CostModel
 from tinygemm.report.tables import BASELINE, SHAPE, primary
 
 PROJECTED = "projected"
 SHOWN_FIRST = "a10g"
+IN_TABLE = (BASELINE, "dequant-fp16", "int4-static", "int4", "aten-int4mm")
 
 
 def model_of(run) -> CostModel | None:
@@ -29,6 +30,17 @@ def no_model() -> Markdown:
     return Markdown(f"*This run timed fewer than {costmodel.MIN_SHAPES} shapes of every backend: no model was fitted.*")
 
 
+def compared(model: CostModel | None) -> pd.DataFrame:
+    """against_published.compare(model, published.load()); no rows without a model."""
+    values = published.load()
+    return against_published.compare(model, values if model else values.head(0))
+
+
+def other_gpu(model: CostModel | None) -> str:
+    """The GPU that the page projects to first: an A10G, or where that was measured, an L4."""
+    return SHOWN_FIRST if model is None or model.spec.key != SHOWN_FIRST else "l4"
+
+
 def facts(model: CostModel | None, left_out: pd.DataFrame) -> dict:
     """What the prose quotes: counts of cases and shapes, of fitted backends, the covered share, the bandwidth share."""
     graph = left_out[left_out["launch"] == "graph"]
@@ -40,6 +52,7 @@ def facts(model: CostModel | None, left_out: pd.DataFrame) -> dict:
         "covered": costmodel.COVERED,
         "efficiency": efficiency,
         "overlap_us": model.overlap_us if model else np.nan,
+        "other": GPUS[other_gpu(model)].name,
     }
 
 
@@ -91,13 +104,13 @@ def speedups(model: CostModel, table: pd.DataFrame, M: int = 1, shapes=STUDY_SHA
     return rows[columns]
 
 
-def latencies(model: CostModel, gpu: str = SHOWN_FIRST, M: int = 1, shapes=STUDY_SHAPES) -> pd.DataFrame:
-    """FP16 and INT4 on one GPU, as a CUDA graph and from Python: shape, name, launch, text of value and band, kind."""
+def latencies(model: CostModel, M: int = 1, shapes=STUDY_SHAPES) -> pd.DataFrame:
+    """FP16 and INT4 on a GPU that was not measured: name, launch, kind, then value and band as text, per shape."""
     problems = [GemmProblem(M, N, K) for K, N in shapes]
     wanted = [
         name for name in (BASELINE, "dequant-fp16", "int4-static", "int4", "aten-int4mm") if name in model.backends
     ]
-    spec = GPUS[gpu]
+    spec = GPUS[other_gpu(model)]
     rows = costmodel.predict(model, problems, spec, wanted)
     other = spec.key != model.spec.key
     kind = rows["kind"].where(~((rows["kind"] == PREDICTED) & other), PROJECTED)
@@ -111,9 +124,9 @@ def latencies(model: CostModel, gpu: str = SHOWN_FIRST, M: int = 1, shapes=STUDY
     return wide[order].reset_index().sort_values(["launch", "name"], key=_place({n: i for i, n in enumerate(names)}))
 
 
-def assumptions(model: CostModel, gpu: str = SHOWN_FIRST) -> pd.DataFrame:
-    """extrapolate.assumptions(model, spec) with its factors as one text: assumption, value, span, why."""
-    rows = extrapolate.assumptions(model, GPUS[gpu])
+def assumptions(model: CostModel) -> pd.DataFrame:
+    """extrapolate.assumptions of the GPU shown first, its factors as one text: assumption, value, span, why."""
+    rows = extrapolate.assumptions(model, GPUS[other_gpu(model)])
     return rows.assign(span=[f"× {low:.2f} to {high:.2f}" for low, high in zip(rows["low"], rows["high"], strict=True)])
 
 
@@ -124,19 +137,12 @@ def hits(scored: pd.DataFrame) -> pd.DataFrame:
 
 
 def specs() -> pd.DataFrame:
-    """The published figures of every GPU that can be projected to: name, sm_count, dram_gb_s, clock, l2_mib, ecc, source."""
+    """The published figures of every known GPU: name, sm_count, dram_gb_s, clock_mhz, l2_mib, ecc, source."""
     rows = [
-        (
-            s.name,
-            s.sm_count,
-            s.dram_gb_s,
-            s.boost_clock_mhz,
-            s.l2_bytes / 2**20,
-            "inline" if s.inline_ecc else "–",
-            s.source,
-        )
-        for s in GPUS.values()
-    ]
+        (spec.name, spec.sm_count, spec.dram_gb_s, spec.boost_clock_mhz, spec.l2_bytes / 2**20,
+         "inline" if spec.inline_ecc else "–", spec.source)
+        for spec in GPUS.values()
+    ]  # fmt: skip
     return pd.DataFrame(rows, columns=["name", "sm_count", "dram_gb_s", "clock_mhz", "l2_mib", "ecc", "source"])
 
 
