@@ -59,8 +59,8 @@ def latencies(table: pd.DataFrame, model: CostModel | None, published: pd.DataFr
     """Published latencies beside ours at the same shape and GPU, one row per published value.
 
     returns: gpu_name, M, K, N, backend, published_us, ours (the backend that stands beside it: the same where the run
-             has it, else the tuned kernel), ours_us, low_us, high_us, kind (measured; predicted on the run's own GPU; projected to another), source_key; no row
-             where the GPU is unknown or the run says nothing
+             has it, else the tuned kernel), ours_us, low_us, high_us, kind (measured; predicted on the run's own GPU;
+             projected to another), source_key; no row where the GPU is unknown or the run says nothing
     """
     rows = []
     timed = primary(table).set_index(["backend", *SHAPE])
