@@ -8,7 +8,7 @@ from IPython.display import Markdown
 from tinygemm.hardware import gpu_spec
 from tinygemm.models import model_named
 from tinygemm.report import advice
-from tinygemm.report.costmodel import CostModel
+from tinygemm.report.costmodel import PREDICTED, CostModel
 from tinygemm.report.pages.predict import no_model
 from tinygemm.report.pages.shared import table
 from tinygemm.report.projections import NOT_QUANTISABLE, NOT_TIMED, SLOWER, TIE
@@ -16,13 +16,11 @@ from tinygemm.report.projections import NOT_QUANTISABLE, NOT_TIMED, SLOWER, TIE
 ADVICE = {
     "layer": ("projection", ""),
     "shape": ("K×N", ""),
-    "group_size": ("group", ".0f"),
-    "fp16_us": ("FP16, µs", ".1f"),
-    "int4_us": ("INT4, µs", ".1f"),
+    "fp16": ("FP16, µs", ""),
+    "int4": ("INT4, µs", ""),
     "gain": ("speedup", ""),
-    "limiter": ("what limits INT4", ""),
+    "limiter": ("limit of INT4", ""),
     "quantise": ("quantise?", ""),
-    "kind": ("", ""),
 }
 
 
@@ -38,14 +36,10 @@ def advise(fitted: CostModel | None, model: str, name: str, gpu: str = "", M: in
         found = advice.advise(fitted, model_named(model), gpu_spec(gpu) if gpu else None, M, tp)
     except ValueError as error:
         return Markdown(f"*No advice from this run: {error}.*")
-    rows = found.rows.assign(
-        layer="`" + found.rows["layer"] + "`",
-        shape=found.rows["K"].astype(str) + "×" + found.rows["N"].astype(str),
-        gain=[_interval(*bounds) for bounds in zip(*(found.rows[end] for end in _ENDS), strict=True)],
-        kind=found.rows["kind"].where(found.rows["kind"] == "measured", "*predicted*"),
-    )
-    shown = table(rows, ADVICE, name, "Advice for " + "; ".join(advice.heading(found))).data
-    return Markdown(f"{shown}\n\n{' '.join(advice.sentences(found))}")
+    rows = pd.DataFrame([_advice_row(row) for row in found.rows.itertuples()])
+    what, source = advice.heading(found)
+    shown = table(rows, ADVICE, name, f"Advice for {what}; predicted values in italics").data
+    return Markdown(f"{shown}\n\n{' '.join(advice.sentences(found))} The numbers are {source}.")
 
 
 def every_case(cases: pd.DataFrame) -> Markdown:
@@ -67,7 +61,18 @@ def every_case(cases: pd.DataFrame) -> Markdown:
     return Markdown(f"::::{{dropdown}} All {len(cases)} cases\n\n{body}\n\n::::")
 
 
-_ENDS = ("speedup", "speedup_low", "speedup_high")
+def _advice_row(row) -> dict[str, str]:
+    """What stands in the table: predicted numbers in italics, a group size where it is not the usual one."""
+    grouped = "" if pd.isna(row.group_size) or row.group_size == 128 else f", groups of {row.group_size:.0f}"
+    numbers = {
+        "fp16": f"{row.fp16_us:,.1f}",
+        "int4": "–" if pd.isna(row.int4_us) else f"{row.int4_us:,.1f}",
+        "gain": _interval(row.speedup, row.speedup_low, row.speedup_high),
+    }
+    if row.kind == PREDICTED:
+        numbers = {name: text if text == "–" else f"*{text}*" for name, text in numbers.items()}
+    words = {"layer": f"`{row.layer}`", "shape": f"{row.K}×{row.N}{grouped}"}
+    return words | numbers | {"limiter": row.limiter, "quantise": row.quantise}
 
 
 def _interval(value: float, low: float, high: float) -> str:
