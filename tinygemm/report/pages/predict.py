@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from tinygemm.hardware import GPUS, GpuSpec
+from tinygemm.hardware import GPUS, GpuSpec, gpu_spec
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
 from tinygemm.report import against_published, costmodel, extrapolate, published, style
 from tinygemm.report.costmodel import MEASURED, PREDICTED, CostModel
+from tinygemm.report.costterms import META
 from tinygemm.report.tables import BASELINE, SHAPE, primary
 
 PROJECTED = "projected"
@@ -56,12 +59,17 @@ def facts(model: CostModel | None, left_out: pd.DataFrame) -> dict:
     }
 
 
+def meanings() -> pd.DataFrame:
+    """What the fitted terms mean: term, unit, meaning."""
+    return pd.DataFrame([(name, about["unit"], about["meaning"]) for name, about in META.items()],
+                        columns=["term", "unit", "meaning"])  # fmt: skip
+
+
 def terms(model: CostModel) -> pd.DataFrame:
-    """Every fitted term, one row each and one column per backend: term, unit, meaning, then the names of backends."""
-    long = costmodel.terms_table(model)
-    wide = long.pivot(index="term", columns="backend", values="value")[list(model.backends)]
-    about = long.drop_duplicates("term").set_index("term")[["unit", "meaning"]]
-    return about.join(wide).reset_index()
+    """Every fitted term: name of the backend, then one column per term; NaN for a term that a backend does not have."""
+    wide = costmodel.terms_table(model).pivot(index="backend", columns="term", values="value")
+    wide = wide.reindex(index=list(model.backends), columns=list(META)).reset_index()
+    return wide.assign(name=wide["backend"].map(style.name))
 
 
 def errors(left_out: pd.DataFrame) -> pd.DataFrame:
@@ -105,23 +113,17 @@ def speedups(model: CostModel, table: pd.DataFrame, M: int = 1, shapes=STUDY_SHA
 
 
 def latencies(model: CostModel, M: int = 1, shapes=STUDY_SHAPES) -> pd.DataFrame:
-    """FP16 and INT4 on a GPU that was not measured: name, launch, kind, then value and band as text, per shape."""
+    """FP16 and INT4 on a GPU that was not measured: name, launch, then per shape value and band as text, in italics."""
     problems = [GemmProblem(M, N, K) for K, N in shapes]
-    wanted = [
-        name for name in (BASELINE, "dequant-fp16", "int4-static", "int4", "aten-int4mm") if name in model.backends
-    ]
-    spec = GPUS[other_gpu(model)]
-    rows = costmodel.predict(model, problems, spec, wanted)
-    other = spec.key != model.spec.key
-    kind = rows["kind"].where(~((rows["kind"] == PREDICTED) & other), PROJECTED)
+    wanted = [name for name in IN_TABLE if name in model.backends]
+    rows = costmodel.predict(model, problems, GPUS[other_gpu(model)], wanted)
     rows = rows.assign(
-        kind=kind, text=[_with_band(row) for row in rows.itertuples()], name=rows["backend"].map(style.name)
+        name=rows["backend"].map(style.name),
+        shape=[style.shape_name(shape) for shape in zip(rows["K"], rows["N"], strict=True)],
+        text=[f"*{row.latency_us:.3g}* ({row.low_us:.3g}–{row.high_us:.3g})" for row in rows.itertuples()],
     )
-    wide = rows.assign(shape=rows["K"].astype(str) + "×" + rows["N"].astype(str))
-    wide = wide.pivot(index=["name", "launch", "kind"], columns="shape", values="text")
-    order = [f"{K}×{N}" for K, N in shapes]
-    names = [style.name(name) for name in wanted]
-    return wide[order].reset_index().sort_values(["launch", "name"], key=_place({n: i for i, n in enumerate(names)}))
+    wide = rows.pivot(index=["name", "launch"], columns="shape", values="text").reset_index()
+    return wide.sort_values(["launch", "name"], key=_place({style.name(name): i for i, name in enumerate(wanted)}))
 
 
 def assumptions(model: CostModel) -> pd.DataFrame:
@@ -133,7 +135,8 @@ def assumptions(model: CostModel) -> pd.DataFrame:
 def hits(scored: pd.DataFrame) -> pd.DataFrame:
     """against_published.scores with names: source, gpu, name, against (what was projected), cases, hits, offs."""
     against = scored["stand_in"].map(style.name).where(scored["stand_in"] != "", "the same")
-    return scored.assign(name=scored["backend"].map(style.name), against=against)
+    gpus = scored["gpu"].map(gpu_spec).map(attrgetter("name")).str.removeprefix("NVIDIA ")
+    return scored.assign(name=scored["backend"].map(style.name), against=against, gpu=gpus)
 
 
 def specs() -> pd.DataFrame:
@@ -155,10 +158,6 @@ def _on(model: CostModel, spec: GpuSpec, M: int, shapes) -> pd.DataFrame:
     kind = PREDICTED if spec.key == model.spec.key else PROJECTED
     values = {"speedup": ratio, "low": low, "high": high, "fp16_us": times[0], "int4_us": times[1], "kind": kind}
     return pd.DataFrame(dims | values | {"gpu": spec.name, "gpu_key": spec.key})
-
-
-def _with_band(row) -> str:
-    return f"{row.latency_us:.1f} ({row.low_us:.1f} to {row.high_us:.1f})"
 
 
 def _a10g_first(spec: GpuSpec) -> tuple:
