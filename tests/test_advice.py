@@ -12,7 +12,7 @@ import synthetic
 from conftest import ROOT
 from test_models import LLAMA
 
-from tinygemm import cli, models
+from tinygemm import cli, hardware, models
 from tinygemm.hardware import gpu_spec
 from tinygemm.problem import GemmProblem
 from tinygemm.report import advice, costmodel
@@ -221,6 +221,13 @@ main(["advise", "--model", {str(config)!r}, "--data-root", {str(data_root)!r}, *
     assert done.returncode == 0, done.stderr
     assert "my-model on 2 GPUs, NVIDIA A10G, M = 2" in done.stdout
     assert "projected from the NVIDIA H200" in done.stdout
+
+
+def test_a_recorded_gpu_whose_figures_nobody_listed_is_answered_from_its_run(tmp_path, monkeypatch, capsys):
+    synthetic.write_run(tmp_path, gpu="a10g", m_list=(1,), modes=(("graph", "cold"),), n_samples=5, counters=False)
+    monkeypatch.delitem(hardware.GPUS, "a10g")
+    assert run_command("--model", "llama-3-8b", "--gpu", "a10g", "--data_root", tmp_path) == 0
+    assert "4 of 5 rows were measured on this GPU" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

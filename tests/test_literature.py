@@ -70,6 +70,15 @@ def test_without_a_model_nothing_is_projected_and_the_figure_still_stands(table)
     assert figures.published_speedups(rows).axes
 
 
+def test_on_a_gpu_of_the_literature_ours_is_measured_not_projected(tmp_path):
+    here = synthetic.load(tmp_path, gpu="a10g", m_list=(1,), n_samples=12, modes=(("graph", "cold"),))
+    rows = literature.beside(tables.report_table(here), costmodel.fit(here), published.load())
+    ours = literature.of_ours(rows)
+    assert set(ours.loc[ours["gpu"] == "a10g", "kind"]) == {"measured"}
+    assert set(ours.loc[ours["gpu"] != "a10g", "kind"]) == {"projected"}
+    assert not ours.duplicated(["gpu", "M", "K", "N"]).any()
+
+
 def test_a_gpu_that_nobody_knows_is_quoted_and_not_projected(table, model):
     quoted = published.load().assign(gpu="abacus")
     assert set(literature.beside(table, model, quoted)["kind"]) == {"published", "measured"}

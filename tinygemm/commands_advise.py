@@ -43,9 +43,13 @@ def advise(model, gpu, m, tp, group_size, launch, csv, data_root):
 
     if csv:
         check_writable(csv)
-    chosen, spec, root = model_named(model), hardware.gpu_spec(gpu), data_root or runs.DATA_ROOT
-    run = runs.latest_run(spec.key if runs.recorded_runs(spec.key, root) else None, root)
-    found = advice.advise(costmodel.fit(run), chosen, spec, m, tp, int(group_size), launch)
+    chosen, root = model_named(model), data_root or runs.DATA_ROOT
+    key = gpu if runs.recorded_runs(gpu, root) else hardware.gpu_spec(gpu).key
+    recorded = bool(runs.recorded_runs(key, root))
+    fitted = costmodel.fit(runs.latest_run(key if recorded else None, root))
+    # a recorded GPU need not be one whose figures are known here
+    spec = fitted.spec if recorded else hardware.gpu_spec(gpu)
+    found = advice.advise(fitted, chosen, spec, m, tp, int(group_size), launch)
     rows = found.rows.rename(columns=SHOWN)[list(SHOWN.values())]
     click.echo("\n".join([*advice.heading(found), ""]))
     click.echo(rows.to_string(index=False, na_rep="–", formatters=FORMATS))

@@ -35,24 +35,34 @@ def beside(table: pd.DataFrame, model: CostModel | None, published: pd.DataFrame
         gpu_name=quoted["gpu"].map(names), kind=PUBLISHED, low=quoted["value"] - reading, high=quoted["value"] + reading
     )
     shapes = quoted[SHAPE].drop_duplicates()
-    parts = [quoted, _measured(table, shapes)]
-    if model is not None:
-        parts += [_projected(model, gpu, rows[SHAPE].drop_duplicates()) for gpu, rows in quoted.groupby("gpu")]
+    measured, here = _measured(table, shapes), table["gpu"].iloc[0]
+    measured["gpu"] = measured["gpu_name"].map({name: key for key, name in names.items() if name})
+    parts = [quoted, measured]
+    for gpu, rows in quoted.groupby("gpu") if model is not None else ():
+        shapes = rows[SHAPE].drop_duplicates()
+        if names[gpu] == here:  # what the run measured needs no projection
+            shapes = shapes[~_keys(shapes).isin(_keys(measured[measured["backend"] == OURS]))]
+        parts.append(_projected(model, gpu, shapes))
     rows = pd.concat([part.reindex(columns=COLUMNS) for part in parts if len(part)], ignore_index=True)
-    return rows.assign(run_gpu=table["gpu"].iloc[0], run_id=table["run_id"].iloc[0])
+    return rows.assign(run_gpu=here, run_id=table["run_id"].iloc[0])
 
 
 def against(rows: pd.DataFrame) -> pd.DataFrame:
-    """Each published speedup of a complete kernel beside the projection of ours to the same GPU and shape.
+    """Each published speedup of a complete kernel beside ours on the same GPU at the same shape.
 
     rows:    beside()
-    returns: the published rows, with ours, ours_low, ours_high; none where nothing was projected
+    returns: the published rows, with ours, ours_low, ours_high; none where nothing of ours stands beside them
     """
     keys = ["gpu", *SHAPE]
-    ours = rows[(rows["kind"] == PROJECTED) & (rows["backend"] == OURS)][[*keys, "value", "low", "high"]]
+    ours = of_ours(rows)[[*keys, "value", "low", "high"]]
     ours = ours.rename(columns={"value": "ours", "low": "ours_low", "high": "ours_high"})
     theirs = rows[(rows["kind"] == PUBLISHED) & ~rows["backend"].isin(INCOMPLETE)]
     return theirs.merge(ours, on=keys, validate="many_to_one")
+
+
+def of_ours(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of our tuned kernel on GPUs of the literature, measured or projected: at most one per GPU and shape."""
+    return rows[(rows["kind"] != PUBLISHED) & (rows["backend"] == OURS) & rows["gpu"].notna()]
 
 
 def latencies(table: pd.DataFrame, model: CostModel | None, published: pd.DataFrame) -> pd.DataFrame:
@@ -90,6 +100,10 @@ def by_method(table: pd.DataFrame, backend: str = OURS, M: int = 1, K: int = 409
     return rows.rename(columns=names)[["launch", "l2_state", "speedup", "low", "high"]].sort_values("speedup")
 
 
+def _keys(rows: pd.DataFrame) -> pd.MultiIndex:
+    return pd.MultiIndex.from_frame(rows[SHAPE])
+
+
 def _measured(table: pd.DataFrame, shapes: pd.DataFrame) -> pd.DataFrame:
     """The run's own speedups at published shapes; kernels that nobody published a number of are left out."""
     rows = primary(table).merge(shapes, on=SHAPE)
@@ -100,7 +114,7 @@ def _measured(table: pd.DataFrame, shapes: pd.DataFrame) -> pd.DataFrame:
 
 def _projected(model: CostModel, gpu: str, shapes: pd.DataFrame) -> pd.DataFrame:
     """Our kernel, and PyTorch's where the run timed it, on one GPU of the literature."""
-    if not _name(gpu) or BASELINE not in model.backends:
+    if not _name(gpu) or shapes.empty or BASELINE not in model.backends:
         return pd.DataFrame(columns=COLUMNS)
     spec, parts = gpu_spec(gpu), []
     fp16 = model.backends[BASELINE]

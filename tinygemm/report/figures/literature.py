@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from tinygemm.report import style
-from tinygemm.report.literature import MEASURED, OURS, PROJECTED, PUBLISHED
+from tinygemm.report.literature import MEASURED, OURS, PROJECTED, PUBLISHED, of_ours
 from tinygemm.report.tables import SHAPE
 
 PRINTED, READ_OFF = style.INK, "#9AA0A6"
@@ -66,7 +66,7 @@ def published_speedups(rows: pd.DataFrame, M: int = 1, most_shapes: int = 4) -> 
 def _groups(rows: pd.DataFrame, most_shapes: int) -> list[tuple[str, list]]:
     """Headings, each with its lines: a label and the marks in it."""
     groups = []
-    ours = rows[(rows["kind"] == PROJECTED) & (rows["backend"] == OURS)].set_index(["gpu", *SHAPE])
+    ours = of_ours(rows).set_index(["gpu", *SHAPE])
     for (_, gpu), quoted in rows[rows["kind"] == PUBLISHED].groupby(["source_key", "gpu"], sort=False):
         shapes = list(dict.fromkeys(zip(quoted["K"], quoted["N"], strict=True)))[:most_shapes]
         several = len(shapes) > 1
