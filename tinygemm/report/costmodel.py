@@ -83,8 +83,7 @@ def predict(model: CostModel, problems, spec: GpuSpec | None = None, backends=No
     chosen = tuple(model.backends) if backends is None else tuple(backends)
     if unknown := [name for name in chosen if name not in model.backends]:
         raise ValueError(f"the model has no {', '.join(unknown)}; it has {', '.join(model.backends)}")
-    if wrong := [problem for problem in problems if problem.M > MAX_M]:
-        raise ValueError(f"{wrong[0]}: the model describes decode, M of 1 to {MAX_M}")
+    check_problems(problems)
     shapes = {name: np.array([getattr(problem, name) for problem in problems]) for name in SHAPE}
     parts = []
     for name in chosen:
@@ -97,6 +96,13 @@ def predict(model: CostModel, problems, spec: GpuSpec | None = None, backends=No
             parts.append(part.assign(kind=PREDICTED, group_size=[problem.group_size for problem in problems]))
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*COLUMNS, "group_size"])
     return (_with_measured(model, table) if spec.key == model.spec.key else table)[COLUMNS]
+
+
+def check_problems(problems) -> None:
+    """Raise ValueError naming the first problem that the model does not describe."""
+    for problem in problems:
+        if problem.M > MAX_M:
+            raise ValueError(f"{problem}: the model describes decode, M of 1 to {MAX_M}")
 
 
 def bits_at(bits: float, problem) -> float:
