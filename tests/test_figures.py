@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from tinygemm.problem import STUDY_SHAPES
-from tinygemm.report import figures, style, tables
+from tinygemm.report import costmodel, figures, style, tables
 from tinygemm.report.counters import summarize_counters
 from tinygemm.report.figures.method import MAX_ERR_BOUND
+from tinygemm.report.pages import predict
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,10 @@ DRAW = {
     "launch_cost": lambda run, table: figures.launch_cost(table),
     "cold_vs_hot": lambda run, table: figures.cold_vs_hot(table),
     "correctness": lambda run, table: figures.correctness(table),
+    "predicted_vs_measured": lambda run, table: figures.predicted_vs_measured(costmodel.leave_one_out(run)),
+    "terms_vs_n": lambda run, table: figures.terms_vs_n(costmodel.fit(run)),
+    "projected_speedups": lambda run, table: figures.projected_speedups(predict.speedups(costmodel.fit(run), table)),
+    "published_vs_projected": lambda run, table: figures.published_vs_projected(predict.compared(costmodel.fit(run))),
     "samples_spread": lambda run, table: figures.samples_spread(table, run.samples),
 }
 

@@ -113,7 +113,7 @@ def bits_at(bits: float, problem) -> float:
 def leave_one_out(run, spec: GpuSpec | None = None, backends=BACKENDS) -> pd.DataFrame:
     """Predict every case from a model that never saw its (K, N): the honest error of the model.
 
-    returns: backend, launch, M, K, N, measured_us, predicted_us, error (predicted / measured - 1)
+    returns: backend, launch, M, K, N, measured_us, predicted_us, error (predicted / measured - 1), gpu, run_id
     """
     spec = spec or spec_of(run)
     rows = observations(run)
@@ -124,7 +124,8 @@ def leave_one_out(run, spec: GpuSpec | None = None, backends=BACKENDS) -> pd.Dat
             shapes = list(group.groupby(["K", "N"]).groups)
             parts.append(_left_out(group, whole, spec, [[shape] for shape in shapes]))
     columns = ["backend", "launch", *SHAPE, "measured_us", "predicted_us", "error"]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    table = pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    return table.assign(gpu=spec.name, run_id=getattr(run, "run_id", ""))
 
 
 def observations(run) -> pd.DataFrame:
