@@ -16,6 +16,7 @@ from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import costmodel, figures, literature, projections, published, style, tables
 from tinygemm.report.counters import summarize_counters
 from tinygemm.report.figures.method import MAX_ERR_BOUND
+from tinygemm.report.pages import predict
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,10 @@ DRAW = {
     "published_speedups": lambda run, table: figures.published_speedups(
         literature.beside(table, costmodel.fit(run), published.load())
     ),
+    "predicted_vs_measured": lambda run, table: figures.predicted_vs_measured(costmodel.leave_one_out(run)),
+    "terms_vs_n": lambda run, table: figures.terms_vs_n(costmodel.fit(run)),
+    "projected_speedups": lambda run, table: figures.projected_speedups(predict.speedups(costmodel.fit(run), table)),
+    "published_vs_projected": lambda run, table: figures.published_vs_projected(predict.compared(costmodel.fit(run))),
     "samples_spread": lambda run, table: figures.samples_spread(table, run.samples),
 }
 

@@ -43,11 +43,12 @@ def predict(gpu, shape_list, csv, group_size, backend, launch, run, data_root):
     check_writable(csv)
     spec = hardware.gpu_spec(gpu)
     problems = parse_shape_list(shape_list, int(group_size))
-    source = runs.load_run(run) if run else _newest(spec.key, data_root or runs.DATA_ROOT)
-    model = costmodel.fit(source)
+    costmodel.check_problems(problems)
     wanted = [name.strip() for name in backend.split(",") if name.strip()]
     if unknown := [name for name in wanted if name not in costmodel.BACKENDS]:
         raise ValueError(f"unknown backend {', '.join(unknown)}; known: {', '.join(costmodel.BACKENDS)}")
+    source = runs.load_run(run) if run else _newest(spec.key, data_root or runs.DATA_ROOT)
+    model = costmodel.fit(source)
     launches = costmodel.LAUNCHES if launch == "both" else (launch,)
     kept = [name for name in wanted if name in model.backends]
     table = costmodel.predict(model, problems, spec, kept, launches)

@@ -26,7 +26,8 @@ def compare(model: CostModel, published: pd.DataFrame) -> pd.DataFrame:
     published: published.load()
     returns:   source_key, gpu, M, K, N, backend, quantity, value, digitised, method, note; launch that was predicted;
                stand_in (the backend that was predicted in its place, or ""), predicted, low, high, off (predicted /
-               value - 1), result (hit: the band covers the value, its reading error allowed for; miss)
+               value - 1), result (hit: the band covers the value, its reading error allowed for; miss), and where the
+               projection starts: base (name of the GPU of the run), run_id
     """
     rows = []
     for row in published.to_dict("records"):
@@ -35,7 +36,7 @@ def compare(model: CostModel, published: pd.DataFrame) -> pd.DataFrame:
         if spec and backend and quantity and row["M"] <= MAX_M:
             rows.append(row | _beside(model, row, backend, _as_measured(spec, row["method"])))
     columns = [*published.columns, "launch", "stand_in", "predicted", "low", "high", "off", "result"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=columns).assign(base=model.spec.name, run_id=model.run_id)
 
 
 def scores(compared: pd.DataFrame) -> pd.DataFrame:

@@ -83,8 +83,7 @@ def predict(model: CostModel, problems, spec: GpuSpec | None = None, backends=No
     chosen = tuple(model.backends) if backends is None else tuple(backends)
     if unknown := [name for name in chosen if name not in model.backends]:
         raise ValueError(f"the model has no {', '.join(unknown)}; it has {', '.join(model.backends)}")
-    if wrong := [problem for problem in problems if problem.M > MAX_M]:
-        raise ValueError(f"{wrong[0]}: the model describes decode, M of 1 to {MAX_M}")
+    check_problems(problems)
     shapes = {name: np.array([getattr(problem, name) for problem in problems]) for name in SHAPE}
     parts = []
     for name in chosen:
@@ -99,6 +98,13 @@ def predict(model: CostModel, problems, spec: GpuSpec | None = None, backends=No
     return (_with_measured(model, table) if spec.key == model.spec.key else table)[COLUMNS]
 
 
+def check_problems(problems) -> None:
+    """Raise ValueError naming the first problem that the model does not describe."""
+    for problem in problems:
+        if problem.M > MAX_M:
+            raise ValueError(f"{problem}: the model describes decode, M of 1 to {MAX_M}")
+
+
 def bits_at(bits: float, problem) -> float:
     """Stored bits per weight of a backend at a problem's group size, from those at groups of 128."""
     return bits if bits >= 16 else 4 + (bits - 4) * 128 / problem.group_length
@@ -107,7 +113,7 @@ def bits_at(bits: float, problem) -> float:
 def leave_one_out(run, spec: GpuSpec | None = None, backends=BACKENDS) -> pd.DataFrame:
     """Predict every case from a model that never saw its (K, N): the honest error of the model.
 
-    returns: backend, launch, M, K, N, measured_us, predicted_us, error (predicted / measured - 1)
+    returns: backend, launch, M, K, N, measured_us, predicted_us, error (predicted / measured - 1), gpu, run_id
     """
     spec = spec or spec_of(run)
     rows = observations(run)
@@ -118,7 +124,8 @@ def leave_one_out(run, spec: GpuSpec | None = None, backends=BACKENDS) -> pd.Dat
             shapes = list(group.groupby(["K", "N"]).groups)
             parts.append(_left_out(group, whole, spec, [[shape] for shape in shapes]))
     columns = ["backend", "launch", *SHAPE, "measured_us", "predicted_us", "error"]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    table = pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    return table.assign(gpu=spec.name, run_id=getattr(run, "run_id", ""))
 
 
 def observations(run) -> pd.DataFrame:

@@ -32,7 +32,7 @@ WITHIN, WITHIN_WORST = 0.10, 0.25
 
 
 @style.figure
-def predicted_vs_measured(left_out: pd.DataFrame, conditions: str = "", launch: str = "graph") -> Figure:
+def predicted_vs_measured(left_out: pd.DataFrame, launch: str = "graph") -> Figure:
     """Every case against its prediction by a fit that never saw its shape, log-log, with bands of 10 and 25 %.
 
     left_out: costmodel.leave_one_out(run)
@@ -43,6 +43,8 @@ def predicted_vs_measured(left_out: pd.DataFrame, conditions: str = "", launch: 
         raise ValueError(f"predicted_vs_measured: nothing was left out with launch {launch!r}")
     shown = style.in_order(rows["backend"])
     handles = [_hollow(backend) for backend in shown]
+    tokens = ", ".join(str(M) for M in sorted(set(rows["M"])))
+    conditions = style.conditions(rows, f"M = {tokens}", "cold L2")
     fig, ax = style.canvas(
         "Predicted without having seen the shape", conditions, legend=handles, legend_columns=2, height=4.4
     )
@@ -80,7 +82,7 @@ def terms_vs_n(model, K: int = 4096, M: int = 1, backends=(BASELINE, "int4-stati
     handles = [Line2D([], [], color=colour, ls=ls, lw=1.6, label=label) for label, colour, ls in TERM_STYLE.values()]
     handles += [Line2D([], [], color=style.INK, lw=1.4, ls=(0, (3, 2)), label="model, all terms"),
                 Line2D([], [], color=style.INK, marker="o", lw=0, label="measured")]  # fmt: skip
-    conditions = style.conditions(pd.DataFrame(), model.spec.name, f"K = {K}", f"M = {M}", "cold L2", "CUDA graph")
+    conditions = style.conditions(_from(model.spec.name, model.run_id), f"K = {K}", f"M = {M}", "cold L2", "CUDA graph")
     fig, axes = style.canvas(
         "Which term decides, and where", conditions, legend=handles, legend_columns=2, height=1.75 * len(shown) + 0.5,
         nrows=len(shown), sharex=True, squeeze=False,
@@ -117,9 +119,9 @@ def projected_speedups(speedups: pd.DataFrame, shapes=(NARROW, WIDE)) -> Figure:
         Patch(facecolor=colour, edgecolor=colour, label="measured"),
         Patch(facecolor="white", edgecolor=colour, ls=(0, (3, 2)), hatch="////", label="projected, with its band"),
     ]
-    conditions = style.conditions(
-        speedups[["M"]], f"M = {speedups['M'].iloc[0]}", "groups of 128", "cold L2", "CUDA graph"
-    )
+    base, run_id = speedups[["base", "run_id"]].iloc[0]
+    facts = (f"M = {speedups['M'].iloc[0]}", "cold L2", "CUDA graph", f"projected from {base}")
+    conditions = style.conditions(_from(None, run_id), *facts)
     fig, axes = style.canvas(
         "INT4 over FP16, measured and projected", conditions, legend=handles, legend_columns=2,
         height=len(panels) * (0.42 + 0.25 * len(gpus)) + 0.3, nrows=len(panels), sharex=True, squeeze=False,
@@ -171,9 +173,11 @@ def published_vs_projected(compared: pd.DataFrame) -> Figure:
         ),
         Line2D([], [], color="#C5221F", marker="X", mfc="white", lw=1, ls=(0, (3, 2)), label="projected, misses it"),
     ]
+    base, run_id = compared[["base", "run_id"]].iloc[0]
+    conditions = style.conditions(_from(None, run_id), "one mark per published value", f"projected from {base}")
     fig, ax = style.canvas(
-        "Projected against published", "one mark per published value, with the band of its projection", legend=handles,
-        legend_columns=2, height=0.7 + 0.16 * len(compared) + 0.3 * len(groups),
+        "Projected against published", conditions, legend=handles, legend_columns=2,
+        height=0.7 + 0.16 * len(compared) + 0.3 * len(groups),
     )  # fmt: skip
     ax.axvspan(0.9, 1.1, color="#EEF0F2", lw=0, zorder=0)
     ax.axvline(1, color=style.IDEAL, lw=1.2, zorder=1)
@@ -205,6 +209,11 @@ def published_vs_projected(compared: pd.DataFrame) -> Figure:
     ax.set(xlim=(left, right), xlabel="projected / published")
     ax.grid(axis="y", visible=False)
     return fig
+
+
+def _from(gpu: str | None, run_id: str) -> pd.DataFrame:
+    """Where numbers come from, as style.conditions reads it."""
+    return pd.DataFrame({"gpu": [gpu], "run_id": [run_id or None]})
 
 
 def _hollow(backend: str) -> Line2D:

@@ -25,7 +25,8 @@ def latencies(rows: pd.DataFrame) -> Markdown:
     """
     if rows.empty:
         return Markdown("*This run has nothing to set beside the published latencies.*")
-    shown = pd.DataFrame([_latency_row(row) for row in rows.itertuples()])
+    same = ["gpu_name", "K", "N", "ours", "ours_us", "low_us", "high_us", "kind"]
+    shown = pd.DataFrame([_latency_row(group) for _, group in rows.groupby(same, sort=False)])
     columns = {"gpu": ("GPU", ""), "shape": ("K×N", ""), "theirs": ("published, µs", ""), "ours": ("ours, µs", "")}
     caption = "Published latencies at M = 1, and ours at the same shape; what was not measured is in italics"
     return table(shown, columns, "tab-published-latencies", caption)
@@ -69,11 +70,17 @@ def all_published(values: pd.DataFrame) -> Markdown:
     return Markdown(f"::::{{dropdown}} All {len(values)} published values\n\n{body}\n\n::::")
 
 
-def _latency_row(row) -> dict[str, str]:
-    ours = f"{style.name(row.ours)}: {row.ours_us:,.1f} ({row.low_us:,.1f} to {row.high_us:,.1f})"
+def _latency_row(group: pd.DataFrame) -> dict[str, str]:
+    """Every published latency that the same latency of ours stands beside."""
+    row = group.iloc[0]
+    ours = f"{style.name(row['ours'])}: {row['ours_us']:,.1f} ({row['low_us']:,.1f} to {row['high_us']:,.1f})"
+    theirs = [
+        f"{PUBLISHED_NAMES.get(backend, backend)}: {value:,.1f}"
+        for backend, value in zip(group["backend"], group["published_us"], strict=True)
+    ]
     return {
-        "gpu": row.gpu_name.removeprefix("NVIDIA "),
-        "shape": style.shape_name((row.K, row.N)),
-        "theirs": f"{PUBLISHED_NAMES.get(row.backend, row.backend)}: {row.published_us:,.1f}",
-        "ours": ours if row.kind == MEASURED else f"*{ours}*, {row.kind}",
+        "gpu": row["gpu_name"].removeprefix("NVIDIA "),
+        "shape": style.shape_name((row["K"], row["N"])),
+        "theirs": "; ".join(theirs),
+        "ours": ours if row["kind"] == MEASURED else f"*{ours}*, {row['kind']}",
     }

@@ -36,7 +36,7 @@ def no_model() -> Markdown:
 def compared(model: CostModel | None) -> pd.DataFrame:
     """against_published.compare(model, published.load()); no rows without a model."""
     values = published.load()
-    return against_published.compare(model, values if model else values.head(0))
+    return against_published.compare(model, values) if model else values.head(0).assign(stand_in="", off=0.0, result="")
 
 
 def other_gpu(model: CostModel | None) -> str:
@@ -92,8 +92,8 @@ def speedups(model: CostModel, table: pd.DataFrame, M: int = 1, shapes=STUDY_SHA
     """INT4 over FP16 on every GPU that is known: measured on the run's own where timed, projected on the others.
 
     table:   tables.report_table(run)
-    returns: gpu, gpu_key, M, K, N, speedup, low, high, fp16_us, int4_us, kind (measured, predicted, projected); no rows
-             where the model lacks one of the two
+    returns: gpu, gpu_key, M, K, N, speedup, low, high, fp16_us, int4_us, kind (measured, predicted, projected), base
+             (name of the run's GPU), run_id; no rows where the model lacks one of the two
     """
     columns = ["gpu", "gpu_key", *SHAPE, "speedup", "low", "high", "fp16_us", "int4_us", "kind"]
     if not {BASELINE, "int4"} <= set(model.backends):
@@ -109,7 +109,7 @@ def speedups(model: CostModel, table: pd.DataFrame, M: int = 1, shapes=STUDY_SHA
         values = [row.speedup_vs_fp16, row.speedup_vs_fp16_low, row.speedup_vs_fp16_high, row.latency_us_p50_fp16]
         names = ["speedup", "low", "high", "fp16_us", "int4_us", "kind"]
         rows.loc[here, names] = [*values, row.latency_us_p50, MEASURED]
-    return rows[columns]
+    return rows[columns].assign(base=model.spec.name, run_id=model.run_id)
 
 
 def latencies(model: CostModel, M: int = 1, shapes=STUDY_SHAPES) -> pd.DataFrame:
