@@ -15,7 +15,7 @@ from test_models import LLAMA
 from tinygemm import cli, hardware, models
 from tinygemm.hardware import gpu_spec
 from tinygemm.problem import GemmProblem
-from tinygemm.report import advice, costmodel
+from tinygemm.report import advice, costmodel, costterms
 from tinygemm.runs import load_run
 
 LLAMA_3_8B = models.MODELS["llama-3-8b"]
@@ -147,18 +147,28 @@ def test_a_small_weight_is_limited_by_its_launch_and_a_large_one_by_memory(model
     assert row(large, "gate_up_proj")["limiter"] == "memory"
 
 
+def test_every_term_of_the_latency_model_has_a_word(model):
+    parts = costterms.parts_us(model.backends["int4"], 1, 4096, 4096, 4.125, model.spec)
+    assert set(parts) == set(advice.LIMITERS)
+
+
+@pytest.mark.parametrize(
+    ("term", "value", "word"),
+    [("serial_ns", 20.0, "serial walk"), ("weight_ps", 900.0, "dequantisation"), ("tile_ps", 900.0, "multiplication"),
+     ("start_us", 50.0, "launch"), ("efficiency", 0.02, "memory")],
+)  # fmt: skip
+def test_the_longest_term_is_the_limit(model, term, value, word):
+    int4 = model.backends["int4"]
+    slow = replace(int4, terms=replace(int4.terms, **{term: value}))
+    found = advice.advise(replace(model, backends=model.backends | {"int4": slow}), LLAMA_3_8B, tp=8)
+    assert row(found, "qkv_proj")["limiter"] == word
+
+
 def test_from_python_the_host_is_the_limit(model):
     found = advice.advise(model, LLAMA_3_8B, launch="eager")
     assert row(found, "o_proj")["limiter"] == advice.HOST
     assert row(found, "o_proj")["int4_us"] == pytest.approx(synthetic.Truth().host_us, rel=0.05)
     assert row(found, "o_proj")["kind"] == "measured"
-
-
-def test_a_kernel_that_walks_k_alone_is_limited_by_the_walk(model):
-    int4 = model.backends["int4"]
-    slow = replace(int4, terms=replace(int4.terms, serial_ns=20.0))
-    found = advice.advise(replace(model, backends=model.backends | {"int4": slow}), LLAMA_3_8B, tp=8)
-    assert row(found, "qkv_proj")["limiter"] == "serial walk"
 
 
 @pytest.mark.parametrize(

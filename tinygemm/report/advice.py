@@ -17,7 +17,10 @@ from tinygemm.runs import case_id
 INT4 = "int4"
 YES, NO, TIE, CANNOT, KEPT = "yes", "no", "tie", "cannot", "kept in FP16"
 # the terms of the cost model, in words; what a call from Python waits for is judged before them
-LIMITERS = {"start": "launch", "token": "launch", "serial": "serial walk", "memory": "memory", "work": "dequantisation"}
+LIMITERS = {
+    "start": "launch", "token": "launch", "serial": "serial walk", "memory": "memory", "unpack": "dequantisation",
+    "multiply": "multiplication",
+}  # fmt: skip
 HOST = "Python's launch"
 LM_HEAD = "lm_head"
 

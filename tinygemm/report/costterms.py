@@ -2,14 +2,15 @@
 
 One call takes
 
-    T = start + token · M + (T_serial^p + T_mem^p + T_work^p)^(1/p)
+    T = start + token · M + (T_serial^p + T_memory^p + T_unpack^p + T_multiply^p)^(1/p)
 
-    T_serial = serial · K walked by one program            a chain of loads and multiplications, however wide the GPU
-    T_mem    = bytes / (efficiency · usable bandwidth)     DRAM traffic
-    T_work   = (weight + tile · tiles of M) · K · N · tail / SMs      instructions: dequantisation, multiplication
-    tail     = rounds of programs over the SMs / their mean, where all programs are cut alike; otherwise 1
+    T_serial   = serial · K walked by one program          a chain of loads and multiplications, however wide the GPU
+    T_memory   = bytes / (efficiency · usable bandwidth)   DRAM traffic
+    T_unpack   = weight · K · N · tail / SMs               instructions per weight: dequantisation, address, load
+    T_multiply = tile · tiles of M · K · N · tail / SMs    instructions per weight and tile of tokens
+    tail       = rounds of programs over the SMs / their mean, where all programs are cut alike; otherwise 1
 
-With p = 1 the three add up, with a large p the longest hides the others; p is fitted like the rest. From Python a
+With p = 1 the four add up, with a large p the longest hides the others; p is fitted like the rest. From Python a
 call takes (host^8 + (T + gap)^8)^(1/8): the host or the device, whichever is slower.
 """
 
@@ -22,6 +23,7 @@ import numpy as np
 from tinygemm.hardware import GpuSpec
 
 ECC_SHARE = 0.125  # of the bandwidth, where ECC bits lie in the DRAM itself: 10 to 15 % on an A10 (README of Marlin)
+OVERLAPPING = ("serial", "memory", "unpack", "multiply")
 SHARPNESS = 8  # of the corner between host-bound and device-bound
 
 
@@ -41,8 +43,8 @@ class Terms:
     efficiency: float = term(
         "1", "share of the usable DRAM bandwidth: that of the fastest case of the run", 0.9, 0, 0, 1
     )
-    weight_ps: float = term("ps", "of one SM per weight", 5, 2, 1e-2, 3e3)
-    tile_ps: float = term("ps", "of one SM per weight and tile of M", 5, 2, 1e-2, 3e3)
+    weight_ps: float = term("ps", "of one SM per weight: unpacking it, in whatever format", 5, 2, 1e-2, 3e3)
+    tile_ps: float = term("ps", "of one SM per weight and tile of tokens: multiplying", 5, 2, 1e-2, 3e3)
     overlap: float = term("1", "exponent p: 1 adds the terms up, 8 lets the longest hide the rest", 2, 0.7, 1, 8)
     l2_share: float = term("1", "share of L2 that keeps a dequantised weight until it is read", 0.5, 0.7, 0.05, 4)
     host_us: float = term("µs", "of the host per call from Python", 15, 1, 1, 500)
@@ -81,7 +83,7 @@ def device_us(fitted: Fitted, M, K, N, bits, spec: GpuSpec) -> np.ndarray:
 
 
 def parts_us(fitted: Fitted, M, K, N, bits, spec: GpuSpec) -> dict[str, np.ndarray]:
-    """The terms of a call in us: start, token, serial, memory, work."""
+    """The terms of a call in us: start, token, serial, memory, unpack, multiply."""
     terms, (M, K, N, bits) = fitted.terms, (np.asarray(value, dtype=float) for value in (M, K, N, bits))
     moved = K * N * bits / 8 + 2 * M * (K + N)
     if fitted.backend == "dequant-fp16":  # the FP16 weight is written, and read again as far as L2 does not hold it
@@ -98,7 +100,8 @@ def parts_us(fitted: Fitted, M, K, N, bits, spec: GpuSpec) -> dict[str, np.ndarr
         "token": terms.token_us * M,
         "serial": terms.serial_ns * 1e-3 * walked,
         "memory": moved / (terms.efficiency * usable_gb_s(spec) * 1e3),
-        "work": (terms.weight_ps + terms.tile_ps * tiles) * 1e-6 * K * N * tail / spec.sm_count,
+        "unpack": terms.weight_ps * 1e-6 * K * N * tail / spec.sm_count,
+        "multiply": terms.tile_ps * tiles * 1e-6 * K * N * tail / spec.sm_count,
     }
 
 
@@ -113,7 +116,7 @@ def usable_gb_s(spec: GpuSpec) -> float:
 
 
 def _together(overlap, parts) -> np.ndarray:
-    """The p-norm of the three terms that may overlap, scaled by the longest, so that no power overflows."""
-    three = np.stack(np.broadcast_arrays(parts["serial"], parts["memory"], parts["work"]))
-    longest = three.max(axis=0)
-    return longest * ((three / longest) ** overlap).sum(axis=0) ** (1 / overlap)
+    """The p-norm of the terms that may overlap, scaled by the longest, so that no power overflows."""
+    terms = np.stack(np.broadcast_arrays(*(parts[name] for name in OVERLAPPING)))
+    longest = terms.max(axis=0)
+    return longest * ((terms / longest) ** overlap).sum(axis=0) ** (1 / overlap)

@@ -12,6 +12,7 @@ from tinygemm.report.costterms import ECC_SHARE, Fitted, device_us, eager_us, us
 
 DEPENDENT_LAUNCH = (9, 0)  # the compute capability from which on a kernel may start before the one ahead has ended
 DEPENDENT = ("int4", "fp16-triton", "int4-load-only")  # backends that do so where they can
+KNOBS = ("bandwidth", "ecc", "clock", "start", "serial", "work", "dependent", "host")
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,6 @@ def scaled(model, fitted: Fitted, spec: GpuSpec, knobs: dict[str, float] | None 
             host_us=terms.host_us * knob["host"],
         ),
     )
-
-
-KNOBS = ("bandwidth", "ecc", "clock", "start", "serial", "work", "dependent", "host")
 
 
 def _assumed(model, spec: GpuSpec) -> list[Assumption]:

@@ -26,7 +26,8 @@ TERM_STYLE = {  # of the lines; the colour is the term's, not a backend's
     "start": ("launch, fill and drain", "#8A8F94", (0, (1, 1.5))),
     "serial": ("serial walk over K", "#D55E00", (0, (5, 2))),
     "memory": ("bytes from DRAM", "#009E73", (0, (3, 1, 1, 1))),
-    "work": ("instructions of the SMs", "#B5568F", (0, (2, 1.2))),
+    "unpack": ("instructions per weight", "#B5568F", (0, (2, 1.2))),
+    "multiply": ("… per weight and tile of M", "#56B4E9", (0, (4, 1, 1, 1, 1, 1))),
 }
 WITHIN, WITHIN_WORST = 0.10, 0.25
 
