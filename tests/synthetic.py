@@ -90,7 +90,7 @@ def write_run(
     gpu: str = "h200",
     truth: Truth | None = None,
     m_list: tuple[int, ...] = (1, 2, 4, 8, 16),
-    shapes: tuple[tuple[int, int], ...] = REPORT_SHAPES,
+    shapes: tuple[tuple[int, ...], ...] = REPORT_SHAPES,
     backends: tuple[str, ...] = PRODUCTS,
     modes: tuple[tuple[str, str], ...] = (("graph", "cold"), ("graph", "hot"), ("eager", "cold"), ("eager", "hot")),
     n_samples: int = 30,
@@ -101,7 +101,8 @@ def write_run(
 ) -> Path:
     """Write a sealed run into `root/<gpu>/<run_id>/` and return that folder.
 
-    shapes: (K, N); the counters are of the wide and the narrow study shape where they are among them
+    shapes: (K, N), or (K, N, group_size); the counters are of the wide and the narrow study shape where they are
+            among them
     """
     truth, rng = truth or Truth(), np.random.default_rng(seed)
     run_id = f"{minute}-{COMMIT[:7]}" + ("-dirty" if dirty else "")
@@ -120,7 +121,7 @@ def write_run(
     (path / "header.json").write_text("{}")
     writer = RunWriter(path, header)
     _write_ideals(writer, truth, n_samples, rng)
-    problems = [GemmProblem(M, N, K) for K, N in shapes for M in m_list]
+    problems = [GemmProblem(M, N, K, *group) for K, N, *group in shapes for M in m_list]
     for problem in problems:
         for launch, l2_state in modes:
             _write_group(writer, truth, problem, launch, l2_state, backends, n_samples, rng)

@@ -15,18 +15,35 @@ MODULES = sorted((ROOT / "tinygemm").rglob("*.py"))
 # what a layer may import of this project; the first layer that a module's name starts with is its own
 LAYERS = {
     "tinygemm.problem": {"tinygemm.problem"},
+    "tinygemm.models": {"tinygemm.problem", "tinygemm.models"},
     "tinygemm.hardware": {"tinygemm.problem", "tinygemm.hardware"},
     "tinygemm.runs": {"tinygemm.problem", "tinygemm.hardware", "tinygemm.runs"},
     "tinygemm.kernel": {"tinygemm.problem", "tinygemm.hardware", "tinygemm.runs", "tinygemm.kernel"},
     "tinygemm.harness": {
         "tinygemm.problem",
+        "tinygemm.models",
         "tinygemm.hardware",
         "tinygemm.runs",
         "tinygemm.kernel",
         "tinygemm.harness",
     },
-    "tinygemm.report": {"tinygemm.problem", "tinygemm.hardware", "tinygemm.runs", "tinygemm.report"},
-    "tinygemm.dictionary": {"tinygemm.runs"},
+    "tinygemm.report": {"tinygemm.problem", "tinygemm.models", "tinygemm.hardware", "tinygemm.runs", "tinygemm.report"},
+    "tinygemm.clitools": set(),
+    "tinygemm.commands_advise": {
+        "tinygemm.models",
+        "tinygemm.hardware",
+        "tinygemm.runs",
+        "tinygemm.report",
+        "tinygemm.clitools",
+    },
+    "tinygemm.commands_predict": {
+        "tinygemm.problem",
+        "tinygemm.hardware",
+        "tinygemm.runs",
+        "tinygemm.report",
+        "tinygemm.clitools",
+    },
+    "tinygemm.dictionary": {"tinygemm.runs", "tinygemm.report"},
 }
 TOP = {"tinygemm", "tinygemm.cli", "tinygemm.source"}  # may import everything, and nothing may import them
 ACCELERATOR = ("torch", "triton")

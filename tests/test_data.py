@@ -9,7 +9,7 @@ import synthetic
 
 from tinygemm import dictionary
 from tinygemm.hardware import GPUS
-from tinygemm.report import tables
+from tinygemm.report import published, tables
 from tinygemm.runs import DATA_ROOT, STATUS, TABLES, RunError, load_run, recorded_runs
 
 RUNS = recorded_runs()
@@ -49,7 +49,7 @@ def test_the_data_dictionary_is_generated_from_the_schema():
 
 def test_the_dictionary_has_every_column_in_order_with_its_unit_and_meaning():
     text = dictionary.render()
-    for file, row_type in TABLES.items():
+    for file, row_type in (*TABLES.items(), ("published/", published.Quoted)):
         section = text.split(f"## {file}\n")[1].split("\n## ")[0]
         rows = [line for line in section.splitlines() if line.startswith("| `")]
         fields = dataclasses.fields(row_type)
@@ -114,6 +114,80 @@ class TestRecordedRun:
         assert (products["frac_floor"].dropna() < 1.1).all()
         # reads that wait for no x overlap from call to call, so only the memory itself bounds them
         assert (rows["achieved_gb_s"].dropna() < GPUS[run.gpu["key"]].dram_gb_s).all()
+
+
+# --- published values -----------------------------------------------------------------------------------------------
+
+
+def test_published_values_load_and_every_source_is_in_the_bibliography():
+    values = published.load()
+    assert list(values.columns) == published.COLUMNS
+    assert {file.stem for file in published.FOLDER.glob("*.csv")} == set(values["source_key"])
+    assert values["digitised"].dtype == bool
+    assert values["digitised"].any()
+    assert not values["digitised"].all()
+
+
+def test_published_speedups_agree_with_the_latencies_beside_them():
+    values = published.load()
+    latency = values[values["quantity"] == "latency_us"].set_index(["source_key", "gpu", "M", "K", "N", "backend"])[
+        "value"
+    ]
+    checked = 0
+    for row in values[values["quantity"] == "speedup"].itertuples():
+        key = (row.source_key, row.gpu, row.M, row.K, row.N)
+        if {(*key, row.backend), (*key, "fp16-cublas")} <= set(latency.index):
+            assert latency[(*key, "fp16-cublas")] / latency[(*key, row.backend)] == pytest.approx(row.value, rel=0.02)
+            checked += 1
+    assert checked > 5
+
+
+def test_published_speedups_stay_below_what_sixteen_bits_over_four_allow():
+    values = published.load()
+    assert values.loc[values["quantity"] == "speedup", "value"].between(0, 4).all()
+    assert values.loc[values["quantity"].str.startswith("frac_"), "value"].between(0, 1).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"value": "fast"}, r"some2026\.csv:2: value must be a positive number, got 'fast'"),
+        ({"value": "-1"}, "value must be a positive number"),
+        ({"value": "nan"}, "value must be a positive number"),
+        ({"K": "4096.5"}, "K must be a positive integer"),
+        ({"digitised": "perhaps"}, "digitised must be yes or no"),
+        ({"quantity": "tokens_per_s"}, "quantity must be one of speedup, latency_us"),
+        ({"method": ""}, "method must be given"),
+        ({"source_key": "other2026"}, "source_key must be the name of the file, some2026"),
+        ({"note": "a,b"}, "expected 11 cells, got 12"),
+    ],
+)
+def test_a_published_value_that_is_not_as_it_should_be_is_refused_by_file_and_line(tmp_path, change, complaint):
+    good = {"source_key": "some2026", "gpu": "h100", "M": "1", "K": "4096", "N": "4096", "backend": "marlin",
+            "quantity": "speedup", "value": "2.5", "digitised": "yes", "method": "wall clock", "note": ""}  # fmt: skip
+    bibliography = tmp_path / "references.bib"
+    bibliography.write_text("@misc{some2026,\n  title = {Some}\n}\n")
+    file = tmp_path / "some2026.csv"
+    file.write_text(f"{','.join(good)}\n{','.join(good.values())}\n")
+    assert published.load(tmp_path, bibliography)["value"].tolist() == [2.5]
+    file.write_text(f"{','.join(good)}\n{','.join((good | change).values())}\n")
+    with pytest.raises(ValueError, match=complaint):
+        published.load(tmp_path, bibliography)
+
+
+def test_a_source_without_an_entry_in_the_bibliography_is_refused(tmp_path):
+    bibliography = tmp_path / "references.bib"
+    bibliography.write_text("@misc{another2026,\n  title = {Another}\n}\n")
+    with pytest.raises(ValueError, match="must be a key of book/references"):
+        published.load(references=bibliography)
+
+
+def test_a_value_that_is_quoted_twice_is_refused(tmp_path):
+    file = published.FOLDER / "tileops1874.csv"
+    lines = file.read_text().splitlines()
+    (tmp_path / file.name).write_text("\n".join([*lines, lines[-1]]) + "\n")
+    with pytest.raises(ValueError, match="is listed twice"):
+        published.load(tmp_path)
 
 
 def test_only_runs_and_the_dictionary_lie_in_data():

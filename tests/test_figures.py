@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from tinygemm.problem import STUDY_SHAPES
-from tinygemm.report import figures, style, tables
+from tinygemm.report import costmodel, figures, literature, projections, published, style, tables
 from tinygemm.report.counters import summarize_counters
 from tinygemm.report.figures.method import MAX_ERR_BOUND
+from tinygemm.report.pages import predict
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,14 @@ DRAW = {
     "launch_cost": lambda run, table: figures.launch_cost(table),
     "cold_vs_hot": lambda run, table: figures.cold_vs_hot(table),
     "correctness": lambda run, table: figures.correctness(table),
+    "never_slower": lambda run, table: figures.never_slower(projections.every_projection(run)),
+    "published_speedups": lambda run, table: figures.published_speedups(
+        literature.beside(table, costmodel.fit(run), published.load())
+    ),
+    "predicted_vs_measured": lambda run, table: figures.predicted_vs_measured(costmodel.leave_one_out(run)),
+    "terms_vs_n": lambda run, table: figures.terms_vs_n(costmodel.fit(run)),
+    "projected_speedups": lambda run, table: figures.projected_speedups(predict.speedups(costmodel.fit(run), table)),
+    "published_vs_projected": lambda run, table: figures.published_vs_projected(predict.compared(costmodel.fit(run))),
     "samples_spread": lambda run, table: figures.samples_spread(table, run.samples),
 }
 
@@ -276,3 +285,15 @@ def test_the_bounds_drawn_are_the_bounds_applied():
     verify = pytest.importorskip("tinygemm.harness.verify")
     applied = {"float16": verify.FP16_TOLERANCE.max_err, "bfloat16": verify.BF16_TOLERANCE.max_err}
     assert applied == MAX_ERR_BOUND
+
+
+def test_the_map_of_projections_shows_every_case_and_frames_the_slower_ones(tmp_path):
+    truth = synthetic.Truth(factors={"int4": 0.7, ("int4", 4096, 4096): 3.0})
+    run = synthetic.load(tmp_path, truth=truth, m_list=(1, 8), backends=("fp16-cublas", "fp16-triton", "int4"))
+    rows = projections.every_projection(run)
+    patches = figures.never_slower(rows).axes[0].patches
+    assert len(patches) == len(rows)
+    framed = [patch for patch in patches if patch.get_linewidth() > 1]
+    assert len(framed) == (rows["state"] == projections.SLOWER).sum() > 0
+    known = [patch for patch in patches if mpl.colors.to_hex(patch.get_facecolor()) != "#eceeef"]
+    assert len(known) == rows["speedup"].notna().sum()

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import click
 
+from tinygemm.clitools import OUTPUT_FILE
+from tinygemm.clitools import check_writable as _check_writable
+from tinygemm.clitools import option as _option
+from tinygemm.clitools import options as _options
+from tinygemm.clitools import write as _write
+from tinygemm.clitools import write_csv as _write_csv
+from tinygemm.clitools import write_text as _write_text
+from tinygemm.commands_advise import advise
+from tinygemm.commands_predict import predict
 from tinygemm.problem import GROUP_SIZES, STUDY_SHAPES
 
 STUDY_SHAPE_LIST = ";".join(f"1,{K},{N}" for K, N in STUDY_SHAPES)
@@ -41,22 +48,6 @@ def _fail(message: str) -> None:
 # --- options that several commands share ----------------------------------------------------------------------------
 
 
-def _option(name: str, *others: str, **settings):
-    """An option under the original study's name (--shape_list) and the usual spelling (--shape-list)."""
-    spellings = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}", *others])
-    return click.option(*spellings, name, **settings)
-
-
-def _options(*options: Callable) -> Callable:
-    def decorate(function):
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)
 INPUT_FILE = click.Path(dir_okay=False, path_type=Path)
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -326,6 +317,10 @@ def peak_compute(fp16_csv, int4_csv, out):
     _save(figures.percent_of_peak(pd.concat(parts, ignore_index=True)), out)
 
 
+commands.add_command(advise)
+commands.add_command(predict)
+
+
 # --- what they share ------------------------------------------------------------------------------------------------
 
 
@@ -401,44 +396,16 @@ def _frame(rows: list[dict]):
     return pd.DataFrame(rows)
 
 
-def _check_writable(file: Path) -> None:
-    """Refuse before measuring what could not be written afterwards."""
-    folder = file.parent
-    if not folder.is_dir():
-        raise ValueError(f"{file}: the folder {folder} does not exist")
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"{file}: the folder {folder} cannot be written to")
-
-
 def _check_image(file: Path) -> None:
     if file.suffix.lower() not in IMAGE_SUFFIXES:
         raise ValueError(f"{file}: a figure ends in {' or '.join(IMAGE_SUFFIXES)}")
     _check_writable(file)
 
 
-def _write_csv(table, file: Path) -> None:
-    _write_text(table.to_csv(index=False), file)
-
-
-def _write_text(text: str, file: Path) -> None:
-    _write(file, lambda aside: aside.write_text(text))
-
-
 def _save(figure, file: Path) -> None:
     from tinygemm.report import figures
 
     _write(file, lambda aside: figures.save(figure, aside))
-
-
-def _write(file: Path, write: Callable[[Path], object]) -> None:
-    """Write aside and rename, so that a file is whole or not there."""
-    aside = file.with_name(f".{os.getpid()}-{file.name}")
-    try:
-        write(aside)
-        aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)
-    click.echo(f"wrote {file}")
 
 
 def _report_refusals(cases) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from tinygemm.report.published import Quoted
 from tinygemm.runs import DATA_ROOT, SCHEMA_VERSION, TABLES
 
 README = DATA_ROOT / "README.md"
@@ -11,11 +12,14 @@ README = DATA_ROOT / "README.md"
 INTRODUCTION = """\
 # Measurements
 
-Every number of the report comes from a run in this folder: `<gpu>/<run_id>/`, such as
-`h200/2026-11-23T1412Z-3fa9c1e/` (UTC minute, commit that measured). A run is written once by `tinygemm record` and
-never edited: `provenance.json` holds the sha256 of every file. A run that differs from it is refused, and so is one
-measured from uncommitted code (`-dirty`). Rates, speedups and quantiles are not stored: `tinygemm/report/tables.py`
-derives them.
+Two kinds of numbers lie here and never mix. Runs, in `<gpu>/<run_id>/`, were measured by this project: every number
+that the report calls measured comes from one. Values in `published/` were measured by others and are quoted, each with
+its source.
+
+A run is named by the UTC minute and the commit that measured it, such as `h200/2026-11-23T1412Z-3fa9c1e/`. It is
+written once by `tinygemm record` and never edited: `provenance.json` holds the sha256 of every file. A run that differs
+from it is refused, and so is one measured from uncommitted code (`-dirty`). Rates, speedups and quantiles are not
+stored: `tinygemm/report/tables.py` derives them.
 
 The schema is version {version}. This page is generated from it: `python -m tinygemm.dictionary`.
 
@@ -49,16 +53,29 @@ What could not be read, or is not installed, is null. Host names, users, paths a
 The CSV files of Nsight Compute as it wrote them, from which counters.csv was read.
 """
 
+PUBLISHED = """\
+## published/
+
+Values quoted from the literature, one file per source, one row per value. Unlike a run they may be corrected, when a
+source corrects itself or was misread. `tinygemm/report/published.py` reads them and refuses a source that
+`book/references.bib` does not have.
+"""
+
 
 def render() -> str:
     """The text of data/README.md."""
     parts = [INTRODUCTION.format(version=SCHEMA_VERSION)]
     for file, row_type in TABLES.items():
-        lines = [f"## {file}", "", ROWS[file], "", "| column | unit | meaning |", "|---|---|---|"]
-        for field in dataclasses.fields(row_type):
-            lines.append(f"| `{field.name}` | {field.metadata['unit']} | {field.metadata['meaning']} |")
-        parts.append("\n".join(lines) + "\n")
-    return "\n".join([*parts, PROVENANCE])
+        parts.append(f"## {file}\n\n{ROWS[file]}\n\n{_columns(row_type)}")
+    return "\n".join([*parts, PROVENANCE, PUBLISHED, _columns(Quoted)])
+
+
+def _columns(row_type) -> str:
+    """The columns of a table, each with its unit and meaning."""
+    lines = ["| column | unit | meaning |", "|---|---|---|"]
+    for field in dataclasses.fields(row_type):
+        lines.append(f"| `{field.name}` | {field.metadata['unit']} | {field.metadata['meaning']} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

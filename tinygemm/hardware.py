@@ -15,6 +15,8 @@ class GpuSpec:
     l2_bytes:         L2 cache
     smem_per_sm:      shared memory of one SM, bytes
     max_warps_per_sm: resident warps of one SM
+    boost_clock_mhz:  SM clock of the published FP32 peak
+    inline_ecc:       ECC bits lie in the DRAM itself and are on as delivered, which takes bandwidth from the data
     source:           where the figures stand
     """
 
@@ -27,6 +29,8 @@ class GpuSpec:
     l2_bytes: int
     smem_per_sm: int
     max_warps_per_sm: int
+    boost_clock_mhz: int
+    inline_ecc: bool
     source: str
 
     @property
@@ -40,18 +44,63 @@ GPUS = {
     spec.key: spec
     for spec in (
         GpuSpec(
-            "h200", "NVIDIA H200", (9, 0), 132, 4800, 989.5, 60 * MIB, 228 * KIB, 64,
-            "NVIDIA H200 datasheet, SXM: 4.8 TB/s, 1,979 TFLOP/s FP16 with sparsity, of which dense is half; "
-            "SM count and L2: as the CUDA runtime reports them; per SM: NVIDIA Hopper Tuning Guide, Occupancy",
+            "h200", "NVIDIA H200", (9, 0), 132, 4800, 989.5, 60 * MIB, 228 * KIB, 64, 1980, False,
+            "NVIDIA H200 datasheet, SXM: 4.8 TB/s, 1,979 TFLOP/s FP16 with sparsity, of which dense is half, 67 "
+            "TFLOP/s FP32; SM count, L2 and clock: as the CUDA runtime says; per SM: NVIDIA Hopper Tuning Guide",
         ),
         GpuSpec(
-            "a10g", "NVIDIA A10G", (8, 6), 80, 600, 70, 6 * MIB, 100 * KIB, 48,
+            "h100-80gb-hbm3", "NVIDIA H100 80GB HBM3", (9, 0), 132, 3350, 989.4, 50 * MIB, 228 * KIB, 64, 1980, False,
+            "NVIDIA H100 Tensor Core GPU Architecture whitepaper and H100 datasheet, SXM5: 132 SMs, 3.35 TB/s, 50 MB "
+            "L2, 989.4 TFLOP/s FP16 dense, 66.9 TFLOP/s FP32, which is 1,980 MHz; per SM: NVIDIA Hopper Tuning Guide",
+        ),
+        GpuSpec(
+            "a100-sxm4-80gb", "NVIDIA A100-SXM4-80GB", (8, 0), 108, 2039, 312, 40 * MIB, 164 * KIB, 64, 1410, False,
+            "NVIDIA A100 datasheet, 80GB SXM: 2,039 GB/s, 312 TFLOP/s FP16 dense; 108 SMs, 40 MB L2, 1,410 MHz: NVIDIA "
+            "A100 Tensor Core GPU Architecture whitepaper; per SM: NVIDIA Ampere Tuning Guide, Occupancy",
+        ),
+        GpuSpec(
+            "a100-pcie-40gb", "NVIDIA A100-PCIE-40GB", (8, 0), 108, 1555, 312, 40 * MIB, 164 * KIB, 64, 1410, False,
+            "NVIDIA A100 datasheet, 40GB PCIe: 1,555 GB/s, 312 TFLOP/s FP16 dense; 108 SMs, 40 MB L2, 1,410 MHz: "
+            "NVIDIA A100 Tensor Core GPU Architecture whitepaper; per SM: NVIDIA Ampere Tuning Guide, Occupancy",
+        ),
+        GpuSpec(
+            "a10g", "NVIDIA A10G", (8, 6), 80, 600, 70, 6 * MIB, 100 * KIB, 48, 1710, True,
             "NVIDIA A10G datasheet as published by AWS (NVIDIA_AWS_A10G_DataSheet_FINAL_02_17_2022.pdf): 80 SMs, "
-            "600 GB/s, 70 TFLOP/s FP16 dense, 140 with sparsity (the plain A10 is another chip with 125 dense); "
+            "600 GB/s, 70 TFLOP/s FP16 dense, 140 with sparsity (the plain A10 is another chip with 125 dense), "
+            "35 TFLOP/s FP32, which is 1,710 MHz; L2: NVIDIA Ampere GA102 whitepaper; per SM: NVIDIA Ampere Tuning "
+            "Guide, Occupancy",
+        ),
+        GpuSpec(
+            "a10", "NVIDIA A10", (8, 6), 72, 600, 125, 6 * MIB, 100 * KIB, 48, 1695, True,
+            "NVIDIA A10 datasheet: 600 GB/s, 125 TFLOP/s FP16 dense, 31.2 TFLOP/s FP32, which is 72 SMs at 1,695 MHz; "
             "L2: NVIDIA Ampere GA102 whitepaper; per SM: NVIDIA Ampere Tuning Guide, Occupancy",
+        ),
+        GpuSpec(
+            "rtx-3090", "NVIDIA GeForce RTX 3090", (8, 6), 82, 936, 71, 6 * MIB, 100 * KIB, 48, 1695, False,
+            "NVIDIA Ampere GA102 whitepaper, appendix A: 82 SMs, 936 GB/s, 71 TFLOP/s FP16 dense with FP32 "
+            "accumulation, 6 MB L2, 1,695 MHz; per SM: NVIDIA Ampere Tuning Guide, Occupancy",
+        ),
+        GpuSpec(
+            "rtx-4090", "NVIDIA GeForce RTX 4090", (8, 9), 128, 1008, 165.2, 72 * MIB, 100 * KIB, 48, 2520, False,
+            "NVIDIA Ada GPU Architecture whitepaper, appendix A: 128 SMs, 1,008 GB/s, 165.2 TFLOP/s FP16 dense with "
+            "FP32 accumulation, 72 MB L2, 2,520 MHz; per SM: NVIDIA Ada Tuning Guide, Occupancy",
+        ),
+        GpuSpec(
+            "l4", "NVIDIA L4", (8, 9), 58, 300, 121, 48 * MIB, 100 * KIB, 48, 2040, True,
+            "NVIDIA L4 datasheet: 300 GB/s, 242 TFLOP/s FP16 with sparsity, of which dense is half, 30.3 TFLOP/s FP32, "
+            "which is 58 SMs (7,424 CUDA cores) at 2,040 MHz; 48 MB L2: NVIDIA Ada GPU Architecture whitepaper, AD104; "
+            "per SM: NVIDIA Ada Tuning Guide, Occupancy",
         ),
     )
 }  # fmt: skip
+# what people say; a recorded run and a table of configs carry the full key
+ALIASES = {
+    "a100": "a100-sxm4-80gb",
+    "h100": "h100-80gb-hbm3",
+    "h100-sxm": "h100-80gb-hbm3",
+    "3090": "rtx-3090",
+    "4090": "rtx-4090",
+}
 
 
 def gpu_key(device_name: str) -> str:
@@ -64,11 +113,15 @@ def gpu_key(device_name: str) -> str:
 
 
 def gpu_spec(key: str) -> GpuSpec:
-    """The published figures of a GPU; raises ValueError listing the known names."""
-    try:
-        return GPUS[key]
-    except KeyError:
-        raise ValueError(f"unknown GPU {key!r}; known: {', '.join(sorted(GPUS))}") from None
+    """The published figures of a GPU by its key, an alias such as `h100`, or its full name.
+
+    raises: ValueError listing the known names
+    """
+    word = key.strip().lower()
+    for candidate in (word, ALIASES.get(word), gpu_key(word) if word else None):
+        if candidate in GPUS:
+            return GPUS[candidate]
+    raise ValueError(f"unknown GPU {key!r}; known: {', '.join(sorted({*GPUS, *ALIASES}))}")
 
 
 def cuda_unavailable_reason() -> str | None:

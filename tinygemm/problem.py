@@ -57,15 +57,16 @@ class GemmProblem:
 
 @dataclass(frozen=True)
 class Layer:
-    """A projection of a published model: `weight[N, K]`."""
+    """A projection of a published model: `weight[N, K]`, and the groups it can be quantised in (None: in none)."""
 
     model: str
     layer: str
     K: int
     N: int
+    group_size: int | None = 128
 
 
-# meta-llama/Meta-Llama-3-8B config.json: hidden 4096, intermediate 14336, 32 heads and 8 KV heads of 128
+# fused and separate projections of models.MODELS["llama-3-8b"]; tests/test_models.py compares the two
 LLAMA_3_8B = (
     Layer("llama-3-8b", "kv_proj", 4096, 1024),
     Layer("llama-3-8b", "q_proj", 4096, 4096),

@@ -184,8 +184,14 @@ def _folder():
 
 def _nearest_table(gpu: str) -> str:
     spec = GPUS.get(gpu)
-    arch = spec.arch if spec else 80
-    return min(tables(), key=lambda key: abs(GPUS[key].arch - arch))
+    major, minor = spec.compute_capability if spec else (8, 0)
+
+    def distance(key: str) -> tuple[int, int]:
+        """Generations differ by more than their members: 8.9 is nearer to 8.6 than to 9.0."""
+        other_major, other_minor = GPUS[key].compute_capability
+        return abs(other_major - major), abs(other_minor - minor)
+
+    return min(tables(), key=distance)
 
 
 def _distance(row: dict, problem: GemmProblem) -> float:

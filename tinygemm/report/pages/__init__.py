@@ -1,5 +1,8 @@
 """What chapters put on their pages beside figures: `shared` serves them all, each topic has a module of its own."""
 
+from tinygemm.report.pages.literature import all_published, latencies, method_moves_it
+from tinygemm.report.pages.models import advise, every_case
+from tinygemm.report.pages.predict import model_of
 from tinygemm.report.pages.shared import (
     by_tokens,
     card,
@@ -24,6 +27,8 @@ from tinygemm.report.pages.shared import (
 )
 
 __all__ = [
+    "advise",
+    "all_published",
     "by_tokens",
     "card",
     "choices",
@@ -32,9 +37,13 @@ __all__ = [
     "counters",
     "dequantisation",
     "errors",
+    "every_case",
     "facts",
     "glue",
     "intensities",
+    "latencies",
+    "method_moves_it",
+    "model_of",
     "no_counters",
     "overlap",
     "projections",

@@ -12,8 +12,10 @@ from tinygemm.report.verdicts.findings import (
     narrow_loses_to_dequantisation,
     wide_helps,
 )
+from tinygemm.report.verdicts.literature import at_least_published
+from tinygemm.report.verdicts.models import never_slower
 
-__all__ = ["FAILS", "HOLDS", "UNDECIDED", "Verdict", "of_run"]
+__all__ = ["FAILS", "HOLDS", "UNDECIDED", "Verdict", "at_least_published", "never_slower", "of_run"]
 
 
 def of_run(run) -> dict[str, Verdict]:

@@ -1,0 +1,39 @@
+"""What is known of GPUs: names that torch reports lead to their figures, and the figures agree with each other."""
+
+import pytest
+
+from tinygemm.hardware import ALIASES, GPUS, gpu_key, gpu_spec
+
+FP32_LANES = {(8, 0): 64, (8, 6): 128, (8, 9): 128, (9, 0): 128}  # FP32 multiply-adds per SM and clock, tuning guides
+FP32_TFLOP_S = {
+    "h200": 67, "h100-80gb-hbm3": 66.9, "a100-sxm4-80gb": 19.5, "a100-pcie-40gb": 19.5, "a10g": 35, "a10": 31.2,
+    "rtx-3090": 35.6, "rtx-4090": 82.6, "l4": 30.3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", GPUS.values(), ids=GPUS)
+def test_the_name_that_torch_reports_leads_to_the_figures(spec):
+    assert gpu_key(spec.name) == spec.key
+    assert gpu_spec(spec.key) == gpu_spec(spec.name) == spec
+
+
+@pytest.mark.parametrize(("said", "key"), [*ALIASES.items(), ("H100", "h100-80gb-hbm3"), (" L4 ", "l4")])
+def test_an_alias_leads_to_the_full_key(said, key):
+    assert gpu_spec(said).key == key
+
+
+@pytest.mark.parametrize("said", ["", "h1000", "NVIDIA"])
+def test_an_unknown_gpu_is_refused_with_the_known_ones(said):
+    with pytest.raises(ValueError, match=r"a10g.*h200|no model in it"):
+        gpu_spec(said)
+
+
+@pytest.mark.parametrize("spec", GPUS.values(), ids=GPUS)
+def test_sm_count_and_clock_give_the_published_fp32_peak(spec):
+    peak = spec.sm_count * FP32_LANES[spec.compute_capability] * 2 * spec.boost_clock_mhz / 1e6
+    assert peak == pytest.approx(FP32_TFLOP_S[spec.key], rel=0.01)
+
+
+def test_every_gpu_can_be_costed():
+    static_cost = pytest.importorskip("tinygemm.harness.static_cost")
+    assert {spec.compute_capability for spec in GPUS.values()} <= set(static_cost.MAX_CTAS_PER_SM)

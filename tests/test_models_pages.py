@@ -1,0 +1,70 @@
+"""Pages on a user's model and on published numbers: every case is there, and what a run lacks becomes a sentence."""
+
+import re
+
+import pytest
+import synthetic
+
+from tinygemm import models
+from tinygemm.report import costmodel, literature, pages, projections, published, tables
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    truth = synthetic.Truth(factors={"int4": 0.7, ("int4", 4096, 768): 3.0})
+    return synthetic.load(
+        tmp_path_factory.mktemp("run"), truth=truth, m_list=(1, 8), shapes=models.decode_shapes(), n_samples=12,
+        backends=("fp16-cublas", "fp16-triton", "int4"), modes=(("graph", "cold"),), counters=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fitted(run):
+    return costmodel.fit(run)
+
+
+def test_the_folded_table_has_every_case_and_marks_the_slower_ones(run):
+    cases = projections.every_projection(run, m_list=(1, 8))
+    text = pages.every_case(cases).data
+    lines = [line for line in text.splitlines() if line.startswith("| ") and "K×N" not in line]
+    assert len(lines) == len(cases[["model", "tp", "layer"]].drop_duplicates())
+    assert text.count("**") == 2 * (cases["state"] == projections.SLOWER).sum() > 0
+    assert text.count("not quantisable") == 2
+    assert f"All {len(cases)} cases" in text
+
+
+def test_advice_shows_predicted_numbers_in_italics_and_measured_ones_upright(fitted):
+    here = pages.advise(fitted, "llama-3-8b", "tab-here").data
+    there = pages.advise(fitted, "llama-3-8b", "tab-there", gpu="a10g").data
+    row = next(line for line in here.splitlines() if "`o_proj`" in line)
+    assert "*" not in row
+    row = next(line for line in there.splitlines() if "`o_proj`" in line)
+    assert len(re.findall(r"\*[\d.]+", row)) == 3
+    assert "projected from the NVIDIA H200" in there
+
+
+def test_advice_that_a_run_cannot_give_is_a_sentence(fitted):
+    assert "No advice from this run" in pages.advise(fitted, "qwen2.5-0.5b", "tab-x", tp=4).data
+    assert "no model was fitted" in pages.advise(None, "llama-3-8b", "tab-x").data
+
+
+def test_a_small_run_leaves_sentences(tmp_path):
+    small = synthetic.load(tmp_path, m_list=(1,), shapes=((4096, 1024),), modes=(("graph", "cold"),), n_samples=5)
+    table = tables.report_table(small)
+    assert pages.model_of(small) is None
+    assert "nothing to set beside" in pages.latencies(literature.latencies(table, None, published.load())).data
+    assert "in one way only" in pages.method_moves_it(literature.by_method(table)).data
+
+
+def test_every_published_value_is_in_the_folded_table_with_its_source():
+    values = published.load()
+    text = pages.all_published(values).data
+    for key, rows in values.groupby("source_key"):
+        assert text.count(f"{{cite:p}}`{key}`") == len(rows)
+
+
+def test_latencies_name_what_was_not_measured(fitted, run):
+    rows = literature.latencies(tables.report_table(run), fitted, published.load())
+    text = pages.latencies(rows).data
+    assert "*, predicted" in text or "*, projected" in text
+    assert "Marlin: 20.3" in text

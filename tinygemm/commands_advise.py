@@ -1,0 +1,58 @@
+"""`tinygemm advise`: whether INT4 pays off for a model on a GPU, from recorded runs; needs no GPU and no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tinygemm.clitools import OUTPUT_FILE, check_writable, option, write_csv
+from tinygemm.models import MODEL_GROUP_SIZES, MODELS, model_named
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+SHOWN = {
+    "layer": "layer", "K": "K", "N": "N", "group_size": "group", "calls": "calls", "fp16_us": "fp16_us",
+    "int4_us": "int4_us", "speedup": "speedup", "speedup_low": "low", "speedup_high": "high", "limiter": "limiter",
+    "quantise": "quantise", "kind": "kind",
+}  # fmt: skip
+FORMATS = dict.fromkeys(("fp16_us", "int4_us"), "{:,.1f}".format)
+FORMATS |= dict.fromkeys(("speedup", "low", "high"), "{:.2f}".format) | {"group": "{:.0f}".format}
+
+
+@click.command()
+@option("model", required=True, help=f"{', '.join(MODELS)}, or a path to a config.json.")
+@option("gpu", required=True, help="Which GPU: a10g, l4, a100, h100, rtx-4090, ...")
+@option("m", type=click.IntRange(1, 16), default=1, help="Tokens in flight.")
+@option("tp", type=click.IntRange(min=1), default=1, help="GPUs that share the model.")
+@option(
+    "group_size",
+    type=click.Choice([str(size) for size in MODEL_GROUP_SIZES]),
+    default="128",
+    help="The largest wanted; a layer whose K it does not divide gets a smaller one.",
+)
+@option("launch", type=click.Choice(["graph", "eager"]), default="graph", help="How the model launches its kernels.")
+@option("csv", type=OUTPUT_FILE, default=None, help="Where to write one row per projection.")
+@option("data_root", type=FOLDER, default=None, help="Where runs are kept, instead of data/.")
+def advise(model, gpu, m, tp, group_size, launch, csv, data_root):
+    """Say for every projection of a model what FP16 and INT4 take on a GPU, and whether to quantise it.
+
+    Measured where the GPU was recorded, else predicted from the newest run of any GPU.
+    """
+    from tinygemm import hardware, runs
+    from tinygemm.report import advice, costmodel
+
+    if csv:
+        check_writable(csv)
+    chosen, root = model_named(model), data_root or runs.DATA_ROOT
+    key = gpu if runs.recorded_runs(gpu, root) else hardware.gpu_spec(gpu).key
+    recorded = bool(runs.recorded_runs(key, root))
+    fitted = costmodel.fit(runs.latest_run(key if recorded else None, root))
+    # a recorded GPU need not be one whose figures are known here
+    spec = fitted.spec if recorded else hardware.gpu_spec(gpu)
+    found = advice.advise(fitted, chosen, spec, m, tp, int(group_size), launch)
+    rows = found.rows.rename(columns=SHOWN)[list(SHOWN.values())]
+    click.echo("\n".join([*advice.heading(found), ""]))
+    click.echo(rows.to_string(index=False, na_rep="–", formatters=FORMATS))
+    click.echo("\n".join(["", *advice.sentences(found)]))
+    if csv:
+        write_csv(found.rows, csv)

@@ -1,0 +1,88 @@
+"""Projections beside what others published: which values lie within the band, and which miss it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from tinygemm.hardware import ALIASES, GPUS, GpuSpec
+from tinygemm.problem import GemmProblem
+from tinygemm.report import extrapolate
+from tinygemm.report.costmodel import MAX_M, CostModel, bits_at
+from tinygemm.report.tables import BASELINE, SHAPE
+
+# A kernel that the run did not time is held against ours: then a miss tells of the kernels as much as of the model.
+STAND_IN = {"marlin": "int4", "gemlite": "int4", "tileops": "int4", "exllamav2": "int4"}
+READING = {"speedup": 0.05}  # how far a value read off a figure may be off
+BASE_CLOCK_MHZ = {"a10": 885}  # NVIDIA A10 product brief; a source may have locked it
+HIT, MISS = "hit", "miss"
+
+
+def compare(model: CostModel, published: pd.DataFrame) -> pd.DataFrame:
+    """Every published latency and speedup that the model can say something about.
+
+    published: published.load()
+    returns:   source_key, gpu, M, K, N, backend, quantity, value, digitised, method, note; launch that was predicted;
+               stand_in (the backend that was predicted in its place, or ""), predicted, low, high, off (predicted /
+               value - 1), result (hit: the band covers the value, its reading error allowed for; miss), and where the
+               projection starts: base (name of the GPU of the run), run_id
+    """
+    rows = []
+    for row in published.to_dict("records"):
+        spec, backend = _known(row["gpu"]), _modelled(model, row["backend"])
+        quantity = row["quantity"] == "latency_us" or (row["quantity"] == "speedup" and BASELINE in model.backends)
+        if spec and backend and quantity and row["M"] <= MAX_M:
+            rows.append(row | _beside(model, row, backend, _as_measured(spec, row["method"])))
+    columns = [*published.columns, "launch", "stand_in", "predicted", "low", "high", "off", "result"]
+    return pd.DataFrame(rows, columns=columns).assign(base=model.spec.name, run_id=model.run_id)
+
+
+def scores(compared: pd.DataFrame) -> pd.DataFrame:
+    """Hits and cases per source, GPU and backend, and whether the backend itself was modelled or a stand-in.
+
+    returns: source_key, gpu, backend, stand_in, cases, hits, median_off, worst_off
+    """
+    keys = ["source_key", "gpu", "backend", "stand_in"]
+    groups = compared.assign(size=compared["off"].abs(), hit=compared["result"] == HIT).groupby(keys, sort=False)
+    columns = {"cases": ("hit", "size"), "hits": ("hit", "sum"), "median_off": ("size", "median")}
+    return groups.agg(**columns, worst_off=("size", "max")).reset_index()
+
+
+def _known(gpu: str) -> GpuSpec | None:
+    return GPUS.get(ALIASES.get(gpu, gpu))
+
+
+def _modelled(model: CostModel, backend: str) -> str | None:
+    return next((name for name in (backend, STAND_IN.get(backend)) if name in model.backends), None)
+
+
+def _as_measured(spec: GpuSpec, method: str) -> GpuSpec:
+    """The GPU as the source had it set."""
+    if "ECC off" in method:
+        spec = replace(spec, inline_ecc=False)
+    if "base clock" in method and spec.key in BASE_CLOCK_MHZ:
+        spec = replace(spec, boost_clock_mhz=BASE_CLOCK_MHZ[spec.key])
+    return spec
+
+
+def _beside(model: CostModel, row: dict, backend: str, spec: GpuSpec) -> dict:
+    problem = GemmProblem(row["M"], row["N"], row["K"])
+    shapes = {name: np.array([row[name]]) for name in SHAPE}
+    fitted = model.backends[backend]
+    launch = "eager" if "wall clock" in row["method"] and "eager" in fitted.spread else "graph"
+    bits = np.array([bits_at(fitted.bits, problem)])
+    if row["quantity"] == "speedup":
+        fp16 = model.backends[BASELINE]
+        middle, low, high = extrapolate.ratio_band(model, fp16, fitted, shapes, (fp16.bits, bits), launch, spec)
+    else:
+        middle, down, up = extrapolate.band(model, fitted, shapes, bits, launch, spec)
+        low, high = middle * np.exp(-down), middle * np.exp(up)
+    middle, low, high = (float(end[0]) for end in (middle, low, high))
+    reading = READING.get(row["quantity"], 0.0) if row["digitised"] else 0.0
+    hit = low - reading <= row["value"] <= high + reading
+    return {
+        "launch": launch, "stand_in": "" if backend == row["backend"] else backend, "predicted": middle, "low": low,
+        "high": high, "off": middle / row["value"] - 1, "result": HIT if hit else MISS,
+    }  # fmt: skip
