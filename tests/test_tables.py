@@ -34,7 +34,8 @@ def case(table, backend, problem, launch="graph", l2_state="cold"):
 def one_group(latencies: dict[str, list[float]], **extra):
     """Cases and samples of one problem, given each backend's samples."""
     identity = {backend: f"{backend}/M1-K64-N32-g32/graph-cold" for backend in latencies}
-    shared = {"M": 1, "N": 32, "K": 64, "launch": "graph", "l2_state": "cold", "status": "ok", "flops": 4096}
+    shared = {"M": 1, "N": 32, "K": 64, "launch": "graph", "l2_state": "cold", "status": "ok"}
+    shared |= {"operands": "random", "flops": 4096}
     cases = pd.DataFrame(
         [
             {"case_id": identity[b], "backend": b, "bytes_min": 1280, "n_samples": len(times)} | shared | extra
@@ -334,3 +335,31 @@ def test_counters_of_an_unknown_case_are_an_error(run, tmp_path):
 def test_ratio_of_medians_is_not_the_median_of_ratios():
     left, right = np.array([[1.0, 2.0, 9.0]]), np.array([[1.0, 4.0, 3.0]])
     assert ratio_of_medians(left, right)[0] == pytest.approx(2 / 3)
+
+
+# --- modes, operands, group sizes -----------------------------------------------------------------------------------
+
+
+def test_zeros_and_warm_caches_are_groups_of_their_own(tmp_path):
+    """A baseline that was timed on random operands is no baseline for zeros."""
+    modes = (("graph", "cold"), ("graph", "warm"), ("graph", "cold", "zeros"), ("do_bench", "cold"))
+    truth = synthetic.Truth(zeros=0.5)
+    run = synthetic.load(tmp_path, truth=truth, m_list=(1,), shapes=[STUDY_SHAPES[2]], modes=modes)
+    table = tables.report_table(run)
+    by_id = table.set_index("case_id")["latency_us_p50"]
+    zeros, random = (by_id[f"int4/{WIDE}/graph-cold{suffix}"] for suffix in ("-zeros", ""))
+    assert zeros == pytest.approx(0.5 * random, rel=0.02)
+    assert tables.primary(table)["case_id"].str.endswith("graph-cold").all()
+    speedup = table[table["backend"] == "int4"].set_index(["launch", "l2_state", "operands"])["speedup_vs_fp16"]
+    assert speedup["graph", "cold", "zeros"] == pytest.approx(speedup["graph", "cold", "random"], rel=0.02)
+    assert speedup.notna().all()
+    assert len(tables.breakdown(run)) == 1
+    assert len(tables.paired(run.cases, run.samples, "fp16-cublas", "int4")) == len(modes)
+
+
+def test_the_primary_number_of_a_product_is_one_row_however_many_group_sizes_were_timed(table):
+    other = table[(table["backend"] == "int4") & tables.in_mode(table)]
+    other = other.assign(case_id=other["case_id"].str.replace("-g128/", "-g32/"))
+    alone = other.head(1).assign(K=2880, case_id="int4/M1-K2880-N1024-g32/graph-cold")
+    rows = tables.primary(pd.concat([table, other, alone], ignore_index=True))
+    assert set(rows["case_id"]) == {*tables.primary(table)["case_id"], *alone["case_id"]}
