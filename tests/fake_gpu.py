@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from tinygemm.harness import verify
-from tinygemm.harness.backends import Backend, Variant
+from tinygemm.harness.contender import Backend, Variant
 from tinygemm.harness.timing import Reading
 
 GPU = {"key": "h200", "name": "NVIDIA H200", "l2_bytes": 1000}

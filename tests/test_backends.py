@@ -9,7 +9,8 @@ import torch
 from fake_gpu import FakeClock, fake_backend
 
 from tinygemm.harness import backends, contest, peers, timing, verify
-from tinygemm.harness.plan import REPORT_BACKENDS, SweepPlan
+from tinygemm.harness.plan import Group, SweepPlan
+from tinygemm.harness.suites import REPORT_BACKENDS
 from tinygemm.harness.verify import BF16_TOLERANCE, FP16_TOLERANCE, MismatchError
 from tinygemm.harness.weights import Weights, replicate, stored_bytes
 from tinygemm.kernel import quant
@@ -36,8 +37,12 @@ def operands(problem=PROBLEM, symmetric=True):
 def bench_of(clock, *chosen, **plan):
     registry = {backend.name: backend for backend in chosen}
     plan = SweepPlan((PROBLEM,), backends=("fp16-cublas",), **plan)
-    object.__setattr__(plan, "backends", tuple(registry))
     return contest.Bench(plan, {"key": "h200", "l2_bytes": 1000}, clock, "cpu", registry)
+
+
+def ready_of(bench, weights, problem=PROBLEM, launch="graph", l2_state="cold", **others):
+    group = Group(problem, str(problem), launch, l2_state, tuple(bench.backends), **others)
+    return contest.make_ready(bench, [group], weights)
 
 
 # --- the registry ---------------------------------------------------------------------------------------------------
@@ -46,8 +51,9 @@ def bench_of(clock, *chosen, **plan):
 def test_every_backend_of_the_design_is_registered_under_its_own_name():
     names = {
         "fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4-gemv", "int4-splitk", "int4",
-        "int4-serial", "int4-no-dequant", "int4-load-only", "aten-int4mm", "gemlite", "bitsandbytes-nf4", "marlin",
-        "copy", "empty-node",
+        "int4-serial", "int4-fused", "int4-searched", "int4-no-split", "int4-more-split", "int4-naive-dequant",
+        "int4-no-dequant", "int4-bf16", "int4-asymmetric", "int4-load-only", "int4-load-only-serial", "aten-int4mm",
+        "gemlite", "bitsandbytes-nf4", "marlin", "copy", "empty-node",
     }  # fmt: skip
     assert set(backends.known_names()) == names
     assert set(REPORT_BACKENDS) <= names
@@ -59,6 +65,7 @@ def test_every_backend_of_the_design_is_registered_under_its_own_name():
     [
         ("fp16-cublas", 16, 2 * 4096 * 1024 + 2 * 4 * (4096 + 1024), 2 * 4 * 4096 * 1024),
         ("int4", 4.125, 4096 * 1024 // 2 + 2 * 32 * 1024 + 2 * 4 * (4096 + 1024), 2 * 4 * 4096 * 1024),
+        ("int4-asymmetric", 4.1875, 4096 * 1024 // 2 + 3 * 32 * 1024 + 2 * 4 * (4096 + 1024), 2 * 4 * 4096 * 1024),
         ("int4-load-only", 4.125, 4096 * 1024 // 2 + 2 * 32 * 1024 + 2 * 4 * (4096 + 1024), 2 * 4 * 4096 * 1024),
         ("dequant-fp16", 4.125, 4096 * 1024 // 2 + 2 * 32 * 1024 + 2 * 4 * (4096 + 1024), 2 * 4 * 4096 * 1024),
         ("dequant-only", 4.125, 4096 * 1024 // 2 + 2 * 32 * 1024 + 2 * 4096 * 1024, 0),
@@ -302,7 +309,7 @@ def test_the_fastest_variant_is_chosen_and_named(fastest):
     us = {"first": 9.0, "second": 9.0} | {fastest: 8.0}
     bench = bench_of(clock, fake_backend("peer", clock, us, variants=("first", "second")))
     _, packed, _ = operands()
-    ready = contest.make_ready(bench, PROBLEM, Weights(packed, 1000))
+    ready = ready_of(bench, Weights(packed, 1000))
     assert ready["peer"].variant.source == fastest
 
 
@@ -314,7 +321,7 @@ def test_a_wrong_last_copy_is_caught():
     weights = Weights(packed, 1000)
     copies = weights.copies("packed", lambda packed: packed, "cold")
     copies[-1].scales.mul_(2)
-    assert contest.make_ready(bench, PROBLEM, weights)["int4"].status == "mismatch"
+    assert ready_of(bench, weights)["int4"].status == "mismatch"
 
 
 def raising(error):
@@ -337,7 +344,7 @@ def test_a_failure_gets_its_own_word_and_one_line(product, status, message):
     clock = FakeClock()
     bench = bench_of(clock, fake_backend("bad", clock, product=product), fake_backend("good", clock))
     _, packed, _ = operands()
-    ready = contest.make_ready(bench, PROBLEM, Weights(packed, 1000))
+    ready = ready_of(bench, Weights(packed, 1000))
     assert ready["bad"].status == status
     assert ready["bad"].message.startswith(message)
     assert isinstance(ready["good"], contest.Ready)
@@ -349,11 +356,11 @@ def test_a_config_that_does_not_exist_is_unsupported():
 
     clock = FakeClock()
     _, packed, _ = operands()
-    ready = contest.make_ready(bench_of(clock, fake_backend("b", clock, variants=())), PROBLEM, Weights(packed, 1000))
+    ready = ready_of(bench_of(clock, fake_backend("b", clock, variants=())), Weights(packed, 1000))
     assert ready["b"].status == "error", "a backend without a variant is a fault, not a refusal"
     backend = fake_backend("b", clock)
     object.__setattr__(backend, "variants", no_config)
-    ready = contest.make_ready(bench_of(clock, backend), PROBLEM, Weights(packed, 1000))
+    ready = ready_of(bench_of(clock, backend), Weights(packed, 1000))
     assert (ready["b"].status, ready["b"].message) == ("unsupported", "gemv serves M = 1")
 
 
@@ -366,7 +373,7 @@ def test_a_lost_context_stops_everything():
 
     _, packed, _ = operands()
     with pytest.raises(contest.SweepStoppedError, match=r"no longer answers.*illegal memory access"):
-        contest.make_ready(bench_of(clock, fake_backend("bad", clock, product=illegal)), PROBLEM, Weights(packed, 1000))
+        ready_of(bench_of(clock, fake_backend("bad", clock, product=illegal)), Weights(packed, 1000))
 
 
 # --- on a GPU -------------------------------------------------------------------------------------------------------
@@ -378,11 +385,10 @@ def test_a_lost_context_stops_everything():
 def test_every_backend_is_right_on_the_gpu_or_says_why_not(problem, symmetric):
     from tinygemm import hardware
 
-    names = tuple(backends.BACKENDS)
-    plan = SweepPlan((problem,), symmetric=symmetric, backends=names)
+    plan = SweepPlan((problem,), symmetric=symmetric, backends=tuple(backends.BACKENDS))
     bench = contest.Bench(plan, hardware.snapshot(), timing.CudaClock())
     packed = backends.operands(problem, symmetric, "cuda", 0)
-    ready = contest.make_ready(bench, problem, Weights(packed, bench.gpu["l2_bytes"]))
+    ready = ready_of(bench, Weights(packed, bench.gpu["l2_bytes"]), problem)
     refused = {name: state for name, state in ready.items() if isinstance(state, contest.Refused)}
     assert {state.status for state in refused.values()} <= {"unsupported"}, refused
     needed = {"fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4", "aten-int4mm"}

@@ -210,12 +210,15 @@ def test_record_reads_a_parameter_file_and_tells_where_the_run_is(gpu, tmp_path,
 
     asked = []
     monkeypatch.setattr(sweep, "record", lambda *a, **k: asked.append((a, k)) or tmp_path / "h200" / "run")
-    (tmp_path / "p.yaml").write_text('source: live\ngpu: h200\nm_list: "1,4"\nshapes: "4096,1024"\nrep: 9\n')
+    (tmp_path / "p.yaml").write_text(
+        'source: live\ngpu: h200\nm_list: "1,4"\nshapes: "4096,1024"\nbackends: int4\nsuites: decode\nrep: 9\n'
+    )
     succeed("record", "-f", tmp_path / "p.yaml", "--data_root", tmp_path)
     ((plan, root), settings) = asked[0]
     assert root == tmp_path
-    assert [problem.M for problem in plan.problems] == [1, 4]
-    assert plan.rep == 9
+    (decode,) = plan.suites
+    assert [problem.M for problem in decode.problems] == [1, 4]
+    assert decode.rep == 9
     assert settings["resume"] is None
     assert str(tmp_path / "h200" / "run") in capsys.readouterr().out
     succeed("record", "-f", tmp_path / "p.yaml", "--resume", tmp_path / "x.partial")
@@ -228,13 +231,33 @@ def test_record_goes_on_with_an_unfinished_run_of_equal_terms_unless_told_to_sta
     asked = []
     monkeypatch.setattr(runs, "git_state", lambda: ("3fa9c1e" + "0" * 33, False))
     monkeypatch.setattr(sweep, "record", lambda *a, **k: asked.append(k["resume"]) or tmp_path)
-    unfinished = runs.RunWriter.create({"key": "h200"}, sweep.SweepPlan(rep=9).parameters(), "", tmp_path)
+    unfinished = runs.RunWriter.create(
+        {"key": "h200"}, sweep.SweepPlan.from_parameters(rep=9).parameters(), "", tmp_path
+    )
     for text in ("rep: 9\n", "rep: 8\n"):
         (tmp_path / "p.yaml").write_text(text)
         succeed("record", "-f", tmp_path / "p.yaml", "--data_root", tmp_path)
     (tmp_path / "p.yaml").write_text("rep: 9\n")
     succeed("record", "-f", tmp_path / "p.yaml", "--data_root", tmp_path, "--new")
     assert asked == [unfinished.path, None, None]
+
+
+def test_record_measures_the_suites_that_are_named(gpu, tmp_path, monkeypatch, capsys):
+    from tinygemm.harness import sweep
+
+    asked = []
+    monkeypatch.setattr(sweep, "record", lambda plan, *a, **k: asked.append(plan) or tmp_path)
+    (tmp_path / "p.yaml").write_text("suites: decode\n")
+    succeed("record", "-f", tmp_path / "p.yaml", "--suites", "heldout,method", "--data_root", tmp_path)
+    assert {suite.name for suite in asked[0].suites} == {"heldout", "method"}
+    told = refuse(capsys, "record", "--suites", "decode,modles", "--data_root", tmp_path)
+    assert "unknown suite modles; known: decode, models" in told
+
+
+def test_bench_times_as_others_do_where_it_is_told_to(gpu, tmp_path):
+    file = tmp_path / "F.csv"
+    succeed("bench", "--shape_list", SHAPES, "--csv", file, "--launch", "do_bench", "--l2_state", "warm")
+    assert (gpu[0].launches, gpu[0].l2_states) == (("do_bench",), ("warm",))
 
 
 def test_tune_writes_a_table_that_says_how_it_was_made(gpu, tmp_path, monkeypatch):

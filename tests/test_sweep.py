@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import subprocess
@@ -17,8 +16,8 @@ from fake_gpu import GPU, FakeClock, fake_backend
 from tinygemm import runs
 from tinygemm.harness import backends as registry
 from tinygemm.harness import contest, counters, sweep, timing
-from tinygemm.harness.plan import REPORT_BACKENDS, Group, SweepPlan, groups
-from tinygemm.problem import DECODE_M, REPORT_SHAPES, GemmProblem
+from tinygemm.harness.plan import Group, SweepPlan, groups
+from tinygemm.problem import GemmProblem
 from tinygemm.runs import RunError, load_run
 
 SMALL = (GemmProblem(1, 32, 128), GemmProblem(2, 32, 128), GemmProblem(1, 64, 128))
@@ -51,96 +50,11 @@ def install(replace, clock: FakeClock) -> None:
 
 def small_plan(**settings) -> SweepPlan:
     defaults = {
-        "problems": SMALL, "backends": ("slow", "fast", "copy"), "rep": 3, "warmup": 1, "counters": False,
+        "problems": SMALL, "backends": ("slow", "fast", "copy"), "launches": ("graph", "eager"),
+        "l2_states": ("cold", "hot"), "rep": 3, "warmup": 1, "counters": False,
         "counter_backends": ("slow", "fast"), "counter_problems": (SMALL[0],),
     }  # fmt: skip
     return SweepPlan(**(defaults | settings))
-
-
-# --- the plan -------------------------------------------------------------------------------------------------------
-
-
-def test_the_default_plan_is_what_the_report_needs():
-    plan = SweepPlan()
-    assert set(plan.problems) == {GemmProblem(M, N, K) for K, N in REPORT_SHAPES for M in DECODE_M}
-    needed = {
-        "fp16-cublas", "dequant-fp16", "dequant-only", "int4-static", "int4", "int4-load-only", "aten-int4mm", "copy",
-        "empty-node",
-    }  # fmt: skip
-    assert needed <= set(plan.backends)
-    assert (plan.launches, plan.l2_states) == (("graph", "eager"), ("cold", "hot"))
-    assert plan.verify
-    assert {(p.K, p.N) for p in plan.counter_problems} == {(4096, 1024), (4096, 14336)}
-    assert SweepPlan.from_parameters() == plan
-
-
-def test_a_plan_is_built_from_notebook_parameters():
-    plan = SweepPlan.from_parameters(
-        "1, 8", "4096,1024;4096,4096", 64, "fp16-cublas, int4", rep=5, warmup=0, counters=False
-    )
-    assert plan.problems == tuple(GemmProblem(M, N, 4096, 64) for N in (1024, 4096) for M in (1, 8))
-    assert plan.backends == ("fp16-cublas", "int4")
-    assert (plan.rep, plan.warmup, plan.counters) == (5, 0, False)
-
-
-@pytest.mark.parametrize(
-    ("shapes", "profiled"),
-    [
-        ("4096,512;4096,1024;4096,14336", [(4096, 1024), (4096, 14336)]),
-        ("128,64;256,64;512,64", [(128, 64), (512, 64)]),
-    ],
-)
-def test_counters_compare_the_narrow_and_the_wide_shape_at_the_fewest_tokens(shapes, profiled):
-    plan = SweepPlan.from_parameters("8,2", shapes)
-    assert [(p.M, p.K, p.N) for p in plan.counter_problems] == [(2, *pair) for pair in profiled]
-
-
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        ({"m_list": "1,x"}, "m_list must be positive integers separated by commas, got '1,x'"),
-        ({"m_list": "0"}, "m_list must be positive integers"),
-        ({"shapes": "4096"}, "shapes: '4096' is not K,N"),
-        ({"shapes": "4096,1024,1"}, "is not K,N"),
-        ({"shapes": ";"}, r"shapes must be K,N;K,N;\.\.\."),
-        ({"group_size": 100}, "group_size must be one of"),
-        ({"shapes": "4100,1024"}, "K=4100 must be divisible by group_size=128"),
-        ({"backends": "fp16-cublas,int5"}, "unknown backend int5; known: fp16-cublas"),
-        ({"rep": 0}, "rep must be an integer of at least 1, got 0"),
-        ({"rep": "many"}, "rep must be an integer"),
-        ({"warmup": -1}, "warmup must be an integer of at least 0"),
-        ({"repeat": 3}, "unknown parameter repeat; known: m_list"),
-    ],
-)
-def test_a_parameter_that_cannot_be_is_refused_by_name(parameters, message):
-    with pytest.raises(ValueError, match=message):
-        SweepPlan.from_parameters(**parameters)
-
-
-def test_every_case_of_the_report_stands_in_exactly_one_group():
-    plan = SweepPlan()
-    ids = [case_id for group in groups(plan) for case_id in group.case_ids]
-    products = [name for name in REPORT_BACKENDS if name not in ("copy", "empty-node")]
-    assert len(ids) == len(set(ids)) == len(plan.problems) * 4 * len(products) + 2
-    assert "int4/M1-K4096-N14336-g128/graph-cold" in ids
-    assert {"copy/1GiB/graph-cold", "empty-node/empty/graph-cold"} <= set(ids)
-
-
-def test_equal_weights_stand_side_by_side():
-    weights = [(g.problem.K, g.problem.N) for g in groups(SweepPlan()) if g.problem]
-    changes = sum(a != b for a, b in itertools.pairwise(weights))
-    assert changes == len(set(weights)) - 1
-
-
-def test_the_parameters_of_a_plan_tell_every_plan_from_every_other():
-    texts = {
-        str(plan.parameters())
-        for plan in (
-            SweepPlan(), SweepPlan(rep=9), SweepPlan(seed=1), SweepPlan(symmetric=False), SweepPlan(problems=SMALL),
-            SweepPlan(problems=(GemmProblem(1, 32, 128, 64),)), SweepPlan(problems=(GemmProblem(1, 32, 128, -1),)),
-        )
-    }  # fmt: skip
-    assert len(texts) == 7
 
 
 # --- what a group measures ------------------------------------------------------------------------------------------
@@ -155,7 +69,8 @@ def test_a_recorded_run_holds_every_case_with_its_samples(lab, tmp_path):
     assert medians.to_dict() == {"slow": 12.0, "fast": 4.0, "copy": 500.0}
     assert (run.samples.groupby("case_id").size() == 3).all()
     assert run.provenance["command"] == "tinygemm record -f p.yaml"
-    assert run.provenance["parameters"]["problems"] == {"128": "1,128,32;2,128,32;1,128,64"}
+    (own,) = run.provenance["parameters"]["suites"]
+    assert own["problems"] == {"128": "1,128,32;2,128,32;1,128,64"}
 
 
 def test_a_case_says_what_was_measured_and_how(lab, tmp_path):

@@ -54,16 +54,8 @@ class Case:
     group_size: int = column("weights", "weights along K that share a scale; -1 = the whole K; 0 = not quantised")
     dtype: str = column("", "type of x and out")
     bits_per_weight: float = column("bits", "stored weight, scales and zeros included")
-    l2_state: str = column(
-        "",
-        "cold: weights rotate, so that no call finds its own in L2; warm: they rotate over 1.5 times the L2 only; "
-        "hot: one weight, every call",
-    )
-    launch: str = column(
-        "",
-        "graph: calls replayed as one CUDA graph; eager: launched one by one from Python; "
-        "do_bench: triton.testing.do_bench of one call, which flushes the L2 before it and counts its launch",
-    )
+    l2_state: str = column("", "cold: weights rotate far beyond the L2; warm: over 1.5 x L2; hot: one, every call")
+    launch: str = column("", "graph: one CUDA graph of calls; eager: one by one from Python; do_bench: as Triton does")
     status: str = column("", "ok, mismatch (not timed), unsupported, out_of_memory, error")
     message: str = column("", "why a case is not ok; empty otherwise", "")
     operands: str = column("", "random: as measured numbers should be; zeros: every bit of x and weight", "random", 2)

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tinygemm.hardware import GpuSpec
-from tinygemm.harness import backends, timing, verify
+from tinygemm.harness import backends, own, timing, verify
 from tinygemm.harness.weights import Weights
 from tinygemm.kernel.configs import LaunchConfig, write_table
 from tinygemm.problem import GemmProblem
@@ -64,7 +64,7 @@ def tune(problems: Iterable[GemmProblem], forms: Iterable[str], gpu: str, path: 
 
     sm_count = torch.cuda.get_device_properties(0).multi_processor_count
     problems = sorted(problems, key=lambda p: (p.K, p.N, FULL_M.index(p.M) if p.M in FULL_M else 99, p.M))
-    todo = {(form, p): _candidates_of(form, p, sm_count) for p in problems for form in forms}
+    todo = {(form, p): candidates_of(form, p, sm_count) for p in problems for form in forms}
     broken = _compile({config for configs in todo.values() for config in configs}, workers)
     rows = []
     best: dict[tuple, list[LaunchConfig]] = {}  # finalists of a form and shape, for the M that are not searched in full
@@ -95,7 +95,7 @@ def predict_table(problems: Iterable[GemmProblem], forms: Iterable[str], spec: G
     """Write the table of a GPU that is not here: of each form's candidates the one that `predicted_us` likes best."""
     rows = []
     for problem, form in itertools.product(sorted(problems, key=lambda p: (p.K, p.N, p.M)), forms):
-        if configs := _candidates_of(form, problem, spec.sm_count):
+        if configs := candidates_of(form, problem, spec.sm_count):
             _, _, config = min((predicted_us(c, problem, spec), c.split_k * c.num_warps, c) for c in configs)
             rows.append({"M": problem.M, "K": problem.K, "N": problem.N, "latency_us": 0.0, "config": config})
     write_table(path, rows, "predicted", about)
@@ -122,7 +122,7 @@ def predicted_us(config: LaunchConfig, problem: GemmProblem, spec: GpuSpec) -> f
     return max(stream_us, serial_us) + x_us + tail_us
 
 
-def _candidates_of(form: str, problem: GemmProblem, sm_count: int) -> list[LaunchConfig]:
+def candidates_of(form: str, problem: GemmProblem, sm_count: int) -> list[LaunchConfig]:
     """A yardstick that reads no x is tuned once; the GEMV serves one token."""
     if form in ("load-only", "gemv") and problem.M != 1:
         return []
@@ -171,7 +171,7 @@ def _race(form, configs, x, weights: Weights, problem: GemmProblem, clock) -> li
 
 
 def _stored(form: str):
-    return ("fp16-nk", backends.fp16_nk) if form == "fp16" else ("packed", backends.packed_form)
+    return ("fp16-nk", own.fp16_nk) if form == "fp16" else ("packed", own.packed_form)
 
 
 def _bind(config: LaunchConfig, x, weight):
@@ -202,7 +202,7 @@ def _compile_one(config: LaunchConfig) -> str | None:
     """Compile by a launch on small operands with the divisibilities of real ones."""
     import torch
 
-    from tinygemm.harness.backends import fp16_nk
+    from tinygemm.harness.own import fp16_nk
     from tinygemm.kernel import quant
 
     try:

@@ -59,9 +59,15 @@ def dequantize_fp16(w: PackedInt4) -> torch.Tensor:
     return weight
 
 
-def load_only(w: PackedInt4, config: LaunchConfig) -> torch.Tensor:
+def fused_gemm(x: torch.Tensor, w: PackedInt4) -> torch.Tensor:
+    """As `gemm`, but never dequantised first, however many rows x has."""
+    return gemm(x, w)
+
+
+def load_only(w: PackedInt4, config: LaunchConfig, dependent_launch: bool = True) -> torch.Tensor:
     """Read the packed weight as the splitk form does and compute nothing: the ceiling of every INT4 kernel.
 
+    dependent_launch: as for `gemm`; calls that do may overlap
     returns: [split_k, N] int32: XOR of the words and scale bits that a share of a row read (see `load_only_reference`)
     raises:  ValueError for asymmetric weights and for shapes that do not fill the tiles
     """
@@ -69,7 +75,7 @@ def load_only(w: PackedInt4, config: LaunchConfig) -> torch.Tensor:
     if w.zeros is not None or not _fills_tiles(w, config):
         raise ValueError(f"load_only reads symmetric weights whose N and K fill the tiles of {config}")
     checksum = torch.empty((config.split_k, w.N), dtype=torch.int32, device=w.device)
-    pdl = _dependent_launch(w.device)
+    pdl = dependent_launch and _dependent_launch(w.device)
     kernels.kernel_load_only_int4[(w.N // config.block_n, config.split_k)](
         w.qweight, w.scales, checksum, w.N, KB,
         SCALE_ROWS=0 if w.group_size == -1 else 128 // w.group_length, BLOCK_N=config.block_n,
@@ -89,6 +95,13 @@ def load_only_reference(w: PackedInt4) -> torch.Tensor:
         tail = values[:, 2 * half :]
         values = torch.cat([values[:, :half] ^ values[:, half : 2 * half], tail], 1)
     return values[:, 0]
+
+
+def twin_gemm(x: torch.Tensor, w: PackedInt4, config: LaunchConfig, dequant: str = "lop3") -> torch.Tensor:
+    """The splitk form with another dequantisation: "lop3" is `gemm`, "none" is `raw_gemm`."""
+    if dequant not in ("lop3", "none"):
+        raise ValueError(f"dequant must be lop3 or none, got {dequant!r}")
+    return gemm(x, w, config) if dequant == "lop3" else raw_gemm(x, w, config)
 
 
 def raw_gemm(x: torch.Tensor, w: PackedInt4, config: LaunchConfig) -> torch.Tensor:
