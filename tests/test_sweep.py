@@ -17,6 +17,7 @@ from tinygemm import runs
 from tinygemm.harness import backends as registry
 from tinygemm.harness import contest, counters, sweep, timing
 from tinygemm.harness.plan import Group, SweepPlan, groups
+from tinygemm.harness.suites import Suite
 from tinygemm.problem import GemmProblem
 from tinygemm.runs import RunError, load_run
 
@@ -89,6 +90,42 @@ def test_a_case_says_what_was_measured_and_how(lab, tmp_path):
     assert cases.loc["slow/M2-K128-N32-g128/graph-cold", "group_size"] == 0
     copy = cases.loc["copy/1GiB/graph-cold"]
     assert (copy["M"], copy["flops"], copy["bytes_min"], copy["n_calls"]) == (0, 0, 2**31, 10)
+
+
+def test_suites_are_measured_together_and_every_case_keeps_its_own_terms(lab, tmp_path):
+    """One group of two suites, zeros beside random operands, and do_bench, in one run."""
+    suites = (
+        Suite("a", SMALL[:1], ("slow",), rep=3),
+        Suite("b", SMALL[:1], ("fast",), rep=5),
+        Suite("c", SMALL[:1], ("slow", "fast"), operands="zeros", rep=2),
+        Suite("d", SMALL[:1], ("slow", "fast"), (("do_bench", "cold"), ("graph", "warm")), rep=2),
+    )
+    plan = small_plan(problems=(), suites=suites, warmup=1)
+    run = load_run(sweep.record(plan, tmp_path, say=lambda text: None))
+    assert (run.cases["status"] == "ok").all(), run.cases["message"].tolist()
+    cases = run.cases.set_index("case_id")
+    samples = {mode: cases.loc[f"slow/{SMALL[0]}/{mode}", "n_samples"] for mode in ("graph-cold", "graph-cold-zeros")}
+    assert samples == {"graph-cold": 5, "graph-cold-zeros": 2}
+    assert cases.groupby("operands").size().to_dict() == {"random": 6, "zeros": 2}
+    assert (cases.loc[cases["operands"] == "zeros", "max_err"] == 0).all()
+    assert (cases.loc[cases["operands"] == "random", "max_err"] > 0).all()
+    do_bench = cases[cases["launch"] == "do_bench"]
+    assert set(do_bench["n_samples"]) == {8}, "as many as the contender with the fewest"
+    assert set(do_bench["n_calls"]) == set(do_bench["n_copies"]) == {1}
+    packed_bytes = 128 * 32 // 2 + 2 * 32
+    assert cases.loc[f"fast/{SMALL[0]}/graph-warm", "n_copies"] == max(2, -(-1.5 * GPU["l2_bytes"] // packed_bytes))
+    medians = run.samples.groupby("case_id")["latency_us"].median()
+    assert medians[f"slow/{SMALL[0]}/do_bench-cold"] == 14.0
+
+
+def test_a_backend_is_verified_only_where_a_group_wants_it(lab, monkeypatch):
+    checked = []
+    check = contest._check
+    monkeypatch.setattr(contest, "_check", lambda *a: checked.append((a[1].name, str(a[3].problem))) or check(*a))
+    suites = (Suite("a", SMALL[:1], ("slow",)), Suite("b", SMALL[1:2], ("fast",)))
+    plan = small_plan(problems=(), suites=suites, warmup=0)
+    list(sweep.measure(sweep.bench_of_this_gpu(plan, GPU), groups(plan)))
+    assert checked == [("slow", str(SMALL[0])), ("fast", str(SMALL[1]))]
 
 
 def test_launch_modes_differ_in_what_is_captured(lab):
@@ -321,7 +358,8 @@ def test_a_group_names_its_cases_after_its_problem():
 @pytest.mark.gpu
 def test_a_small_sweep_on_the_gpu_is_recorded_and_reads_back(tmp_path):
     problems = (GemmProblem(1, 1024, 4096), GemmProblem(4, 1024, 4096))
-    plan = SweepPlan(problems, rep=5, warmup=2, counters=False)
+    backends = ("fp16-cublas", "int4-static", "int4", "aten-int4mm", "copy", "empty-node")
+    plan = SweepPlan(problems, backends=backends, launches=("graph", "eager"), rep=5, warmup=2, counters=False)
     run = load_run(sweep.record(plan, tmp_path), allow_dirty=True)
     unmeasured = run.cases[run.cases["status"] != "ok"]
     assert unmeasured.empty, unmeasured[["case_id", "status", "message"]].to_string()

@@ -138,7 +138,7 @@ def searched_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
     forms = [form for form in FORMS if form != "static"]
     candidates = [config for form in forms for config in tune.candidates_of(form, problem, spec.sm_count)]
     candidates.sort(key=lambda config: (tune.predicted_us(config, problem, spec), config))
-    configs = dict.fromkeys([select(problem, gpu)[0], *candidates[: SEARCHED - 1]])
+    configs = list(dict.fromkeys([select(problem, gpu)[0], *candidates]))[:SEARCHED]
     return [_with_config(config, f"searched {'-'.join(map(str, dataclasses.astuple(config)))}") for config in configs]
 
 
