@@ -182,7 +182,10 @@ def record(params, suites, resume, new, data_root):
 @_option("out", type=OUTPUT_FILE, help="Table to write; this GPU's own in tinygemm/kernel/configs/ without it.")
 @_option("workers", type=click.IntRange(min=0), default=0, help="Processes that compile; 0: one per core less one.")
 def tune(out, workers):
-    """Search launch configs for the report's shapes on this machine's GPU and write the table that kernels read."""
+    """Search launch configs for the report's shapes on this machine's GPU and write the table that kernels read.
+
+    A search that was stopped goes on where it was.
+    """
     from datetime import date
 
     from tinygemm import hardware, problem, runs
@@ -200,7 +203,8 @@ def tune(out, workers):
         f"{spec.name}, driver {hardware.snapshot()['driver']}, torch {versions['torch']}, triton {versions['triton']}, "
         f"{date.today():%Y-%m-%d}: `tinygemm tune`, cold L2, CUDA graphs, group 128"
     )
-    _write(out, lambda aside: search.tune(problems, forms, spec.key, aside, about, workers))
+    partial = out.with_name(f"{out.name}.partial")
+    _write(out, lambda aside: search.tune(problems, forms, spec.key, aside, about, workers, partial))
 
 
 # --- profiling ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pandas as pd
 
 from tinygemm import hardware, runs
 from tinygemm.harness import backends as registry
-from tinygemm.harness import contest, counters, timing
+from tinygemm.harness import compile, contest, counters, timing
 from tinygemm.harness.contest import SweepStoppedError
 from tinygemm.harness.plan import Group, SweepPlan, groups
 from tinygemm.runs import Case, Sample
@@ -44,6 +44,7 @@ def record(
         writer = runs.RunWriter.resume(resume, gpu, plan.parameters())
     say(f"recording into {writer.path}")
     todo = unfinished_groups(plan, writer)
+    compile.ahead(todo, gpu["key"], plan.symmetric, say)
     try:
         for cases, samples in _with_progress(measure(bench_of_this_gpu(plan, gpu), todo), len(todo)):
             writer.append(cases, samples)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import os
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
 from tinygemm.hardware import GpuSpec
-from tinygemm.harness import backends, own, timing, verify
+from tinygemm.harness import backends, compile, own, timing, verify
+from tinygemm.harness.progress import Progress, terms
 from tinygemm.harness.weights import Weights
 from tinygemm.kernel.configs import LaunchConfig, write_table
 from tinygemm.problem import GemmProblem
@@ -50,7 +48,15 @@ def fits(config: LaunchConfig, problem: GemmProblem, sm_count: int) -> bool:
     return WARPS_PER_SM[0] <= warps / sm_count <= WARPS_PER_SM[1]
 
 
-def tune(problems: Iterable[GemmProblem], forms: Iterable[str], gpu: str, path: Path, about: str, workers: int = 0):
+def tune(
+    problems: Iterable[GemmProblem],
+    forms: Iterable[str],
+    gpu: str,
+    path: Path,
+    about: str,
+    workers: int = 0,
+    partial: Path | None = None,
+):
     """Measure every candidate of every form on every problem, cold, and write the table.
 
     problems: what to tune for; group size 128
@@ -58,36 +64,37 @@ def tune(problems: Iterable[GemmProblem], forms: Iterable[str], gpu: str, path: 
     path:     the table to write
     about:    one line that says when and how, written into the table
     workers:  processes that compile; 0: one per core less one
+    partial:  file that keeps what is measured until the table is written; a search that was stopped goes on from it,
+              if it was of the same GPU, code and software
     returns:  the rows written: M, K, N, latency_us and the fastest LaunchConfig of each form
     """
     import torch
 
-    sm_count = torch.cuda.get_device_properties(0).multi_processor_count
+    device = torch.cuda.get_device_properties(0)
     problems = sorted(problems, key=lambda p: (p.K, p.N, FULL_M.index(p.M) if p.M in FULL_M else 99, p.M))
-    todo = {(form, p): candidates_of(form, p, sm_count) for p in problems for form in forms}
-    broken = _compile({config for configs in todo.values() for config in configs}, workers)
-    rows = []
-    best: dict[tuple, list[LaunchConfig]] = {}  # finalists of a form and shape, for the M that are not searched in full
+    todo = {(form, p): candidates_of(form, p, device.multi_processor_count) for p in problems for form in forms}
+    progress = Progress.open(partial, {"gpu": gpu, **terms()})
+    left = {pair: configs for pair, configs in todo.items() if configs and pair not in progress.ranked}
+    broken = _compile({config for configs in left.values() for config in configs}, workers)
     clock = timing.CudaClock()
-    l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
     shapes = itertools.groupby(problems, key=lambda p: (p.K, p.N))
-    for (K, N), of_shape in tqdm(shapes, desc="tune", total=len({(p.K, p.N) for p in problems})):
+    for shape, of_shape in tqdm(shapes, desc="tune", total=len({(p.K, p.N) for p in problems})):
         weights = None
-        for problem in of_shape:
-            weights = weights or Weights(backends.operands(problem, True, "cuda", seed=0), l2_bytes)
+        for problem, form in itertools.product(of_shape, forms):
+            if (form, problem) not in left:
+                continue
+            weights = weights or Weights(backends.operands(problem, True, "cuda", seed=0), device.L2_cache_size)
             x = backends.activations(problem, "cuda", seed=1)
-            for form in forms:
-                if not todo[form, problem]:
-                    continue
-                configs = todo[form, problem] if problem.M in FULL_M else best[form, K, N]
-                configs = [config for config in configs if config not in broken]
-                ranked = _race(form, configs, x, weights, problem, clock)
-                best.setdefault((form, K, N), []).extend(config for _, config in ranked)
-                latency_us, config = ranked[0]
-                rows.append({"M": problem.M, "K": K, "N": N, "latency_us": round(latency_us, 3), "config": config})
+            # between the token counts that are searched in full, only the best of these
+            configs = left[form, problem] if problem.M in FULL_M else progress.finalists(form, shape)
+            configs = [config for config in configs if config not in broken]
+            progress.add(form, problem, _race(form, configs, x, weights, problem, clock))
         del weights
         torch.cuda.empty_cache()
+    best = [(problem, *progress.ranked[form, problem][0]) for form, problem in todo if todo[form, problem]]
+    rows = [{"M": p.M, "K": p.K, "N": p.N, "latency_us": round(us, 3), "config": config} for p, us, config in best]
     write_table(path, rows, "table", about)
+    progress.close()
     return rows
 
 
@@ -185,31 +192,27 @@ def _bind(config: LaunchConfig, x, weight):
 
 
 def _compile(configs: set[LaunchConfig], workers: int) -> set[LaunchConfig]:
-    """Compile in many processes, which share Triton's cache on disk with this one; returns what does not compile."""
+    """Compile in many processes; returns what does not compile, or spills."""
     ordered = sorted(configs, key=lambda c: (c.form, c.block_n, c.num_warps, c.split_k))
-    broken = set()
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers or max(1, (os.cpu_count() or 2) - 1), mp_context=spawn) as pool:
-        results = pool.map(_compile_one, ordered, chunksize=4)
-        for config, problem_found in zip(ordered, tqdm(results, desc="compile", total=len(ordered)), strict=True):
-            if problem_found:
-                tqdm.write(f"dropped {config}: {problem_found}")
-                broken.add(config)
-    return broken
+    results = compile.in_processes(_compile_one, ordered, workers) if ordered else ()
+    broken = {config: reason for config, reason in zip(ordered, results, strict=False) if reason}
+    for config, reason in broken.items():
+        tqdm.write(f"dropped {config}: {reason}")
+    return set(broken)
 
 
 def _compile_one(config: LaunchConfig) -> str | None:
-    """Compile by a launch on small operands with the divisibilities of real ones."""
+    """Compile by a launch on small operands with the divisibilities of real ones; returns why it is not to be used."""
     import torch
 
-    from tinygemm.harness.own import fp16_nk
     from tinygemm.kernel import quant
 
     try:
         packed = quant.random_packed(128, COMPILE_K, 128, device="cuda")
         x = torch.randn(config.block_m, COMPILE_K, dtype=torch.float16, device="cuda")
-        _bind(config, x, fp16_nk(packed) if config.form == "fp16" else packed)()
+        weight = own.fp16_nk(packed) if config.form == "fp16" else packed
+        spills = compile.spills_of(_bind(config, x, weight))
         torch.cuda.synchronize()
     except Exception as error:  # whatever a compiler says about one candidate, the others go on
-        return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-    return None
+        return compile.one_line(error)
+    return f"it spills {spills} registers" if spills else None
