@@ -298,13 +298,15 @@ def test_calls_are_not_added_up_but_their_median_is_taken():
 
 
 def test_ratios_are_weighted_not_added_and_unknown_metrics_keep_their_name():
+    stalled = "smsp__average_warps_issue_stalled_wait_per_issue_active.ratio"
     rows = counters_of(
-        {DURATION: (1, "us"), "launch__registers_per_thread": (100, "register/thread"), "inst": (5, "inst")},
-        {DURATION: (3, "us"), "launch__registers_per_thread": (20, "register/thread"), "inst": (7, "inst")},
+        {DURATION: (1, "us"), "launch__waves": (100, ""), "sm__x.sum": (5, "inst"), stalled: (8, "inst")},
+        {DURATION: (3, "us"), "launch__waves": (20, ""), "sm__x.sum": (7, "inst"), stalled: (4, "inst")},
     )
     row = summarize_counters(rows).iloc[0]
-    assert row["launch__registers_per_thread"] == pytest.approx(40)
-    assert row["inst"] == 12
+    assert row["launch__waves"] == pytest.approx(40)
+    assert row["sm__x.sum"] == 12
+    assert row["stalled_wait"] == pytest.approx(5), "warps per issue are a ratio, though their unit is that of a count"
 
 
 def test_several_kernels_without_durations_cannot_be_weighted():
