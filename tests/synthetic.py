@@ -5,6 +5,7 @@ The defaults resemble an H200, so that figures made from them look like the real
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ PRODUCTS = (
     "fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4-gemv", "int4-splitk", "int4",
     "int4-serial", "int4-no-dequant", "int4-load-only", "aten-int4mm",
 )  # fmt: skip
+GUESTS = ("gemlite", "bitsandbytes-nf4", "marlin")
 GPUS = {
     "h200": {
         "key": "h200", "name": "NVIDIA H200", "compute_capability": "9.0", "sm_count": 132, "l2_bytes": 62914560,
@@ -145,6 +147,42 @@ def write_run(
             _write_group(writer, truth, problem, *mode, backends=backends, n_samples=n_samples, rng=rng)
     if counters:
         writer.write_counters(*_counters(truth, problems, backends))
+    return writer.finish()
+
+
+def write_plan(root: Path, plan, truth: Truth | None = None, absent: tuple[str, ...] = GUESTS, seed: int = 0) -> Path:
+    """Write the run of a SweepPlan on an H200: every group of its suites, its counters, its own number of samples.
+
+    absent: backends that are not installed
+    """
+    from tinygemm.harness.plan import groups
+
+    truth, rng = truth or Truth(), np.random.default_rng(seed)
+    run_id = f"2026-11-24T0900Z-{COMMIT[:7]}"
+    path = Path(root) / "h200" / f"{run_id}.partial"
+    path.mkdir(parents=True)
+    header = {
+        "schema_version": SCHEMA_VERSION, "run_id": run_id, "command": "tinygemm record",
+        "parameters": json.loads(json.dumps(plan.parameters())), "commit": COMMIT, "dirty": False, "gpu": GPUS["h200"],
+        "software": SOFTWARE, "started": "2026-11-24T09:00:05Z",
+    }  # fmt: skip
+    writer = RunWriter(path, header)
+    _write_ideals(writer, truth, 25, rng)
+    for group in groups(plan):
+        if group.problem:
+            mode, present = (
+                (group.launch, group.l2_state, group.operands),
+                [b for b in group.backends if b not in absent],
+            )
+            _write_group(writer, truth, group.problem, *mode, backends=present, n_samples=group.rep, rng=rng)
+            cases = [
+                _unsupported(case_id(backend, group.problem, *mode), backend, group.problem, *mode[:2])
+                for backend in group.backends
+                if backend in absent
+            ]
+            writer.append(cases, [])
+    if plan.counters:
+        writer.write_counters(*_counters(truth, list(plan.counter_problems), plan.counter_backends))
     return writer.finish()
 
 

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 import synthetic
 
-from tinygemm.problem import STUDY_SHAPES, GemmProblem
+from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES, GemmProblem
 from tinygemm.report import tables
 from tinygemm.report.counters import summarize_counters
 from tinygemm.report.intervals import bootstrap_interval, median, ratio_of_medians
+from tinygemm.runs import load_run
 
 NARROW, WIDE = GemmProblem(1, 1024, 4096), GemmProblem(1, 14336, 4096)
 
@@ -337,6 +338,43 @@ def test_counters_of_an_unknown_case_are_an_error(run, tmp_path):
 def test_ratio_of_medians_is_not_the_median_of_ratios():
     left, right = np.array([[1.0, 2.0, 9.0]]), np.array([[1.0, 4.0, 3.0]])
     assert ratio_of_medians(left, right)[0] == pytest.approx(2 / 3)
+
+
+# --- the suites of a run --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """A run of the whole plan of a report."""
+    from tinygemm.harness.plan import SweepPlan
+
+    return load_run(synthetic.write_plan(tmp_path_factory.mktemp("planned"), SweepPlan.from_parameters()))
+
+
+@pytest.mark.parametrize("name", ["decode", "causes", "method", "formats"])
+def test_a_suite_is_what_its_part_of_the_plan_would_have_measured_alone(planned, name):
+    from tinygemm.harness.plan import SweepPlan, groups
+
+    alone = {case_id for group in groups(SweepPlan.from_parameters(suites=name)) for case_id in group.case_ids}
+    part = tables.suite(planned, name)
+    assert set(part.cases["case_id"]) == alone
+    assert len(alone) < len(planned.cases)
+    assert set(part.samples["case_id"]) <= alone
+
+
+def test_a_run_without_suites_is_its_own_only_suite(run):
+    assert tables.suite(run, "decode") is run
+
+
+def test_a_run_of_the_whole_plan_gives_a_table_and_verdicts_on_decode_alone(planned):
+    from tinygemm.report import verdicts
+
+    table = tables.report_table(planned)
+    assert len(table) == len(planned.cases)
+    assert tables.primary(table).groupby(["backend", "M", "K", "N"]).size().max() == 1
+    wide = verdicts.of_run(planned)["A"]
+    assert wide.numbers["n_shapes"] == sum(N >= 2 * K for K, N in REPORT_SHAPES)
+    assert len(tables.counters_table(planned)) > len(tables.counters_table(tables.suite(planned, "decode")))
 
 
 # --- modes, operands, group sizes -----------------------------------------------------------------------------------

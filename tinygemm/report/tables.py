@@ -12,7 +12,8 @@ from tinygemm.report.intervals import difference_of_medians, interval_table, med
 from tinygemm.runs import Run
 
 BASELINE = "fp16-cublas"
-NO_PRODUCT = ("copy", "empty-node", "dequant-only")  # timed beside the products, never compared with them
+IDEALS = ("copy", "empty-node")
+NO_PRODUCT = (*IDEALS, "dequant-only")  # timed beside the products, never compared with them
 GROUP = ["problem", "launch", "l2_state", "operands"]  # contenders of one group were timed in the same rounds
 SHAPE = ["M", "K", "N"]
 LATENCY = ["latency_us_p50", "latency_us_low", "latency_us_high"]
@@ -44,6 +45,25 @@ def only(run: Run, keep: pd.Series) -> Run:
     kept = {name: getattr(run, name) for name in ("samples", "counters")}
     kept = {name: rows[rows["case_id"].isin(cases["case_id"])] for name, rows in kept.items()}
     return dataclasses.replace(run, cases=cases, **kept)
+
+
+def suite(run: Run, name: str) -> Run:
+    """The cases that one suite of the run's plan asked for, with copy and empty node.
+
+    returns: the whole run where its provenance knows no such suite, as in runs of the first schema
+    """
+    parts = [part for part in run.provenance["parameters"].get("suites", []) if part["name"] == name]
+    if not parts:
+        return run
+    cases = run.cases.assign(problem=problem_of(run.cases))
+    keep = cases["backend"].isin(IDEALS)
+    for part in parts:
+        shapes = [(g, *s.split(",")) for g, text in part["problems"].items() for s in text.split(";")]
+        asked = cases["problem"].isin([f"M{M}-K{K}-N{N}-g{g}" for g, M, K, N in shapes])
+        asked &= cases["backend"].isin(part["backends"]) & (cases["operands"] == part["operands"])
+        modes = (cases["launch"] + "-" + cases["l2_state"]).isin(["-".join(mode) for mode in part["modes"]])
+        keep |= asked & modes
+    return only(run, keep)
 
 
 def primary(table: pd.DataFrame) -> pd.DataFrame:
