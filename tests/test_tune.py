@@ -243,6 +243,19 @@ def test_a_few_kernels_are_left_to_the_measurement(monkeypatch):
     compile.ahead(groups(SweepPlan(PROBLEMS, backends=("int4-static", "copy"))), "h200", True)
 
 
+@pytest.mark.gpu
+def test_a_job_compiles_its_kernel_on_the_gpu_and_a_second_launch_compiles_nothing():
+    key = compile.hardware.live_gpu_key()
+    todo = [Group(PROBLEMS[0], str(PROBLEMS[0]), "graph", "cold", ("int4", "int4-static", "fp16-triton"))]
+    for job in compile.jobs_of(todo, key, True):
+        assert compile.launch(job) is None
+        assert compile._compiled()
+        assert compile.spills_of(lambda job=job: compile.launch(job)) == 0
+    compiled = len(compile._compiled())
+    assert [compile.launch(job) for job in compile.jobs_of(todo, key, True)] == [None] * 3
+    assert len(compile._compiled()) == compiled
+
+
 def test_a_job_that_fails_says_which_and_why(monkeypatch):
     monkeypatch.setattr("tinygemm.hardware.live_gpu_key", lambda: "h200")
     monkeypatch.setattr(compile.registry, "operands", lambda *_, **__: 1 / 0)

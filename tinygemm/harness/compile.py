@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from tinygemm import hardware
 from tinygemm.harness import backends as registry
 from tinygemm.harness.contender import Backend
 from tinygemm.harness.plan import Group
@@ -71,8 +72,6 @@ def jobs_of(
 def launch(job: Job) -> str | None:
     """Launch the kernel of a job once, on this machine's GPU; returns what went wrong."""
     import torch
-
-    from tinygemm import hardware
 
     try:
         backend = registry.BACKENDS[job.backend]
