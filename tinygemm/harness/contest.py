@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from tinygemm import problem, runs
 from tinygemm.harness import backends as registry
 from tinygemm.harness import timing, verify
+from tinygemm.harness.contender import Backend, Variant
 from tinygemm.harness.plan import Group, SweepPlan
 from tinygemm.harness.weights import Weights
 from tinygemm.problem import GemmProblem
@@ -38,7 +39,7 @@ class Bench:
     gpu: Mapping
     clock: object
     device: str = "cuda"
-    backends: Mapping[str, registry.Backend] = field(default_factory=lambda: registry.BACKENDS)
+    backends: Mapping[str, Backend] = field(default_factory=lambda: registry.BACKENDS)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Trial:
 class Ready:
     """A backend that is right on a problem and may be timed: its variant, its x, and how right it is."""
 
-    variant: registry.Variant
+    variant: Variant
     x: object
     errors: verify.Errors
 
@@ -184,7 +185,7 @@ def _operands(bench: Bench, group: Group, weights: Weights):
     return x, quant.reference_gemm(x, weights.packed) if bench.plan.verify else None
 
 
-def _ready(bench: Bench, backend: registry.Backend, trial: Trial):
+def _ready(bench: Bench, backend: Backend, trial: Trial):
     """The fastest variant that is right; one that fails is no candidate; if all do, the first one says why."""
     import torch
 
@@ -204,7 +205,7 @@ def _ready(bench: Bench, backend: registry.Backend, trial: Trial):
     return Ready(variant, trial.x, errors)
 
 
-def _check(plan: SweepPlan, backend: registry.Backend, variant: registry.Variant, trial: Trial):
+def _check(plan: SweepPlan, backend: Backend, variant: Variant, trial: Trial):
     """Verify with the first and the last copy that will be timed; unverified, call once to compile."""
     x, packed = trial.x, trial.weights.packed
     copies = trial.weights.copies(variant.form, variant.build, trial.l2_state)
@@ -217,7 +218,7 @@ def _check(plan: SweepPlan, backend: registry.Backend, variant: registry.Variant
     return errors
 
 
-def _fastest(bench: Bench, variants: list[registry.Variant], trial: Trial) -> int:
+def _fastest(bench: Bench, variants: list[Variant], trial: Trial) -> int:
     """Index of the variant with the lowest median with a cold L2, as CUDA graphs where the problem has them."""
 
     def medians(indices: Sequence[int], rounds: int) -> dict[int, float]:
@@ -262,7 +263,7 @@ def _interleave(bench: Bench, group: Group, outcomes: dict) -> tuple[dict, dict,
 # --- describe -------------------------------------------------------------------------------------------------------
 
 
-def _describe(backend: registry.Backend, group: Group, symmetric: bool) -> dict:
+def _describe(backend: Backend, group: Group, symmetric: bool) -> dict:
     each = group.problem
     bits = backend.bits_per_weight(each, symmetric)
     layer = problem.LAYER_OF_SHAPE.get((each.K, each.N))
