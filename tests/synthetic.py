@@ -5,8 +5,9 @@ The defaults resemble an H200, so that figures made from them look like the real
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ PRODUCTS = (
     "fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4-gemv", "int4-splitk", "int4",
     "int4-serial", "int4-no-dequant", "int4-load-only", "aten-int4mm",
 )  # fmt: skip
+GUESTS = ("gemlite", "bitsandbytes-nf4", "marlin")
 GPUS = {
     "h200": {
         "key": "h200", "name": "NVIDIA H200", "compute_capability": "9.0", "sm_count": 132, "l2_bytes": 62914560,
@@ -44,6 +46,7 @@ class Truth:
     copy_gb_s:   copy bandwidth, 1e9 bytes/s                      empty_us:  one empty graph node
     host_us:     time Python needs to launch one call             noise:     relative spread of one sample
     drift:       relative spread of a whole round, shared by all contenders of a group
+    zeros:       multiplies the time where every operand is zero
     factors:     multiplies the graph-cold latency of a backend, or of (backend, K, N); the second wins
     dram, sm:    backend -> fraction of peak in the counters
     """
@@ -53,11 +56,15 @@ class Truth:
     host_us: float = 14.0
     noise: float = 0.006
     drift: float = 0.02
+    zeros: float = 0.9
     factors: dict = field(default_factory=dict)
     dram: dict = field(default_factory=lambda: {"fp16-cublas": 0.84, "int4-static": 0.29, "int4": 0.55})
     sm: dict = field(default_factory=lambda: {"fp16-cublas": 0.27, "int4-static": 0.34, "int4": 0.44})
 
-    def latency_us(self, backend: str, problem: GemmProblem, launch: str = "graph", l2_state: str = "cold") -> float:
+    def latency_us(
+        self, backend: str, problem: GemmProblem, launch: str = "graph", l2_state: str = "cold",
+        operands: str = "random",
+    ) -> float:  # fmt: skip
         """Device time of one call: the number that the median of its samples estimates."""
         fp16, int4 = (problem.bytes_min(bits) / (self.copy_gb_s * 1e3) for bits in (16, problem.int4_bits_per_weight()))
         load_only = 2.2 + int4
@@ -74,13 +81,26 @@ class Truth:
             "int4-no-dequant": lambda: 1.15 * load_only,
             "int4-load-only": lambda: load_only,
             "aten-int4mm": lambda: (3.4 + 2.0 * int4) * (0.9 + 0.1 * problem.M),
+            "gemlite": lambda: 4.1 + 2.1 * int4,
+            "bitsandbytes-nf4": lambda: 5.0 + 2.6 * int4,
+            "int4-load-only-serial": lambda: 0.9 + load_only,
+            "int4-naive-dequant": lambda: 1.55 * load_only,
+            "int4-no-split": lambda: 1.30 * load_only + 4.0 * problem.K / 4096,
+            "int4-more-split": lambda: 0.4 + 1.30 * load_only,
+            "int4-fused": lambda: (1.30 if problem.M == 1 else 1.38) * load_only * max(1, problem.M / 16),
+            "int4-bf16": lambda: 1.33 * load_only,
+            "int4-asymmetric": lambda: 1.38 * load_only,
+            "int4-searched": lambda: 1.27 * load_only,
         }
         factor = self.factors.get((backend, problem.K, problem.N), self.factors.get(backend, 1.0))
         device = formulas[backend]() * factor
-        if l2_state == "hot":
-            device = 1.5 + 0.55 * (device - 1.5)
+        device = 1.5 + {"cold": 1.0, "warm": 0.8, "hot": 0.55}[l2_state] * (device - 1.5)
+        if operands == "zeros":
+            device *= self.zeros
         if launch == "eager":
             device = max(device + 1.2, self.host_us * (2 if backend == "dequant-fp16" else 1))
+        if launch == "do_bench":
+            device += self.host_us / 4
         return device
 
 
@@ -92,7 +112,7 @@ def write_run(
     m_list: tuple[int, ...] = (1, 2, 4, 8, 16),
     shapes: tuple[tuple[int, ...], ...] = REPORT_SHAPES,
     backends: tuple[str, ...] = PRODUCTS,
-    modes: tuple[tuple[str, str], ...] = (("graph", "cold"), ("graph", "hot"), ("eager", "cold"), ("eager", "hot")),
+    modes: tuple[tuple[str, ...], ...] = (("graph", "cold"), ("graph", "hot"), ("eager", "cold"), ("eager", "hot")),
     n_samples: int = 30,
     counters: bool = True,
     dirty: bool = False,
@@ -101,6 +121,7 @@ def write_run(
 ) -> Path:
     """Write a sealed run into `root/<gpu>/<run_id>/` and return that folder.
 
+    modes:  (launch, l2_state), or (launch, l2_state, operands)
     shapes: (K, N), or (K, N, group_size); the counters are of the wide and the narrow study shape where they are
             among them
     """
@@ -123,10 +144,46 @@ def write_run(
     _write_ideals(writer, truth, n_samples, rng)
     problems = [GemmProblem(M, N, K, *group) for K, N, *group in shapes for M in m_list]
     for problem in problems:
-        for launch, l2_state in modes:
-            _write_group(writer, truth, problem, launch, l2_state, backends, n_samples, rng)
+        for mode in modes:
+            _write_group(writer, truth, problem, *mode, backends=backends, n_samples=n_samples, rng=rng)
     if counters:
         writer.write_counters(*_counters(truth, problems, backends))
+    return writer.finish()
+
+
+def write_plan(root: Path, plan, truth: Truth | None = None, absent: tuple[str, ...] = GUESTS, seed: int = 0) -> Path:
+    """Write the run of a SweepPlan on an H200: every group of its suites, its counters, its own number of samples.
+
+    absent: backends that are not installed
+    """
+    from tinygemm.harness.plan import groups
+
+    truth, rng = truth or Truth(), np.random.default_rng(seed)
+    run_id = f"2026-11-24T0900Z-{COMMIT[:7]}"
+    path = Path(root) / "h200" / f"{run_id}.partial"
+    path.mkdir(parents=True)
+    header = {
+        "schema_version": SCHEMA_VERSION, "run_id": run_id, "command": "tinygemm record",
+        "parameters": json.loads(json.dumps(plan.parameters())), "commit": COMMIT, "dirty": False, "gpu": GPUS["h200"],
+        "software": SOFTWARE, "started": "2026-11-24T09:00:05Z",
+    }  # fmt: skip
+    writer = RunWriter(path, header)
+    _write_ideals(writer, truth, 25, rng)
+    for group in groups(plan):
+        if group.problem:
+            mode, present = (
+                (group.launch, group.l2_state, group.operands),
+                [b for b in group.backends if b not in absent],
+            )
+            _write_group(writer, truth, group.problem, *mode, backends=present, n_samples=group.rep, rng=rng)
+            cases = [
+                _unsupported(case_id(backend, group.problem, *mode), backend, group.problem, *mode[:2])
+                for backend in group.backends
+                if backend in absent
+            ]
+            writer.append(cases, [])
+    if plan.counters:
+        writer.write_counters(*_counters(truth, list(plan.counter_problems), plan.counter_backends))
     return writer.finish()
 
 
@@ -135,18 +192,18 @@ def load(root: Path, **kwargs) -> Run:
     return load_run(write_run(root, **kwargs), allow_dirty=kwargs.get("dirty", False))
 
 
-def _write_group(writer, truth, problem, launch, l2_state, backends, n_samples, rng) -> None:
+def _write_group(writer, truth, problem, launch, l2_state, operands="random", *, backends, n_samples, rng) -> None:
     rounds = 1 + truth.drift * rng.standard_normal(n_samples)
     cases, samples = [], []
     for backend in backends:
-        identity = case_id(backend, problem, launch, l2_state)
+        identity = case_id(backend, problem, launch, l2_state, operands)
         if backend == "int4-gemv" and problem.M > 1:
             cases.append(_unsupported(identity, backend, problem, launch, l2_state))
             continue
-        latency = truth.latency_us(backend, problem, launch, l2_state)
+        latency = truth.latency_us(backend, problem, launch, l2_state, operands)
         times = latency * rounds * (1 + truth.noise * rng.standard_normal(n_samples))
         samples += [Sample(identity, i, round(float(t), 4)) for i, t in enumerate(times)]
-        cases.append(_case(identity, backend, problem, launch, l2_state, n_samples))
+        cases.append(replace(_case(identity, backend, problem, launch, l2_state, n_samples), operands=operands))
     writer.append(cases, samples)
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fake_gpu import FakeClock, fake_backend
+from ptx import emulated
 
-from tinygemm.harness import backends, contest, peers, timing, verify
-from tinygemm.harness.plan import REPORT_BACKENDS, SweepPlan
+from tinygemm.harness import backends, contest, own, peers, timing, verify
+from tinygemm.harness.plan import Group, SweepPlan
+from tinygemm.harness.suites import REPORT_BACKENDS
 from tinygemm.harness.verify import BF16_TOLERANCE, FP16_TOLERANCE, MismatchError
 from tinygemm.harness.weights import Weights, replicate, stored_bytes
 from tinygemm.kernel import quant
@@ -36,8 +40,12 @@ def operands(problem=PROBLEM, symmetric=True):
 def bench_of(clock, *chosen, **plan):
     registry = {backend.name: backend for backend in chosen}
     plan = SweepPlan((PROBLEM,), backends=("fp16-cublas",), **plan)
-    object.__setattr__(plan, "backends", tuple(registry))
     return contest.Bench(plan, {"key": "h200", "l2_bytes": 1000}, clock, "cpu", registry)
+
+
+def ready_of(bench, weights, problem=PROBLEM, launch="graph", l2_state="cold", **others):
+    group = Group(problem, str(problem), launch, l2_state, tuple(bench.backends), **others)
+    return contest.make_ready(bench, [group], weights)
 
 
 # --- the registry ---------------------------------------------------------------------------------------------------
@@ -46,8 +54,9 @@ def bench_of(clock, *chosen, **plan):
 def test_every_backend_of_the_design_is_registered_under_its_own_name():
     names = {
         "fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4-gemv", "int4-splitk", "int4",
-        "int4-serial", "int4-no-dequant", "int4-load-only", "aten-int4mm", "gemlite", "bitsandbytes-nf4", "marlin",
-        "copy", "empty-node",
+        "int4-serial", "int4-fused", "int4-searched", "int4-no-split", "int4-more-split", "int4-naive-dequant",
+        "int4-no-dequant", "int4-bf16", "int4-asymmetric", "int4-load-only", "int4-load-only-serial", "aten-int4mm",
+        "gemlite", "bitsandbytes-nf4", "marlin", "copy", "empty-node",
     }  # fmt: skip
     assert set(backends.known_names()) == names
     assert set(REPORT_BACKENDS) <= names
@@ -59,6 +68,7 @@ def test_every_backend_of_the_design_is_registered_under_its_own_name():
     [
         ("fp16-cublas", 16, 2 * 4096 * 1024 + 2 * 4 * (4096 + 1024), 2 * 4 * 4096 * 1024),
         ("int4", 4.125, 4096 * 1024 // 2 + 2 * 32 * 1024 + 2 * 4 * (4096 + 1024), 2 * 4 * 4096 * 1024),
+        ("int4-asymmetric", 4.1875, 4096 * 1024 // 2 + 3 * 32 * 1024 + 2 * 4 * (4096 + 1024), 2 * 4 * 4096 * 1024),
         ("int4-load-only", 4.125, 4096 * 1024 // 2 + 2 * 32 * 1024 + 2 * 4 * (4096 + 1024), 2 * 4 * 4096 * 1024),
         ("dequant-fp16", 4.125, 4096 * 1024 // 2 + 2 * 32 * 1024 + 2 * 4 * (4096 + 1024), 2 * 4 * 4096 * 1024),
         ("dequant-only", 4.125, 4096 * 1024 // 2 + 2 * 32 * 1024 + 2 * 4096 * 1024, 0),
@@ -115,6 +125,91 @@ def test_a_backend_and_all_its_variants_compute_the_product_on_a_cpu(name, symme
     for variant in variants:
         backend.check(variant.bind, x, variant.build(packed), packed, reference, backend.tolerance)
     assert len(variants) == (2 if name == "fp16-cublas" else 1)
+
+
+@pytest.mark.parametrize("name", ["int4", "int4-fused", "int4-no-split", "int4-more-split", "int4-asymmetric"])
+def test_what_isolates_one_cause_computes_the_product_in_the_interpreter(name):
+    problem = GemmProblem(1, 16, 8192)
+    x, packed, reference = operands(problem)
+    backend = backends.BACKENDS[name]
+    (variant,) = backend.variants(problem, "h200")
+    with emulated():
+        errors = backend.check(variant.bind, x, variant.build(packed), packed, reference, backend.tolerance)
+    assert errors.rms_err < backend.tolerance.rms_err
+
+
+def test_split_variants_differ_from_int4_by_the_split_alone():
+    problem = GemmProblem(1, 4096, 14336)
+    names = ("int4-splitk", "int4-no-split", "int4-more-split")
+    (tuned,), (whole,), (more,) = (backends.BACKENDS[name].variants(problem, "h200") for name in names)
+    assert tuned.config.split_k > 1, "with no split the two would be one kernel"
+    assert whole.config == replace(tuned.config, split_k=1)
+    assert more.config == replace(tuned.config, split_k=2 * tuned.config.split_k)
+    with pytest.raises(ValueError, match=r"K=128 has \d shares of a whole step"):
+        backends.BACKENDS["int4-more-split"].variants(GemmProblem(1, 4096, 128), "h200")
+
+
+def test_the_asymmetric_twin_has_the_codes_and_scales_of_int4_and_zeros_that_matter():
+    _, packed, _ = operands()
+    (variant,) = backends.BACKENDS["int4-asymmetric"].variants(PROBLEM, "h200")
+    twin = variant.build(packed)
+    assert torch.equal(quant.unpack(twin), quant.unpack(packed))
+    assert torch.equal(twin.scales, packed.scales)
+    assert len(twin.zeros.unique()) > 8
+    assert variant.build(twin) is twin
+    assert stored_bytes(twin) * 8 / (64 * 256) == backends.BACKENDS["int4-asymmetric"].bits_per_weight(PROBLEM, True)
+    x, _, reference = operands()
+    with pytest.raises(MismatchError):
+        verify.check_product(lambda x, w: lambda: right(x, w), x, twin, packed, reference, FP16_TOLERANCE)
+    verify.check_own(lambda x, w: lambda: right(x, w), x, twin, packed, reference, FP16_TOLERANCE)
+
+
+def test_the_search_races_what_int4_takes_and_the_best_candidates_by_the_model():
+    problem = GemmProblem(1, 13824, 5120)
+    variants = backends.BACKENDS["int4-searched"].variants(problem, "h200")
+    (selected,) = backends.BACKENDS["int4"].variants(problem, "h200")
+    assert variants[0].config == selected.config
+    assert len({variant.source for variant in variants}) == len(variants) == own.SEARCHED
+    assert all(problem.N % variant.config.block_n == 0 for variant in variants[1:])
+
+
+def test_zeros_are_zero_bits_and_their_product_is_zero():
+    _, packed, _ = operands(symmetric=False)
+    zeros = backends.zeroed(packed)
+    assert all(not tensor.any() for tensor in zeros.tensors())
+    assert zeros.shape == packed.shape
+    out = right(torch.zeros(2, 256), zeros)
+    assert verify.compare(out, torch.zeros(2, 64), FP16_TOLERANCE) == verify.Errors(0.0, 0.0)
+    for wrong in (torch.ones(2, 64), torch.full((2, 64), torch.nan)):
+        with pytest.raises(MismatchError):
+            verify.compare(wrong, torch.zeros(2, 64), FP16_TOLERANCE)
+
+
+@pytest.mark.parametrize(("M", "kinds"), [(1, 4), (8, 3)])
+def test_gemlite_is_given_its_kernels_to_choose_from_and_gemvs_for_one_token_only(M, kinds):
+    variants = peers.gemlite_variants(GemmProblem(M, 4096, 4096), "h200")
+    assert len(variants) == kinds
+    assert any("GEMV" in variant.source for variant in variants) == (M == 1)
+
+    class Layer:
+        def __call__(self, x):
+            return "own choice"
+
+        def forward_manual(self, x, matmul_type):
+            return matmul_type
+
+    assert all(variant.source.endswith(variant.bind(None, Layer())()) for variant in variants)
+
+
+def test_gemlite_is_set_up_once_for_setting_it_up_forgets_what_it_tuned(monkeypatch):
+    calls = []
+    fake = SimpleNamespace(set_autotune=lambda mode: calls.append(mode), set_kernel_caching=calls.append)
+    monkeypatch.setitem(sys.modules, "gemlite", fake)
+    peers._set_up_gemlite.cache_clear()
+    for _ in range(3):
+        peers._set_up_gemlite()
+    peers._set_up_gemlite.cache_clear()
+    assert calls == ["fast", True]
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
@@ -302,8 +397,51 @@ def test_the_fastest_variant_is_chosen_and_named(fastest):
     us = {"first": 9.0, "second": 9.0} | {fastest: 8.0}
     bench = bench_of(clock, fake_backend("peer", clock, us, variants=("first", "second")))
     _, packed, _ = operands()
-    ready = contest.make_ready(bench, PROBLEM, Weights(packed, 1000))
+    ready = ready_of(bench, Weights(packed, 1000))
     assert ready["peer"].variant.source == fastest
+
+
+def test_of_many_variants_each_is_timed_alone_and_the_best_against_each_other():
+    clock = FakeClock()
+    names = tuple(f"v{i}" for i in range(20))
+    us = {name: 30.0 - i for i, name in enumerate(names)}
+    _, packed, _ = operands()
+    ready = ready_of(bench_of(clock, fake_backend("peer", clock, us, variants=names)), Weights(packed, 1000))
+    assert ready["peer"].variant.source == "v19"
+    rounds = [entry[1] for entry in clock.log if entry[0] == "round"]
+    assert set(rounds) == {1, contest.FINALISTS}
+    assert rounds.count(contest.FINALISTS) == contest.CHOICE_ROUNDS + 3
+
+
+def test_a_variant_that_is_wrong_is_no_candidate_even_if_it_is_the_fastest():
+    clock = FakeClock()
+    good = fake_backend("peer", clock, {"slow": 9.0}, variants=("slow",))
+    bad = fake_backend("peer", clock, {"fast": 1.0}, product=wrong_group, variants=("fast",))
+    ways = [*bad.variants(PROBLEM, "h200"), *good.variants(PROBLEM, "h200")]
+    _, packed, _ = operands()
+    ready = ready_of(bench_of(clock, replace(good, variants=lambda *_: ways)), Weights(packed, 1000))
+    assert ready["peer"].variant.source == "slow"
+    ready = ready_of(bench_of(clock, bad), Weights(packed, 1000))
+    assert ready["peer"].status == "mismatch"
+
+
+def test_a_weight_that_does_not_fit_in_memory_is_every_contenders_misfortune(monkeypatch):
+    def too_large(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    clock = FakeClock()
+    bench = bench_of(clock, fake_backend("a", clock), fake_backend("b", clock))
+    group = Group(PROBLEM, str(PROBLEM), "graph", "cold", ("a", "b"))
+    with monkeypatch.context() as patch:
+        patch.setattr(backends, "operands", too_large)
+        weights = contest.make_weights(bench, group)
+    ready = contest.make_ready(bench, [group], weights)
+    cases, samples = contest.measure_group(bench, group, ready, weights)
+    assert [case.status for case in cases] == ["out_of_memory"] * 2
+    assert samples == []
+    monkeypatch.setattr(quant, "reference_gemm", too_large)
+    ready = contest.make_ready(bench, [group], contest.make_weights(bench, group))
+    assert {state.status for state in ready.values()} == {"out_of_memory"}
 
 
 def test_a_wrong_last_copy_is_caught():
@@ -314,7 +452,7 @@ def test_a_wrong_last_copy_is_caught():
     weights = Weights(packed, 1000)
     copies = weights.copies("packed", lambda packed: packed, "cold")
     copies[-1].scales.mul_(2)
-    assert contest.make_ready(bench, PROBLEM, weights)["int4"].status == "mismatch"
+    assert ready_of(bench, weights)["int4"].status == "mismatch"
 
 
 def raising(error):
@@ -337,7 +475,7 @@ def test_a_failure_gets_its_own_word_and_one_line(product, status, message):
     clock = FakeClock()
     bench = bench_of(clock, fake_backend("bad", clock, product=product), fake_backend("good", clock))
     _, packed, _ = operands()
-    ready = contest.make_ready(bench, PROBLEM, Weights(packed, 1000))
+    ready = ready_of(bench, Weights(packed, 1000))
     assert ready["bad"].status == status
     assert ready["bad"].message.startswith(message)
     assert isinstance(ready["good"], contest.Ready)
@@ -349,11 +487,11 @@ def test_a_config_that_does_not_exist_is_unsupported():
 
     clock = FakeClock()
     _, packed, _ = operands()
-    ready = contest.make_ready(bench_of(clock, fake_backend("b", clock, variants=())), PROBLEM, Weights(packed, 1000))
+    ready = ready_of(bench_of(clock, fake_backend("b", clock, variants=())), Weights(packed, 1000))
     assert ready["b"].status == "error", "a backend without a variant is a fault, not a refusal"
     backend = fake_backend("b", clock)
     object.__setattr__(backend, "variants", no_config)
-    ready = contest.make_ready(bench_of(clock, backend), PROBLEM, Weights(packed, 1000))
+    ready = ready_of(bench_of(clock, backend), Weights(packed, 1000))
     assert (ready["b"].status, ready["b"].message) == ("unsupported", "gemv serves M = 1")
 
 
@@ -366,7 +504,7 @@ def test_a_lost_context_stops_everything():
 
     _, packed, _ = operands()
     with pytest.raises(contest.SweepStoppedError, match=r"no longer answers.*illegal memory access"):
-        contest.make_ready(bench_of(clock, fake_backend("bad", clock, product=illegal)), PROBLEM, Weights(packed, 1000))
+        ready_of(bench_of(clock, fake_backend("bad", clock, product=illegal)), Weights(packed, 1000))
 
 
 # --- on a GPU -------------------------------------------------------------------------------------------------------
@@ -378,11 +516,10 @@ def test_a_lost_context_stops_everything():
 def test_every_backend_is_right_on_the_gpu_or_says_why_not(problem, symmetric):
     from tinygemm import hardware
 
-    names = tuple(backends.BACKENDS)
-    plan = SweepPlan((problem,), symmetric=symmetric, backends=names)
+    plan = SweepPlan((problem,), symmetric=symmetric, backends=tuple(backends.BACKENDS))
     bench = contest.Bench(plan, hardware.snapshot(), timing.CudaClock())
     packed = backends.operands(problem, symmetric, "cuda", 0)
-    ready = contest.make_ready(bench, problem, Weights(packed, bench.gpu["l2_bytes"]))
+    ready = ready_of(bench, Weights(packed, bench.gpu["l2_bytes"]), problem)
     refused = {name: state for name, state in ready.items() if isinstance(state, contest.Refused)}
     assert {state.status for state in refused.values()} <= {"unsupported"}, refused
     needed = {"fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4", "aten-int4mm"}

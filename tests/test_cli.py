@@ -211,12 +211,15 @@ def test_record_reads_a_parameter_file_and_tells_where_the_run_is(gpu, tmp_path,
 
     asked = []
     monkeypatch.setattr(sweep, "record", lambda *a, **k: asked.append((a, k)) or tmp_path / "h200" / "run")
-    (tmp_path / "p.yaml").write_text('source: live\ngpu: h200\nm_list: "1,4"\nshapes: "4096,1024"\nrep: 9\n')
+    (tmp_path / "p.yaml").write_text(
+        'source: live\ngpu: h200\nm_list: "1,4"\nshapes: "4096,1024"\nbackends: int4\nsuites: decode\nrep: 9\n'
+    )
     succeed("record", "-f", tmp_path / "p.yaml", "--data_root", tmp_path)
     ((plan, root), settings) = asked[0]
     assert root == tmp_path
-    assert [problem.M for problem in plan.problems] == [1, 4]
-    assert plan.rep == 9
+    (decode,) = plan.suites
+    assert [problem.M for problem in decode.problems] == [1, 4]
+    assert decode.rep == 9
     assert settings["resume"] is None
     assert str(tmp_path / "h200" / "run") in capsys.readouterr().out
     succeed("record", "-f", tmp_path / "p.yaml", "--resume", tmp_path / "x.partial")
@@ -229,7 +232,9 @@ def test_record_goes_on_with_an_unfinished_run_of_equal_terms_unless_told_to_sta
     asked = []
     monkeypatch.setattr(runs, "git_state", lambda: ("3fa9c1e" + "0" * 33, False))
     monkeypatch.setattr(sweep, "record", lambda *a, **k: asked.append(k["resume"]) or tmp_path)
-    unfinished = runs.RunWriter.create({"key": "h200"}, sweep.SweepPlan(rep=9).parameters(), "", tmp_path)
+    unfinished = runs.RunWriter.create(
+        {"key": "h200"}, sweep.SweepPlan.from_parameters(rep=9).parameters(), "", tmp_path
+    )
     for text in ("rep: 9\n", "rep: 8\n"):
         (tmp_path / "p.yaml").write_text(text)
         succeed("record", "-f", tmp_path / "p.yaml", "--data_root", tmp_path)
@@ -238,21 +243,39 @@ def test_record_goes_on_with_an_unfinished_run_of_equal_terms_unless_told_to_sta
     assert asked == [unfinished.path, None, None]
 
 
+def test_record_measures_the_suites_that_are_named(gpu, tmp_path, monkeypatch, capsys):
+    from tinygemm.harness import sweep
+
+    asked = []
+    monkeypatch.setattr(sweep, "record", lambda plan, *a, **k: asked.append(plan) or tmp_path)
+    (tmp_path / "p.yaml").write_text("suites: decode\n")
+    succeed("record", "-f", tmp_path / "p.yaml", "--suites", "heldout,method", "--data_root", tmp_path)
+    assert {suite.name for suite in asked[0].suites} == {"heldout", "method"}
+    told = refuse(capsys, "record", "--suites", "decode,modles", "--data_root", tmp_path)
+    assert "unknown suite modles; known: decode, models" in told
+
+
+def test_bench_times_as_others_do_where_it_is_told_to(gpu, tmp_path):
+    file = tmp_path / "F.csv"
+    succeed("bench", "--shape_list", SHAPES, "--csv", file, "--launch", "do_bench", "--l2_state", "warm")
+    assert (gpu[0].launches, gpu[0].l2_states) == (("do_bench",), ("warm",))
+
+
 def test_tune_writes_a_table_that_says_how_it_was_made(gpu, tmp_path, monkeypatch):
     from tinygemm.harness import tune
     from tinygemm.kernel.configs import LaunchConfig, write_table
 
     asked = []
 
-    def search(problems, forms, key, path, about, workers):
-        asked.append((len(problems), forms, key))
+    def search(problems, forms, key, path, about, workers, partial):
+        asked.append((len(problems), forms, key, partial.name))
         config = LaunchConfig("splitk", 8, 64, 256, 4, 2, 1)
         write_table(path, [{"M": 1, "K": 4096, "N": 1024, "latency_us": 3.7, "config": config}], "table", about)
 
     monkeypatch.setattr(tune, "tune", search)
     monkeypatch.setattr(hardware, "snapshot", lambda: {"driver": "580.159"})
     succeed("tune", "--out", tmp_path / "h200.json")
-    assert asked == [(45, ["splitk", "gemv", "load-only", "fp16"], "h200")]
+    assert asked == [(45, ["splitk", "gemv", "load-only", "fp16"], "h200", "h200.json.partial")]
     table = json.loads((tmp_path / "h200.json").read_text())
     assert re.search(r"NVIDIA H200, driver 580.159, torch .*`tinygemm tune`", table["about"])
     assert [file.name for file in tmp_path.iterdir()] == ["h200.json"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -55,6 +56,9 @@ def test_the_command_takes_metrics_a_kernel_name_and_the_variant_that_was_timed(
 
 def test_the_report_knows_every_metric_that_is_asked_for():
     assert set(counters.METRICS) <= set(COUNTER_COLUMNS)
+    names = [COUNTER_COLUMNS[metric] for metric in counters.METRICS]
+    assert len(set(names)) == len(names), "two metrics of one name could not be told apart"
+    assert {"frac_dram", "frac_l2", "frac_tensor", "frac_warps", "instructions_alu", "stalled_wait"} <= set(names)
 
 
 FAKE_NCU = """#!{python}
@@ -81,11 +85,66 @@ def test_what_ncu_writes_is_collected_per_target(tmp_path, monkeypatch):
     rows, raw = counters.collect([TARGET], say=said.append)
     assert said == ["profiling int4/M2-K4096-N1024-g64/graph-cold"]
     assert {row.case_id for row in rows} == {TARGET.case_id}
-    assert len(rows) == 3 * len(counters.METRICS)
+    assert len(rows) == 3 * len(counters.BASIC_METRICS)
     assert list(raw) == ["int4_M2-K4096-N1024-g64_graph-cold.csv"]
     (kept,) = raw.values()
     assert "(python3.12)" in kept
     assert "/usr/bin" not in kept
+
+
+PICKY_NCU = """#!{python}
+import sys
+log = sys.argv[sys.argv.index("--log-file") + 1]
+asked = sys.argv[sys.argv.index("--metrics") + 1].split(",")
+if unknown := [metric for metric in asked if metric in {unknown!r}]:
+    print("==ERROR== " + {message!r}.format(unknown[0]))
+    sys.exit(9)
+open(log, "w").write({text!r})
+"""
+
+
+def picky_ncu(tmp_path, monkeypatch, unknown, message):
+    """An ncu that refuses some metrics, and profiles the rest."""
+    fake_ncu(tmp_path, monkeypatch)
+    program = PICKY_NCU.format(python=sys.executable, unknown=unknown, message=message, text=WIDE.read_text())
+    (tmp_path / "bin" / "ncu").write_text(program)
+
+
+def test_metrics_that_ncu_does_not_know_are_left_out_and_named(tmp_path, monkeypatch):
+    unknown = [counters.METRICS[-1], "sm__inst_executed_pipe_fp16.sum"]
+    picky_ncu(tmp_path, monkeypatch, unknown, "Failed to find metric {0}")
+    said = []
+    rows, _ = counters.collect([TARGET, replace(TARGET, case_id="other")], say=said.append)
+    assert {row.case_id for row in rows} == {TARGET.case_id, "other"}
+    told = [text for text in said if "does not know" in text]
+    assert sorted(told) == sorted(f"ncu does not know {metric} here" for metric in unknown), "and each is told once"
+
+
+def test_an_ncu_that_refuses_without_a_name_is_asked_for_the_basic_metrics(tmp_path, monkeypatch):
+    picky_ncu(tmp_path, monkeypatch, list(counters.METRICS[10:]), "Option '--metrics' cannot be parsed")
+    said = []
+    rows, _ = counters.collect([TARGET], say=said.append)
+    assert rows
+    assert said[-1] == "ncu ended with code 9; asking for the 7 basic metrics only"
+
+
+def test_a_target_that_cannot_be_read_leaves_the_others_alone(tmp_path, monkeypatch):
+    read = counters.read_text
+
+    def some(text, name, case_id, calls):
+        if case_id == "bad":
+            raise CounterFileError(f"{name}:3: cut off")
+        return read(text, name, case_id, calls)
+
+    fake_ncu(tmp_path, monkeypatch, WIDE.read_text())
+    monkeypatch.setattr(counters, "read_text", some)
+    said = []
+    rows, raw = counters.collect([replace(TARGET, case_id="bad"), TARGET], say=said.append)
+    assert {row.case_id for row in rows} == {TARGET.case_id}
+    assert list(raw) == [counters.log_name(TARGET)]
+    assert "no counters of bad: bad.csv:3: cut off" in said
+    with pytest.raises(CounterFileError, match="cut off"):
+        counters.collect([replace(TARGET, case_id="bad")], say=said.append)
 
 
 def test_a_machine_without_ncu_is_told_where_it_comes_from(tmp_path, monkeypatch):
@@ -125,14 +184,14 @@ def test_the_long_layout_is_read_by_name():
     assert value(rows, 0, "dram__bytes_read.sum") == 8404992
     assert value(rows, 1, "gpu__time_duration.sum") == 2000
     assert next(row.unit for row in rows if row.metric == "gpu__time_duration.sum") == "ns"
-    assert {row.metric for row in rows} == set(counters.METRICS)
+    assert {row.metric for row in rows} == set(counters.BASIC_METRICS)
 
 
 def test_the_wide_layout_is_read_by_name():
     rows = read_file(WIDE, "int4")
     assert [value(rows, i, "dram__bytes_read.sum") for i in range(3)] == [30298112, 30299136, 30300160]
     assert {row.unit for row in rows if row.metric == "gpu__time_duration.sum"} == {"nsecond"}
-    assert {row.metric for row in rows} == set(counters.METRICS)
+    assert {row.metric for row in rows} == set(counters.BASIC_METRICS)
     assert {row.kernel_name for row in rows} == {"kernel_gemm_packed_int4_splitk"}
 
 

@@ -332,10 +332,17 @@ def test_the_ring_refuses_what_does_not_fill_its_tiles(N, K):
         gemm(operands.x, packed(operands), RING)
 
 
-@pytest.mark.parametrize("dequant", ["fast", "lop3"])
-def test_a_twin_is_of_a_known_kind(dequant):
-    with pytest.raises(ValueError, match=f"dequant must be naive or none, got '{dequant}'"):
-        twin_gemm(X, W, SPLITK, dequant)
+def test_a_twin_is_of_a_known_kind():
+    with pytest.raises(ValueError, match="dequant must be fast, naive or none, got 'lop3'"):
+        twin_gemm(X, W, SPLITK, "lop3")
+    with pytest.raises(ValueError, match="config must be of form splitk, got ring"):
+        twin_gemm(X, W, RING, add_warps=False)
+
+
+@pytest.mark.parametrize("config", [SPLITK, replace(SPLITK, split_k=3)], ids=name)
+def test_adding_up_with_triton_gives_the_same_product(config):
+    operands = make_operands(3, 64, 1280, symmetric=False)
+    assert_close(twin_gemm(operands.x, packed(operands), config, add_warps=False), operands.reference())
 
 
 def test_without_a_gpu_or_the_interpreter_the_error_says_what_is_missing(monkeypatch):

@@ -59,7 +59,7 @@ def test_default_sweep_is_what_the_harness_measures_for_the_report():
 
     where = {"source", "gpu", "run_dir", "data_root", "allow_dirty"}
     sweep = {name: value for name, value in parameters_of(NOTEBOOKS[0]).items() if name not in where}
-    assert SweepPlan.from_parameters(**sweep) == SweepPlan()
+    assert SweepPlan.from_parameters(**sweep) == SweepPlan.from_parameters()
 
 
 @each_notebook

@@ -198,6 +198,36 @@ def test_an_empty_table_is_refused(tmp_path):
         read_table(tmp_path / "cases.csv")
 
 
+def test_a_run_of_the_first_schema_is_read_with_what_came_later_filled_in(tmp_path):
+    """Version 1 knew random operands only, and had no column that said so."""
+    path = write(tmp_path)
+    whole = load_run(path)
+    whole.cases.drop(columns="operands").to_csv(path / "cases.csv", index=False)
+    provenance = json.loads((path / "provenance.json").read_text()) | {"schema_version": 1}
+    provenance["files"]["cases.csv"]["sha256"] = runs.sha256(path / "cases.csv")
+    (path / "provenance.json").write_text(json.dumps(provenance))
+    pd.testing.assert_frame_equal(load_run(path).cases, whole.cases)
+    assert set(whole.cases["operands"]) == {"random"}
+    (path / "provenance.json").write_text(json.dumps(provenance | {"schema_version": 2}))
+    with pytest.raises(RunError, match=r"cases.csv:1: columns are .*; expected .*operands"):
+        load_run(path)
+
+
+def test_an_unfinished_run_of_the_first_schema_is_not_gone_on_with(tmp_path):
+    writer = RunWriter.create(GPU, PARAMETERS, "", tmp_path)
+    provenance = json.loads((writer.path / "provenance.json").read_text()) | {"schema_version": 1}
+    (writer.path / "provenance.json").write_text(json.dumps(provenance))
+    with pytest.raises(RunError, match="cannot be resumed: its schema version is 1"):
+        RunWriter.resume(writer.path, GPU, PARAMETERS)
+    assert RunWriter.unfinished("h200", PARAMETERS, tmp_path) is None
+
+
+def test_operands_that_are_not_random_stand_in_the_case_id():
+    problem = GemmProblem(1, 1024, 4096)
+    assert case_id("int4", problem, "graph", "cold") == "int4/M1-K4096-N1024-g128/graph-cold"
+    assert case_id("int4", problem, "graph", "cold", "zeros") == "int4/M1-K4096-N1024-g128/graph-cold-zeros"
+
+
 # --- which run ------------------------------------------------------------------------------------------------------
 
 

@@ -55,12 +55,14 @@ def test_a_named_run_is_read_instead_of_the_newest(root, measured):
 
 
 def test_with_a_gpu_auto_measures_on_it(root, measured):
-    run = open_run(data_root=str(root), m_list="1", shapes="4096,1024", backends="fp16-cublas,int4", rep=3)
+    decode = {"m_list": "1", "shapes": "4096,1024", "backends": "fp16-cublas,int4", "suites": "decode"}
+    run = open_run(data_root=str(root), **decode, rep=3)
     assert run.gpu["key"] == "a10g"
     ((plan, where, resume, command),) = measured
     assert (where, resume) == (root, None)
-    assert [str(problem) for problem in plan.problems] == ["M1-K4096-N1024-g128"]
-    assert plan.rep == 3
+    (decode,) = plan.suites
+    assert [str(problem) for problem in decode.problems] == ["M1-K4096-N1024-g128"]
+    assert decode.rep == 3
     assert command
 
 
@@ -156,7 +158,8 @@ def test_what_started_the_measurement_is_recorded(monkeypatch):
 
 @pytest.mark.gpu
 def test_a_live_run_is_measured_recorded_and_loaded(tmp_path):
-    sweep = {"m_list": "1", "shapes": "4096,1024", "backends": "fp16-cublas,int4", "rep": 3, "counters": False}
+    sweep = {"m_list": "1", "shapes": "4096,1024", "backends": "fp16-cublas,int4", "suites": "decode", "rep": 3}
+    sweep["counters"] = False
     run = open_run("live", data_root=str(tmp_path), allow_dirty=True, **sweep)
     assert run.gpu["key"] == hardware.live_gpu_key()
     assert (run.cases["status"] == "ok").all()

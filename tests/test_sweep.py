@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import subprocess
@@ -17,8 +16,9 @@ from fake_gpu import GPU, FakeClock, fake_backend
 from tinygemm import runs
 from tinygemm.harness import backends as registry
 from tinygemm.harness import contest, counters, sweep, timing
-from tinygemm.harness.plan import REPORT_BACKENDS, Group, SweepPlan, groups
-from tinygemm.problem import DECODE_M, REPORT_SHAPES, GemmProblem
+from tinygemm.harness.plan import Group, SweepPlan, groups
+from tinygemm.harness.suites import Suite
+from tinygemm.problem import GemmProblem
 from tinygemm.runs import RunError, load_run
 
 SMALL = (GemmProblem(1, 32, 128), GemmProblem(2, 32, 128), GemmProblem(1, 64, 128))
@@ -51,96 +51,11 @@ def install(replace, clock: FakeClock) -> None:
 
 def small_plan(**settings) -> SweepPlan:
     defaults = {
-        "problems": SMALL, "backends": ("slow", "fast", "copy"), "rep": 3, "warmup": 1, "counters": False,
+        "problems": SMALL, "backends": ("slow", "fast", "copy"), "launches": ("graph", "eager"),
+        "l2_states": ("cold", "hot"), "rep": 3, "warmup": 1, "counters": False,
         "counter_backends": ("slow", "fast"), "counter_problems": (SMALL[0],),
     }  # fmt: skip
     return SweepPlan(**(defaults | settings))
-
-
-# --- the plan -------------------------------------------------------------------------------------------------------
-
-
-def test_the_default_plan_is_what_the_report_needs():
-    plan = SweepPlan()
-    assert set(plan.problems) == {GemmProblem(M, N, K) for K, N in REPORT_SHAPES for M in DECODE_M}
-    needed = {
-        "fp16-cublas", "dequant-fp16", "dequant-only", "int4-static", "int4", "int4-load-only", "aten-int4mm", "copy",
-        "empty-node",
-    }  # fmt: skip
-    assert needed <= set(plan.backends)
-    assert (plan.launches, plan.l2_states) == (("graph", "eager"), ("cold", "hot"))
-    assert plan.verify
-    assert {(p.K, p.N) for p in plan.counter_problems} == {(4096, 1024), (4096, 14336)}
-    assert SweepPlan.from_parameters() == plan
-
-
-def test_a_plan_is_built_from_notebook_parameters():
-    plan = SweepPlan.from_parameters(
-        "1, 8", "4096,1024;4096,4096", 64, "fp16-cublas, int4", rep=5, warmup=0, counters=False
-    )
-    assert plan.problems == tuple(GemmProblem(M, N, 4096, 64) for N in (1024, 4096) for M in (1, 8))
-    assert plan.backends == ("fp16-cublas", "int4")
-    assert (plan.rep, plan.warmup, plan.counters) == (5, 0, False)
-
-
-@pytest.mark.parametrize(
-    ("shapes", "profiled"),
-    [
-        ("4096,512;4096,1024;4096,14336", [(4096, 1024), (4096, 14336)]),
-        ("128,64;256,64;512,64", [(128, 64), (512, 64)]),
-    ],
-)
-def test_counters_compare_the_narrow_and_the_wide_shape_at_the_fewest_tokens(shapes, profiled):
-    plan = SweepPlan.from_parameters("8,2", shapes)
-    assert [(p.M, p.K, p.N) for p in plan.counter_problems] == [(2, *pair) for pair in profiled]
-
-
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        ({"m_list": "1,x"}, "m_list must be positive integers separated by commas, got '1,x'"),
-        ({"m_list": "0"}, "m_list must be positive integers"),
-        ({"shapes": "4096"}, "shapes: '4096' is not K,N"),
-        ({"shapes": "4096,1024,1"}, "is not K,N"),
-        ({"shapes": ";"}, r"shapes must be K,N;K,N;\.\.\."),
-        ({"group_size": 100}, "group_size must be one of"),
-        ({"shapes": "4100,1024"}, "K=4100 must be divisible by group_size=128"),
-        ({"backends": "fp16-cublas,int5"}, "unknown backend int5; known: fp16-cublas"),
-        ({"rep": 0}, "rep must be an integer of at least 1, got 0"),
-        ({"rep": "many"}, "rep must be an integer"),
-        ({"warmup": -1}, "warmup must be an integer of at least 0"),
-        ({"repeat": 3}, "unknown parameter repeat; known: m_list"),
-    ],
-)
-def test_a_parameter_that_cannot_be_is_refused_by_name(parameters, message):
-    with pytest.raises(ValueError, match=message):
-        SweepPlan.from_parameters(**parameters)
-
-
-def test_every_case_of_the_report_stands_in_exactly_one_group():
-    plan = SweepPlan()
-    ids = [case_id for group in groups(plan) for case_id in group.case_ids]
-    products = [name for name in REPORT_BACKENDS if name not in ("copy", "empty-node")]
-    assert len(ids) == len(set(ids)) == len(plan.problems) * 4 * len(products) + 2
-    assert "int4/M1-K4096-N14336-g128/graph-cold" in ids
-    assert {"copy/1GiB/graph-cold", "empty-node/empty/graph-cold"} <= set(ids)
-
-
-def test_equal_weights_stand_side_by_side():
-    weights = [(g.problem.K, g.problem.N) for g in groups(SweepPlan()) if g.problem]
-    changes = sum(a != b for a, b in itertools.pairwise(weights))
-    assert changes == len(set(weights)) - 1
-
-
-def test_the_parameters_of_a_plan_tell_every_plan_from_every_other():
-    texts = {
-        str(plan.parameters())
-        for plan in (
-            SweepPlan(), SweepPlan(rep=9), SweepPlan(seed=1), SweepPlan(symmetric=False), SweepPlan(problems=SMALL),
-            SweepPlan(problems=(GemmProblem(1, 32, 128, 64),)), SweepPlan(problems=(GemmProblem(1, 32, 128, -1),)),
-        )
-    }  # fmt: skip
-    assert len(texts) == 7
 
 
 # --- what a group measures ------------------------------------------------------------------------------------------
@@ -155,7 +70,8 @@ def test_a_recorded_run_holds_every_case_with_its_samples(lab, tmp_path):
     assert medians.to_dict() == {"slow": 12.0, "fast": 4.0, "copy": 500.0}
     assert (run.samples.groupby("case_id").size() == 3).all()
     assert run.provenance["command"] == "tinygemm record -f p.yaml"
-    assert run.provenance["parameters"]["problems"] == {"128": "1,128,32;2,128,32;1,128,64"}
+    (own,) = run.provenance["parameters"]["suites"]
+    assert own["problems"] == {"128": "1,128,32;2,128,32;1,128,64"}
 
 
 def test_a_case_says_what_was_measured_and_how(lab, tmp_path):
@@ -174,6 +90,42 @@ def test_a_case_says_what_was_measured_and_how(lab, tmp_path):
     assert cases.loc["slow/M2-K128-N32-g128/graph-cold", "group_size"] == 0
     copy = cases.loc["copy/1GiB/graph-cold"]
     assert (copy["M"], copy["flops"], copy["bytes_min"], copy["n_calls"]) == (0, 0, 2**31, 10)
+
+
+def test_suites_are_measured_together_and_every_case_keeps_its_own_terms(lab, tmp_path):
+    """One group of two suites, zeros beside random operands, and do_bench, in one run."""
+    suites = (
+        Suite("a", SMALL[:1], ("slow",), rep=3),
+        Suite("b", SMALL[:1], ("fast",), rep=5),
+        Suite("c", SMALL[:1], ("slow", "fast"), operands="zeros", rep=2),
+        Suite("d", SMALL[:1], ("slow", "fast"), (("do_bench", "cold"), ("graph", "warm")), rep=2),
+    )
+    plan = small_plan(problems=(), suites=suites, warmup=1)
+    run = load_run(sweep.record(plan, tmp_path, say=lambda text: None))
+    assert (run.cases["status"] == "ok").all(), run.cases["message"].tolist()
+    cases = run.cases.set_index("case_id")
+    samples = {mode: cases.loc[f"slow/{SMALL[0]}/{mode}", "n_samples"] for mode in ("graph-cold", "graph-cold-zeros")}
+    assert samples == {"graph-cold": 5, "graph-cold-zeros": 2}
+    assert cases.groupby("operands").size().to_dict() == {"random": 6, "zeros": 2}
+    assert (cases.loc[cases["operands"] == "zeros", "max_err"] == 0).all()
+    assert (cases.loc[cases["operands"] == "random", "max_err"] > 0).all()
+    do_bench = cases[cases["launch"] == "do_bench"]
+    assert set(do_bench["n_samples"]) == {8}, "as many as the contender with the fewest"
+    assert set(do_bench["n_calls"]) == set(do_bench["n_copies"]) == {1}
+    packed_bytes = 128 * 32 // 2 + 2 * 32
+    assert cases.loc[f"fast/{SMALL[0]}/graph-warm", "n_copies"] == max(2, -(-1.5 * GPU["l2_bytes"] // packed_bytes))
+    medians = run.samples.groupby("case_id")["latency_us"].median()
+    assert medians[f"slow/{SMALL[0]}/do_bench-cold"] == 14.0
+
+
+def test_a_backend_is_verified_only_where_a_group_wants_it(lab, monkeypatch):
+    checked = []
+    check = contest._check
+    monkeypatch.setattr(contest, "_check", lambda *a: checked.append((a[1].name, str(a[3].problem))) or check(*a))
+    suites = (Suite("a", SMALL[:1], ("slow",)), Suite("b", SMALL[1:2], ("fast",)))
+    plan = small_plan(problems=(), suites=suites, warmup=0)
+    list(sweep.measure(sweep.bench_of_this_gpu(plan, GPU), groups(plan)))
+    assert checked == [("slow", str(SMALL[0])), ("fast", str(SMALL[1]))]
 
 
 def test_launch_modes_differ_in_what_is_captured(lab):
@@ -406,7 +358,8 @@ def test_a_group_names_its_cases_after_its_problem():
 @pytest.mark.gpu
 def test_a_small_sweep_on_the_gpu_is_recorded_and_reads_back(tmp_path):
     problems = (GemmProblem(1, 1024, 4096), GemmProblem(4, 1024, 4096))
-    plan = SweepPlan(problems, rep=5, warmup=2, counters=False)
+    backends = ("fp16-cublas", "int4-static", "int4", "aten-int4mm", "copy", "empty-node")
+    plan = SweepPlan(problems, backends=backends, launches=("graph", "eager"), rep=5, warmup=2, counters=False)
     run = load_run(sweep.record(plan, tmp_path), allow_dirty=True)
     unmeasured = run.cases[run.cases["status"] != "ok"]
     assert unmeasured.empty, unmeasured[["case_id", "status", "message"]].to_string()

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 import synthetic
 
-from tinygemm.problem import STUDY_SHAPES, GemmProblem
+from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES, GemmProblem
 from tinygemm.report import tables
 from tinygemm.report.counters import summarize_counters
 from tinygemm.report.intervals import bootstrap_interval, median, ratio_of_medians
+from tinygemm.runs import load_run
 
 NARROW, WIDE = GemmProblem(1, 1024, 4096), GemmProblem(1, 14336, 4096)
 
@@ -34,7 +35,8 @@ def case(table, backend, problem, launch="graph", l2_state="cold"):
 def one_group(latencies: dict[str, list[float]], **extra):
     """Cases and samples of one problem, given each backend's samples."""
     identity = {backend: f"{backend}/M1-K64-N32-g32/graph-cold" for backend in latencies}
-    shared = {"M": 1, "N": 32, "K": 64, "launch": "graph", "l2_state": "cold", "status": "ok", "flops": 4096}
+    shared = {"M": 1, "N": 32, "K": 64, "launch": "graph", "l2_state": "cold", "status": "ok"}
+    shared |= {"operands": "random", "flops": 4096}
     cases = pd.DataFrame(
         [
             {"case_id": identity[b], "backend": b, "bytes_min": 1280, "n_samples": len(times)} | shared | extra
@@ -297,13 +299,15 @@ def test_calls_are_not_added_up_but_their_median_is_taken():
 
 
 def test_ratios_are_weighted_not_added_and_unknown_metrics_keep_their_name():
+    stalled = "smsp__average_warps_issue_stalled_wait_per_issue_active.ratio"
     rows = counters_of(
-        {DURATION: (1, "us"), "launch__registers_per_thread": (100, "register/thread"), "inst": (5, "inst")},
-        {DURATION: (3, "us"), "launch__registers_per_thread": (20, "register/thread"), "inst": (7, "inst")},
+        {DURATION: (1, "us"), "launch__waves": (100, ""), "sm__x.sum": (5, "inst"), stalled: (8, "inst")},
+        {DURATION: (3, "us"), "launch__waves": (20, ""), "sm__x.sum": (7, "inst"), stalled: (4, "inst")},
     )
     row = summarize_counters(rows).iloc[0]
-    assert row["launch__registers_per_thread"] == pytest.approx(40)
-    assert row["inst"] == 12
+    assert row["launch__waves"] == pytest.approx(40)
+    assert row["sm__x.sum"] == 12
+    assert row["stalled_wait"] == pytest.approx(5), "warps per issue are a ratio, though their unit is that of a count"
 
 
 def test_several_kernels_without_durations_cannot_be_weighted():
@@ -334,3 +338,68 @@ def test_counters_of_an_unknown_case_are_an_error(run, tmp_path):
 def test_ratio_of_medians_is_not_the_median_of_ratios():
     left, right = np.array([[1.0, 2.0, 9.0]]), np.array([[1.0, 4.0, 3.0]])
     assert ratio_of_medians(left, right)[0] == pytest.approx(2 / 3)
+
+
+# --- the suites of a run --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """A run of the whole plan of a report."""
+    from tinygemm.harness.plan import SweepPlan
+
+    return load_run(synthetic.write_plan(tmp_path_factory.mktemp("planned"), SweepPlan.from_parameters()))
+
+
+@pytest.mark.parametrize("name", ["decode", "causes", "method", "formats"])
+def test_a_suite_is_what_its_part_of_the_plan_would_have_measured_alone(planned, name):
+    from tinygemm.harness.plan import SweepPlan, groups
+
+    alone = {case_id for group in groups(SweepPlan.from_parameters(suites=name)) for case_id in group.case_ids}
+    part = tables.suite(planned, name)
+    assert set(part.cases["case_id"]) == alone
+    assert len(alone) < len(planned.cases)
+    assert set(part.samples["case_id"]) <= alone
+
+
+def test_a_run_without_suites_is_its_own_only_suite(run):
+    assert tables.suite(run, "decode") is run
+
+
+def test_a_run_of_the_whole_plan_gives_a_table_and_verdicts_on_decode_alone(planned):
+    from tinygemm.report import verdicts
+
+    table = tables.report_table(planned)
+    assert len(table) == len(planned.cases)
+    assert tables.primary(table).groupby(["backend", "M", "K", "N"]).size().max() == 1
+    wide = verdicts.of_run(planned)["A"]
+    assert wide.numbers["n_shapes"] == sum(N >= 2 * K for K, N in REPORT_SHAPES)
+    assert len(tables.counters_table(planned)) > len(tables.counters_table(tables.suite(planned, "decode")))
+
+
+# --- modes, operands, group sizes -----------------------------------------------------------------------------------
+
+
+def test_zeros_and_warm_caches_are_groups_of_their_own(tmp_path):
+    """A baseline that was timed on random operands is no baseline for zeros."""
+    modes = (("graph", "cold"), ("graph", "warm"), ("graph", "cold", "zeros"), ("do_bench", "cold"))
+    truth = synthetic.Truth(zeros=0.5)
+    run = synthetic.load(tmp_path, truth=truth, m_list=(1,), shapes=[STUDY_SHAPES[2]], modes=modes)
+    table = tables.report_table(run)
+    by_id = table.set_index("case_id")["latency_us_p50"]
+    zeros, random = (by_id[f"int4/{WIDE}/graph-cold{suffix}"] for suffix in ("-zeros", ""))
+    assert zeros == pytest.approx(0.5 * random, rel=0.02)
+    assert tables.primary(table)["case_id"].str.endswith("graph-cold").all()
+    speedup = table[table["backend"] == "int4"].set_index(["launch", "l2_state", "operands"])["speedup_vs_fp16"]
+    assert speedup["graph", "cold", "zeros"] == pytest.approx(speedup["graph", "cold", "random"], rel=0.02)
+    assert speedup.notna().all()
+    assert len(tables.breakdown(run)) == 1
+    assert len(tables.paired(run.cases, run.samples, "fp16-cublas", "int4")) == len(modes)
+
+
+def test_the_primary_number_of_a_product_is_one_row_however_many_group_sizes_were_timed(table):
+    other = table[(table["backend"] == "int4") & tables.in_mode(table)]
+    other = other.assign(case_id=other["case_id"].str.replace("-g128/", "-g32/"))
+    alone = other.head(1).assign(K=2880, case_id="int4/M1-K2880-N1024-g32/graph-cold")
+    rows = tables.primary(pd.concat([table, other, alone], ignore_index=True))
+    assert set(rows["case_id"]) == {*tables.primary(table)["case_id"], *alone["case_id"]}

@@ -25,6 +25,13 @@ def test_a_hot_weight_is_one_copy():
     assert copies_needed(66_000, H200_L2, "hot") == 1
 
 
+def test_a_warm_rotation_is_one_and_a_half_caches():
+    for weight_bytes in (1_081_344, 30_277_632):
+        copies = copies_needed(weight_bytes, H200_L2, "warm")
+        assert copies * weight_bytes >= 1.5 * H200_L2 > (copies - 1) * weight_bytes
+    assert copies_needed(10**9, H200_L2, "warm") == 2, "one copy would be a hot weight"
+
+
 def numbered(n: int, seen: list) -> list:
     return [lambda i=i: seen.append(i) for i in range(n)]
 
@@ -111,9 +118,20 @@ def test_readings_are_taken_in_flight_in_some_of_the_kept_rounds():
     assert sum(taken) == 5
 
 
+def test_do_bench_times_one_call_again_and_again_and_every_contender_gets_as_many_samples():
+    clock = FakeClock()
+    calls = {name: [lambda us=us: clock.spend(us), lambda: 1 / 0] for name, us in (("a", 4.0), ("b", 20.0))}
+    replays = {name: prepare(each, "do_bench", clock) for name, each in calls.items()}
+    assert {(replay.n_calls, replay.n_copies) for replay in replays.values()} == {(1, 1)}
+    samples, readings = interleave(replays, "do_bench", rep=25, warmup=3, clock=clock)
+    assert samples == {"a": [6.0] * 5, "b": [22.0] * 5}
+    assert len(readings) == 2
+
+
 def test_no_contender_is_no_round():
     clock = FakeClock()
     assert interleave({}, "graph", rep=5, warmup=1, clock=clock) == ({}, [])
+    assert interleave({}, "do_bench", rep=5, warmup=1, clock=clock) == ({}, [])
     assert not clock.log
 
 
@@ -143,6 +161,16 @@ def test_a_planned_duration_is_measured(clock, launch):
     assert max(samples["long"]) / min(samples["long"]) < 1.5
     assert readings
     assert all(300 < reading.sm_clock_mhz < 3000 for reading in readings)
+
+
+@pytest.mark.gpu
+def test_do_bench_counts_the_launch_that_a_graph_hides(clock):
+    samples = {}
+    for launch in ("graph", "do_bench"):
+        samples |= {launch: interleave({"a": prepare([busy(20)], launch, clock)}, launch, 10, 2, clock)[0]["a"]}
+    graph, do_bench = (sorted(times)[len(times) // 2] for times in samples.values())
+    assert graph < do_bench < graph + 50
+    assert len(samples["do_bench"]) > 10
 
 
 @pytest.mark.gpu

@@ -22,6 +22,8 @@ from tinygemm.problem import GROUP_SIZES, STUDY_SHAPES
 
 STUDY_SHAPE_LIST = ";".join(f"1,{K},{N}" for K, N in STUDY_SHAPES)
 IMAGE_SUFFIXES = (".png", ".svg")
+LAUNCH_HELP = "As one CUDA graph, call by call, or as triton.testing.do_bench does; both: graph and eager."
+L2_HELP = "Weights from DRAM, from a rotation over 1.5 times the L2, or from L2; both: cold and hot."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -75,15 +77,8 @@ timing_options = _options(
 @_option(
     "backend", "--backends", default="fp16-cublas,dequant-fp16,int4,copy,empty-node", help="Names, comma-separated."
 )
-@_option(
-    "launch", type=click.Choice(["graph", "eager", "both"]), default="graph", help="As one CUDA graph, or call by call."
-)
-@_option(
-    "l2_state",
-    type=click.Choice(["cold", "hot", "both"]),
-    default="cold",
-    help="Weights from DRAM or from L2.",
-)
+@_option("launch", type=click.Choice(["graph", "eager", "do_bench", "both"]), default="graph", help=LAUNCH_HELP)
+@_option("l2_state", type=click.Choice(["cold", "warm", "hot", "both"]), default="cold", help=L2_HELP)
 def bench(csv, shape_list, group_size, asymmetric, rep, warmup, skip_correctness, backend, launch, l2_state):
     """Time backends at a list of shapes: latency, interval and speedup over FP16, one row per case."""
     from tinygemm.harness import sweep
@@ -146,12 +141,13 @@ def breakdown(csv, shape_list, group_size, asymmetric, rep, warmup, skip_correct
     "-f",
     "--params",
     type=INPUT_FILE,
-    help="YAML: m_list, shapes, group_size, backends, rep, warmup, counters.",
+    help="YAML: m_list, shapes, group_size, backends, suites, rep, warmup, counters.",
 )
+@_option("suites", default="", help="Names such as decode,models; without it those of the file, or all.")
 @click.option("--resume", type=FOLDER, help="Unfinished run to go on with; one of equal terms is found by itself.")
 @click.option("--new", is_flag=True, help="Start a new run even so.")
 @_option("data_root", type=FOLDER, help="Folder that holds <gpu>/<run_id>/; the project's data/ without it.")
-def record(params, resume, new, data_root):
+def record(params, suites, resume, new, data_root):
     """Measure what the report explains and write it as a run in data/<gpu>/; a killed run can be resumed."""
     from tinygemm import runs
     from tinygemm.harness import sweep
@@ -161,6 +157,8 @@ def record(params, resume, new, data_root):
     root = data_root or Path(parameters.pop("data_root", "") or runs.DATA_ROOT)
     for name in ("source", "run_dir", "allow_dirty", "data_root"):
         parameters.pop(name, None)
+    if suites:
+        parameters["suites"] = suites
     plan = sweep.SweepPlan.from_parameters(**parameters)
     here = _require_gpu()
     if gpu not in ("auto", here):
@@ -175,7 +173,10 @@ def record(params, resume, new, data_root):
 @_option("out", type=OUTPUT_FILE, help="Table to write; this GPU's own in tinygemm/kernel/configs/ without it.")
 @_option("workers", type=click.IntRange(min=0), default=0, help="Processes that compile; 0: one per core less one.")
 def tune(out, workers):
-    """Search launch configs for the report's shapes on this machine's GPU and write the table that kernels read."""
+    """Search launch configs for the report's shapes on this machine's GPU and write the table that kernels read.
+
+    A search that was stopped goes on where it was.
+    """
     from datetime import date
 
     from tinygemm import hardware, problem, runs
@@ -193,7 +194,8 @@ def tune(out, workers):
         f"{spec.name}, driver {hardware.snapshot()['driver']}, torch {versions['torch']}, triton {versions['triton']}, "
         f"{date.today():%Y-%m-%d}: `tinygemm tune`, cold L2, CUDA graphs, group 128"
     )
-    _write(out, lambda aside: search.tune(problems, forms, spec.key, aside, about, workers))
+    partial = out.with_name(f"{out.name}.partial")
+    _write(out, lambda aside: search.tune(problems, forms, spec.key, aside, about, workers, partial))
 
 
 # --- profiling ------------------------------------------------------------------------------------------------------

@@ -21,14 +21,15 @@ written once by `tinygemm record` and never edited: `provenance.json` holds the 
 from it is refused, and so is one measured from uncommitted code (`-dirty`). Rates, speedups and quantiles are not
 stored: `tinygemm/report/tables.py` derives them.
 
-The schema is version {version}. This page is generated from it: `python -m tinygemm.dictionary`.
+The schema is version {version}. This page is generated from it: `python -m tinygemm.dictionary`. Runs of an older
+version stay readable: what they lack is read as {later}.
 
 An empty cell means that the value does not apply or could not be read. `status` says what became of a case: only `ok`
 has samples; a `mismatch` computes something else and was therefore not timed; `unsupported` says why in `message`.
 """
 
 ROWS = {
-    "cases.csv": "One row per backend, problem, launch mode and cache state.",
+    "cases.csv": "One row per backend, problem, launch mode, cache state and kind of operands.",
     "samples.csv": "One row per timed sample, in measured order, nothing removed.",
     "counters.csv": "One row per metric of each profiled kernel launch. Absent where counters could not be read.",
 }
@@ -64,7 +65,9 @@ source corrects itself or was misread. `tinygemm/report/published.py` reads them
 
 def render() -> str:
     """The text of data/README.md."""
-    parts = [INTRODUCTION.format(version=SCHEMA_VERSION)]
+    fields = [field for row_type in TABLES.values() for field in dataclasses.fields(row_type)]
+    later = ", ".join(f"`{field.name}` = {field.default}" for field in fields if field.metadata["since"] > 1)
+    parts = [INTRODUCTION.format(version=SCHEMA_VERSION, later=later)]
     for file, row_type in TABLES.items():
         parts.append(f"## {file}\n\n{ROWS[file]}\n\n{_columns(row_type)}")
     return "\n".join([*parts, PROVENANCE, PUBLISHED, _columns(Quoted)])

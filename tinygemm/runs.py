@@ -17,13 +17,14 @@ from pathlib import Path
 
 import pandas as pd
 
-# history: 1 = first schema
-SCHEMA_VERSION = 1
+# history: 1 = first schema; 2 = cases.csv has `operands`, L2 may be warm, do_bench is a launch mode
+SCHEMA_VERSION = 2
 DATA_ROOT = Path(__file__).resolve().parent.parent / "data"
 
 STATUS = ("ok", "mismatch", "unsupported", "out_of_memory", "error")
-L2_STATES = ("cold", "hot")
-LAUNCHES = ("graph", "eager")
+L2_STATES = ("cold", "warm", "hot")
+LAUNCHES = ("graph", "eager", "do_bench")
+OPERANDS = ("random", "zeros")
 PARTIAL = ".partial"
 
 
@@ -31,16 +32,19 @@ class RunError(ValueError):
     """A run that cannot be read or written; the message names the file and what was expected."""
 
 
-def column(unit: str, meaning: str, default=dataclasses.MISSING):
-    """A column with its unit and meaning, the two things its name cannot say."""
-    return field(default=default, metadata={"unit": unit, "meaning": meaning})
+def column(unit: str, meaning: str, default=dataclasses.MISSING, since: int = 1):
+    """A column with its unit and meaning, the two things its name cannot say.
+
+    since: schema version that brought it; in older runs every row has its default
+    """
+    return field(default=default, metadata={"unit": unit, "meaning": meaning, "since": since})
 
 
 @dataclass(frozen=True)
 class Case:
     """One row of cases.csv: a backend on a problem in one launch mode and cache state. Field order is column order."""
 
-    case_id: str = column("", "backend/problem/launch-l2_state; unique in the run")
+    case_id: str = column("", "backend/problem/launch-l2_state, and -zeros where operands are; unique in the run")
     backend: str = column("", "which implementation computed the product")
     model: str = column("", "model the shape comes from; empty in a sweep")
     layer: str = column("", "projection of that model; empty in a sweep")
@@ -50,17 +54,19 @@ class Case:
     group_size: int = column("weights", "weights along K that share a scale; -1 = the whole K; 0 = not quantised")
     dtype: str = column("", "type of x and out")
     bits_per_weight: float = column("bits", "stored weight, scales and zeros included")
-    l2_state: str = column("", "cold: weights rotate, so that no call finds its own in L2; hot: one weight, every call")
-    launch: str = column("", "graph: calls replayed as one CUDA graph; eager: launched one by one from Python")
+    l2_state: str = column("", "cold: weights rotate far beyond the L2; warm: over 1.5 x L2; hot: one, every call")
+    launch: str = column("", "graph: one CUDA graph of calls; eager: one by one from Python; do_bench: as Triton does")
     status: str = column("", "ok, mismatch (not timed), unsupported, out_of_memory, error")
     message: str = column("", "why a case is not ok; empty otherwise", "")
+    operands: str = column("", "random: as measured numbers should be; zeros: every bit of x and weight", "random", 2)
     form: str = column("", "kernel form of the launch config; empty for code that is not ours", "")
     block_m: int | None = column("rows", "tile of M", None)
     block_n: int | None = column("features", "tile of N", None)
     block_k: int | None = column("features", "tile of K walked at a time by one program", None)
     split_k: int | None = column("", "programs that share one output tile along K", None)
     num_warps: int | None = column("", "warps of one program", None)
-    num_stages: int | None = column("", "software pipeline depth", None)
+    num_stages: int | None = column("", "software pipeline depth, or blocks under way per warp", None)
+    max_registers: int | None = column("", "registers of a thread, for the compiler; 0 = its own choice", None, since=2)
     config_source: str = column(
         "", "origin of the launch config: table, predicted, rule, default; or the variant that won", ""
     )
@@ -82,7 +88,10 @@ class Sample:
     """One row of samples.csv: one timed replay, in measured order, nothing removed."""
 
     case_id: str = column("", "the case")
-    sample: int = column("", "0, 1, 2, ... in measured order; sample i of every contender was taken in round i")
+    sample: int = column(
+        "",
+        "0, 1, 2, ... in measured order; sample i of every contender was taken in round i (not so in do_bench)",
+    )
     latency_us: float = column("us", "duration of the sample / n_calls, on the GPU's clock")
 
 
@@ -102,9 +111,9 @@ class Counter:
 TABLES = {"cases.csv": Case, "samples.csv": Sample, "counters.csv": Counter}
 
 
-def case_id(backend: str, problem, launch: str, l2_state: str) -> str:
+def case_id(backend: str, problem, launch: str, l2_state: str, operands: str = "random") -> str:
     """The id of a case; `problem` is a GemmProblem, or a plain word where there is no product."""
-    return f"{backend}/{problem}/{launch}-{l2_state}"
+    return f"{backend}/{problem}/{launch}-{l2_state}" + ("" if operands == "random" else f"-{operands}")
 
 
 @dataclass(frozen=True)
@@ -158,7 +167,7 @@ def load_run(path: Path | str, *, allow_dirty: bool = False) -> Run:
     unlisted = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()} - set(provenance["files"])
     if extra := sorted(unlisted - {"provenance.json"}):
         raise RunError(f"{path}: {', '.join(extra)} not listed in provenance.json; runs are never added to")
-    tables = {name: read_table(path / name) for name in TABLES}
+    tables = {name: read_table(path / name, provenance["schema_version"]) for name in TABLES}
     for name, table in tables.items():
         if name in provenance["files"] and len(table) != provenance["files"][name]["rows"]:
             raise RunError(
@@ -167,13 +176,17 @@ def load_run(path: Path | str, *, allow_dirty: bool = False) -> Run:
     return Run(path, provenance, *(tables[name] for name in ("cases.csv", "samples.csv", "counters.csv")))
 
 
-def read_table(file: Path) -> pd.DataFrame:
-    """Read one table of a run by column name; a counters.csv that does not exist is an empty table."""
+def read_table(file: Path, version: int = SCHEMA_VERSION) -> pd.DataFrame:
+    """Read one table of a run by column name; a counters.csv that does not exist is an empty table.
+
+    version: schema of the run; columns that came later are filled with their default
+    """
     row_type = TABLES[file.name]
-    expected = columns_of(row_type)
+    later = {f.name: f.default for f in dataclasses.fields(row_type) if f.metadata["since"] > version}
+    expected = [name for name in columns_of(row_type) if name not in later]
     if not file.is_file():
         if row_type is Counter:
-            return pd.DataFrame(columns=expected)
+            return pd.DataFrame(columns=columns_of(row_type))
         raise RunError(f"{file} is missing")
     try:
         with warnings.catch_warnings():
@@ -183,6 +196,9 @@ def read_table(file: Path) -> pd.DataFrame:
         raise RunError(f"{file}: not a readable CSV: {error}") from None
     if list(table.columns) != expected:
         raise RunError(f"{file}:1: columns are {', '.join(table.columns)}; expected {', '.join(expected)}")
+    table = table.assign(**{name: "" if default is None else str(default) for name, default in later.items()})[
+        columns_of(row_type)
+    ]
     return table.assign(**{f.name: _parsed(table[f.name], f.type, file) for f in dataclasses.fields(row_type)})
 
 
@@ -271,6 +287,8 @@ class RunWriter:
         if not path.name.endswith(PARTIAL) or not (path / "provenance.json").is_file():
             raise RunError(f"{path} is not an unfinished run: expected a folder *{PARTIAL} with a provenance.json")
         header = _read_provenance(path / "provenance.json")
+        if header["schema_version"] != SCHEMA_VERSION:
+            raise RunError(f"{path} cannot be resumed: its schema version is {header['schema_version']}")
         for key in ("files", "finished"):  # killed after the last group, while sealing
             header.pop(key, None)
         commit, dirty = git_state()
@@ -292,6 +310,7 @@ class RunWriter:
         if dirty:
             return None
         same = {"commit": commit, "dirty": dirty, "parameters": json.loads(json.dumps(parameters))}
+        same["schema_version"] = SCHEMA_VERSION
         for path in sorted((root / gpu_key).glob("*" + PARTIAL), reverse=True):
             if (path / "provenance.json").is_file():
                 header = _read_provenance(path / "provenance.json")
@@ -379,8 +398,8 @@ def _read_provenance(file: Path) -> dict:
     except json.JSONDecodeError as error:
         raise RunError(f"{file}:{error.lineno}: not JSON: {error.msg}") from None
     version = provenance.get("schema_version") if isinstance(provenance, dict) else None
-    if version != SCHEMA_VERSION:
-        raise RunError(f"{file}: schema version {version!r}, this code reads {SCHEMA_VERSION}")
+    if version not in range(1, SCHEMA_VERSION + 1):
+        raise RunError(f"{file}: schema version {version!r}, this code reads 1 to {SCHEMA_VERSION}")
     if lacking := {"run_id", "commit", "dirty", "gpu", "parameters"} - set(provenance):
         raise RunError(f"{file}: {', '.join(sorted(lacking))} missing")
     return provenance

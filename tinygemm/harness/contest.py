@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tinygemm import problem, runs
 from tinygemm.harness import backends as registry
 from tinygemm.harness import timing, verify
+from tinygemm.harness.contender import Backend, Variant
 from tinygemm.harness.plan import Group, SweepPlan
 from tinygemm.harness.weights import Weights
 from tinygemm.problem import GemmProblem
@@ -17,6 +18,8 @@ from tinygemm.runs import Case, Sample
 
 # cold samples that decide between the variants of one backend; the measurement itself is taken afresh
 CHOICE_ROUNDS = 7
+# of many variants each is timed alone first, and only the best of them against each other
+SCREEN_ROUNDS, FINALISTS = 3, 6
 
 
 class SweepStoppedError(RuntimeError):
@@ -36,14 +39,31 @@ class Bench:
     gpu: Mapping
     clock: object
     device: str = "cuda"
-    backends: Mapping[str, registry.Backend] = field(default_factory=lambda: registry.BACKENDS)
+    backends: Mapping[str, Backend] = field(default_factory=lambda: registry.BACKENDS)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the backends of one problem are verified with, and how their variants are compared.
+
+    x, reference: activations, and the float64 product; None where nothing is verified
+    launch:       how variants are timed against each other
+    l2_state:     the cache state whose copies the problem's groups need
+    """
+
+    problem: GemmProblem
+    x: object
+    reference: object
+    weights: Weights
+    launch: str
+    l2_state: str
 
 
 @dataclass(frozen=True)
 class Ready:
     """A backend that is right on a problem and may be timed: its variant, its x, and how right it is."""
 
-    variant: registry.Variant
+    variant: Variant
     x: object
     errors: verify.Errors
 
@@ -57,17 +77,29 @@ class Refused:
     errors: verify.Errors = field(default_factory=verify.Errors)
 
 
-def make_ready(bench: Bench, each: GemmProblem, weights: Weights) -> dict[str, Ready | Refused]:
-    """Verify every backend of the plan on one problem and choose its variant; serves all groups of the problem."""
-    from tinygemm.kernel import quant
+def make_weights(bench: Bench, group: Group) -> Weights | Refused:
+    """The weight of a group, which all groups of equal `weight` share."""
 
-    plan = bench.plan
-    x = registry.activations(each, bench.device, plan.seed + 1)
-    reference = quant.reference_gemm(x, weights.packed) if plan.verify else None
-    names = [name for name in plan.backends if name in bench.backends]
-    return {
-        name: guarded(bench.clock, _ready, bench, bench.backends[name], each, x, weights, reference) for name in names
-    }
+    def make():
+        packed = registry.operands(group.problem, bench.plan.symmetric, bench.device, bench.plan.seed)
+        if group.operands == "zeros":
+            packed = registry.zeroed(packed)
+        return Weights(packed, bench.gpu["l2_bytes"])
+
+    return guarded(bench.clock, make)
+
+
+def make_ready(bench: Bench, groups: Sequence[Group], weights: Weights | Refused) -> dict[str, Ready | Refused]:
+    """Verify the backends of all groups of one problem and choose their variants; serves every one of the groups."""
+    names = dict.fromkeys(name for group in groups for name in group.backends)
+    operands = weights if isinstance(weights, Refused) else guarded(bench.clock, _operands, bench, groups[0], weights)
+    if isinstance(operands, Refused):
+        return dict.fromkeys(names, operands)
+    launch = "graph" if any(group.launch == "graph" for group in groups) else "eager"
+    rotations = [group.rotation for group in groups]
+    l2_state = min(rotations, key=runs.L2_STATES.index)  # the most copies that any group rotates over
+    trial = Trial(groups[0].problem, *operands, weights, launch, l2_state)
+    return {name: guarded(bench.clock, _ready, bench, bench.backends[name], trial) for name in names}
 
 
 def measure_group(
@@ -75,7 +107,7 @@ def measure_group(
 ) -> tuple[list[Case], list[Sample]]:
     """Time the backends of a group that are ready, interleaved; one Case for each, timed or not."""
     outcomes = {name: ready[name] for name in group.backends}
-    for name, state in ready.items():
+    for name, state in list(outcomes.items()):
         if isinstance(state, Ready):
             outcomes[name] = guarded(bench.clock, _replay, bench, group, state, weights)
     outcomes, samples, readings = _interleave(bench, group, outcomes)
@@ -120,6 +152,8 @@ def guarded(clock, work: Callable, *arguments):
 
     try:
         return work(*arguments)
+    except SweepStoppedError:
+        raise
     except verify.MismatchError as error:
         refused = Refused("mismatch", _one_line(error), error.errors)
     except torch.OutOfMemoryError as error:
@@ -141,57 +175,85 @@ def guarded(clock, work: Callable, *arguments):
 # --- is it right, and which variant is fastest ----------------------------------------------------------------------
 
 
-def _ready(bench: Bench, backend: registry.Backend, each: GemmProblem, x, weights: Weights, reference):
+def _operands(bench: Bench, group: Group, weights: Weights):
+    """(x, reference) of a problem."""
+    from tinygemm.kernel import quant
+
+    x = registry.activations(group.problem, bench.device, bench.plan.seed + 1)
+    if group.operands == "zeros":
+        x.zero_()
+    return x, quant.reference_gemm(x, weights.packed) if bench.plan.verify else None
+
+
+def _ready(bench: Bench, backend: Backend, trial: Trial):
+    """The fastest variant that is right; one that fails is no candidate; if all do, the first one says why."""
     import torch
 
-    if reason := backend.unsupported_reason(each, bench.plan.symmetric):
+    if reason := backend.unsupported_reason(trial.problem, bench.plan.symmetric):
         return Refused("unsupported", reason)
     try:
-        variants = backend.variants(each, bench.gpu["key"])
+        variants = backend.variants(trial.problem, bench.gpu["key"])
     except ValueError as error:
         return Refused("unsupported", _one_line(error))
-    x = x.to(getattr(torch, backend.dtype))
-    errors = [_check(bench.plan, backend, variant, x, weights, reference) for variant in variants]
-    chosen = _fastest(bench, variants, x, weights) if len(variants) > 1 else 0
-    return Ready(variants[chosen], x, errors[chosen])
+    trial = dataclasses.replace(trial, x=trial.x.to(getattr(torch, backend.dtype)))
+    checked = [(variant, guarded(bench.clock, _check, bench.plan, backend, variant, trial)) for variant in variants]
+    right = [(variant, errors) for variant, errors in checked if not isinstance(errors, Refused)]
+    if not right:
+        return checked[0][1]
+    chosen = _fastest(bench, [variant for variant, _ in right], trial) if len(right) > 1 else 0
+    variant, errors = right[chosen]
+    return Ready(variant, trial.x, errors)
 
 
-def _check(plan: SweepPlan, backend: registry.Backend, variant: registry.Variant, x, weights: Weights, reference):
+def _check(plan: SweepPlan, backend: Backend, variant: Variant, trial: Trial):
     """Verify with the first and the last copy that will be timed; unverified, call once to compile."""
-    copies = weights.copies(variant.form, variant.build, "cold" if "cold" in plan.l2_states else "hot")
+    x, packed = trial.x, trial.weights.packed
+    copies = trial.weights.copies(variant.form, variant.build, trial.l2_state)
     if not plan.verify:
         variant.bind(x, copies[0])()
         return verify.Errors()
-    errors = backend.check(variant.bind, x, copies[0], weights.packed, reference, backend.tolerance)
+    errors = backend.check(variant.bind, x, copies[0], packed, trial.reference, backend.tolerance)
     if len(copies) > 1:
-        backend.check(variant.bind, x, copies[-1], weights.packed, reference, backend.tolerance)
+        backend.check(variant.bind, x, copies[-1], packed, trial.reference, backend.tolerance)
     return errors
 
 
-def _fastest(bench: Bench, variants: list[registry.Variant], x, weights: Weights) -> int:
-    """Index of the variant with the lowest median with a cold L2, as CUDA graphs where the plan has them."""
-    launch = "graph" if "graph" in bench.plan.launches else "eager"
-    replays = {}
-    for index, variant in enumerate(variants):
-        calls = [variant.bind(x, weight) for weight in weights.copies(variant.form, variant.build, "cold")]
-        replays[index] = timing.prepare(calls, launch, bench.clock)
-    samples, _ = timing.interleave(replays, launch, CHOICE_ROUNDS, bench.plan.warmup, bench.clock)
-    return min(samples, key=lambda index: statistics.median(samples[index]))
+def _fastest(bench: Bench, variants: list[Variant], trial: Trial) -> int:
+    """Index of the variant with the lowest median with a cold L2, as CUDA graphs where the problem has them."""
+
+    def medians(indices: Sequence[int], rounds: int) -> dict[int, float]:
+        registry.forget_graphs()
+        replays = {}
+        for index in indices:
+            variant = variants[index]
+            copies = trial.weights.copies(variant.form, variant.build, "cold")
+            replays[index] = timing.prepare(
+                [variant.bind(trial.x, weight) for weight in copies], trial.launch, bench.clock
+            )
+        samples, _ = timing.interleave(replays, trial.launch, rounds, bench.plan.warmup, bench.clock)
+        return {index: statistics.median(samples[index]) for index in indices}
+
+    candidates = list(range(len(variants)))
+    if len(candidates) > FINALISTS:
+        alone = {index: medians([index], SCREEN_ROUNDS)[index] for index in candidates}
+        candidates = sorted(alone, key=alone.get)[:FINALISTS]
+    together = medians(candidates, CHOICE_ROUNDS)
+    return min(together, key=together.get)
 
 
 # --- time -----------------------------------------------------------------------------------------------------------
 
 
 def _replay(bench: Bench, group: Group, state: Ready, weights: Weights) -> timing.Replay:
-    copies = weights.copies(state.variant.form, state.variant.build, group.l2_state)
+    copies = weights.copies(state.variant.form, state.variant.build, group.rotation)
     return timing.prepare([state.variant.bind(state.x, weight) for weight in copies], group.launch, bench.clock)
 
 
 def _interleave(bench: Bench, group: Group, outcomes: dict) -> tuple[dict, dict, list[timing.Reading]]:
     """Time what is a Replay: outcomes, samples, readings. A failure here is nobody's own: it is everybody's."""
     replays = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, timing.Replay)}
-    plan = bench.plan
-    result = guarded(bench.clock, timing.interleave, replays, group.launch, plan.rep, plan.warmup, bench.clock)
+    warmup = bench.plan.warmup
+    result = guarded(bench.clock, timing.interleave, replays, group.launch, group.rep, warmup, bench.clock)
     if isinstance(result, Refused):
         failed = dataclasses.replace(result, message=f"while timing the group: {result.message}")
         return outcomes | dict.fromkeys(replays, failed), {}, []
@@ -201,7 +263,7 @@ def _interleave(bench: Bench, group: Group, outcomes: dict) -> tuple[dict, dict,
 # --- describe -------------------------------------------------------------------------------------------------------
 
 
-def _describe(backend: registry.Backend, group: Group, symmetric: bool) -> dict:
+def _describe(backend: Backend, group: Group, symmetric: bool) -> dict:
     each = group.problem
     bits = backend.bits_per_weight(each, symmetric)
     layer = problem.LAYER_OF_SHAPE.get((each.K, each.N))
@@ -217,6 +279,7 @@ def _describe(backend: registry.Backend, group: Group, symmetric: bool) -> dict:
         "bits_per_weight": bits,
         "l2_state": group.l2_state,
         "launch": group.launch,
+        "operands": group.operands,
         "flops": backend.flops(each),
         "bytes_min": backend.bytes_min(each, bits),
     }

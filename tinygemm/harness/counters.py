@@ -15,7 +15,8 @@ from pathlib import Path
 from tinygemm.problem import GemmProblem
 from tinygemm.runs import Counter, without_folders
 
-METRICS = (
+# what every GPU and version of ncu has
+BASIC_METRICS = (
     "gpu__time_duration.sum",
     "dram__bytes_read.sum",
     "dram__bytes_write.sum",
@@ -23,6 +24,24 @@ METRICS = (
     "sm__throughput.avg.pct_of_peak_sustained_elapsed",
     "smsp__issue_active.avg.pct_of_peak_sustained_active",
     "sm__warps_active.avg.pct_of_peak_sustained_active",
+)
+# why a warp that is resident does not issue; together the reasons are the whole of its time
+STALL_REASONS = (
+    "long_scoreboard", "short_scoreboard", "barrier", "membar", "wait", "mio_throttle", "lg_throttle",
+    "math_pipe_throttle", "not_selected", "selected", "branch_resolving", "dispatch_stall", "drain", "no_instruction",
+    "imc_miss",
+)  # fmt: skip
+METRICS = (
+    *BASIC_METRICS,
+    "lts__throughput.avg.pct_of_peak_sustained_elapsed",
+    "lts__t_sector_hit_rate.pct",
+    "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active",
+    "sm__maximum_warps_per_active_cycle_pct",
+    "launch__grid_size",
+    "launch__registers_per_thread",
+    "smsp__inst_executed.sum",
+    *(f"sm__inst_executed_pipe_{pipe}.sum" for pipe in ("alu", "fma", "fp16", "lsu", "tensor", "uniform", "xu")),
+    *(f"smsp__average_warps_issue_stalled_{reason}_per_issue_active.ratio" for reason in STALL_REASONS),
 )
 PROFILED_CALLS = 3
 KERNEL_NAME, METRIC_NAME = "Kernel Name", "Metric Name"
@@ -100,30 +119,61 @@ def log_name(target: Target) -> str:
     return target.case_id.replace("/", "_") + ".csv"
 
 
-def collect(targets: Sequence[Target], say: Callable = print, **options) -> tuple[list[Counter], dict[str, str]]:
-    """Profile targets one after the other.
+def collect(
+    targets: Sequence[Target],
+    say: Callable = print,
+    metrics: Sequence[str] = METRICS,
+    kernel_name: str | None = None,
+) -> tuple[list[Counter], dict[str, str]]:
+    """Profile targets one after the other; one whose output cannot be read is left out, and `say` tells why.
 
-    options: metrics, kernel_name of ncu_command
+    metrics: those that ncu does not know here are left out, too
     returns: rows for counters.csv; raw CSVs by file name, without the machine's folders
-    raises:  CountersUnavailableError; CounterFileError
+    raises:  CountersUnavailableError; CounterFileError where no target could be read
     """
     ncu = shutil.which("ncu")
     if ncu is None:
         raise CountersUnavailableError("ncu is not on the PATH; it comes with Nsight Compute and the CUDA toolkit")
-    rows, raw = [], {}
+    rows, raw, failed = [], {}, None
     for target in targets:
         say(f"profiling {target.case_id}")
-        with tempfile.TemporaryDirectory() as folder:
-            log = Path(folder) / "ncu.csv"
-            done = subprocess.run(
-                ncu_command(target, log, ncu=ncu, **options), capture_output=True, text=True, check=False
-            )
-            text = log.read_text() if log.is_file() else ""
-        check_output(done.returncode, text + done.stdout + done.stderr)
+        text, metrics = _profile(ncu, target, tuple(metrics), kernel_name, say)
         name = log_name(target)
-        raw[name] = without_folders(text)
-        rows += read_text(raw[name], name, target.case_id, PROFILED_CALLS)
+        try:
+            rows += read_text(without_folders(text), name, target.case_id, PROFILED_CALLS)
+            raw[name] = without_folders(text)
+        except CounterFileError as error:
+            failed = failed or error
+            say(f"no counters of {target.case_id}: {error}")
+    if failed and not rows:
+        raise failed
     return rows, raw
+
+
+def _profile(ncu: str, target: Target, metrics: tuple[str, ...], kernel_name: str | None, say: Callable):
+    """What ncu wrote about a target, and the metrics that it knows: those it refuses are not asked for again."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "ncu.csv"
+        command = ncu_command(target, log, metrics, kernel_name, ncu)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        text = log.read_text() if log.is_file() else ""
+    output = text + done.stdout + done.stderr
+    if done.returncode and "ERR_NVGPUCTRPERM" not in output:
+        known = tuple(metric for metric in metrics if not _refused(metric, output))
+        if known and known != metrics:
+            say(f"ncu does not know {', '.join(metric for metric in metrics if metric not in known)} here")
+            return _profile(ncu, target, known, kernel_name, say)
+        if set(BASIC_METRICS) < set(metrics):
+            say(f"ncu ended with code {done.returncode}; asking for the {len(BASIC_METRICS)} basic metrics only")
+            return _profile(ncu, target, BASIC_METRICS, kernel_name, say)
+    check_output(done.returncode, output)
+    return text, metrics
+
+
+def _refused(metric: str, output: str) -> bool:
+    """Whether a message of ncu names the metric."""
+    messages = [line for line in output.splitlines() if line.startswith("==") or "metric" in line.lower()]
+    return any(re.search(rf"(?<![\w.]){re.escape(metric)}(?![\w.])", line) for line in messages)
 
 
 def check_output(returncode: int, output: str) -> None:

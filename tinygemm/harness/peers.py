@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from importlib.util import find_spec
 
 from tinygemm.harness import verify
+from tinygemm.harness.contender import Variant
 
 ATEN_INNER_K_TILES = (2, 4, 8)
+GEMLITE_AUTOTUNE = "fast"  # of GemLite's default, fast and max: the last tunes for minutes per shape
 NF4_BLOCKSIZE = 128
 
 
@@ -19,6 +22,15 @@ def aten_unsupported(problem, symmetric) -> str | None:
     if problem.N % 8 or problem.K % 128:
         return f"aten-int4mm needs N divisible by 8 and K by 128, got N={problem.N} K={problem.K}"
     return None
+
+
+def aten_variants(problem, gpu) -> list[Variant]:
+    bind = aten_bind(problem.group_size)
+    return [
+        Variant(f"inner_k_tiles={tiles}", f"aten-{tiles}", aten_build(tiles), bind)
+        for tiles in ATEN_INNER_K_TILES
+        if problem.K % (16 * tiles) == 0
+    ]
 
 
 def aten_bits(problem, symmetric) -> float:
@@ -63,13 +75,23 @@ def gemlite_unsupported(problem, symmetric) -> str | None:
     return None
 
 
+def gemlite_variants(problem, gpu) -> list[Variant]:
+    """Its own choice of kernel, and each kernel that may be faster; the first call of each tunes it."""
+    kinds = ("", "GEMV_REVSPLITK", "GEMM_SPLITK", "GEMM") if problem.M == 1 else ("", "GEMM_SPLITK", "GEMM")
+    return [
+        Variant(
+            f"gemlite autotune={GEMLITE_AUTOTUNE}, {kind or 'own choice'}", "gemlite", gemlite_build, gemlite_bind(kind)
+        )
+        for kind in kinds
+    ]
+
+
 def gemlite_build(packed):
-    import gemlite
     from gemlite import DType, GemLiteLinear
 
     from tinygemm.kernel import quant
 
-    gemlite.set_autotune("fast")
+    _set_up_gemlite()
     layer = GemLiteLinear(
         4, group_size=packed.group_length, in_features=packed.K, out_features=packed.N,
         input_dtype=DType.FP16, output_dtype=DType.FP16,
@@ -80,8 +102,23 @@ def gemlite_build(packed):
     return layer
 
 
-def gemlite_bind(x, layer):
-    return lambda: layer(x)
+def gemlite_bind(kind: str):
+    """kind: one of GemLite's matmul types; "": what it chooses itself."""
+
+    def bind(x, layer):
+        return (lambda: layer.forward_manual(x, matmul_type=kind)) if kind else (lambda: layer(x))
+
+    return bind
+
+
+@functools.cache
+def _set_up_gemlite() -> None:
+    """Once per process: setting the autotune mode reloads GemLite's kernels, and with them goes what was tuned."""
+    import gemlite
+
+    gemlite.set_autotune(GEMLITE_AUTOTUNE)
+    if hasattr(gemlite, "set_kernel_caching"):
+        gemlite.set_kernel_caching(True)
 
 
 # --- bitsandbytes NF4: another 4-bit code, shown for context --------------------------------------------------------
@@ -93,6 +130,10 @@ def nf4_unsupported(problem, symmetric) -> str | None:
     if problem.K % NF4_BLOCKSIZE:
         return f"bitsandbytes-nf4 needs K divisible by its block of {NF4_BLOCKSIZE}, got K={problem.K}"
     return None
+
+
+def nf4_variants(problem, gpu) -> list[Variant]:
+    return [Variant("", "nf4", nf4_build, nf4_bind((problem.N, problem.K)))]
 
 
 def nf4_bits(problem, symmetric) -> float:
@@ -153,6 +194,10 @@ def marlin_unsupported(problem, symmetric) -> str | None:
     if not symmetric or problem.group_size not in (128, -1) or problem.K % 128 or problem.N % 256:
         return f"marlin needs symmetric weights in groups of 128 or -1, K divisible by 128 and N by 256, got {problem}"
     return None
+
+
+def marlin_variants(problem, gpu) -> list[Variant]:
+    return [Variant("", "marlin", marlin_build, marlin_bind)]
 
 
 def marlin_build(packed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -10,10 +11,9 @@ import pandas as pd
 
 from tinygemm import hardware, runs
 from tinygemm.harness import backends as registry
-from tinygemm.harness import contest, counters, timing
+from tinygemm.harness import compile, contest, counters, timing
 from tinygemm.harness.contest import SweepStoppedError
 from tinygemm.harness.plan import Group, SweepPlan, groups
-from tinygemm.harness.weights import Weights
 from tinygemm.runs import Case, Sample
 
 __all__ = ["SweepPlan", "SweepStoppedError", "bench", "measure", "record"]
@@ -44,6 +44,7 @@ def record(
         writer = runs.RunWriter.resume(resume, gpu, plan.parameters())
     say(f"recording into {writer.path}")
     todo = unfinished_groups(plan, writer)
+    compile.ahead(todo, gpu["key"], plan.symmetric, say)
     try:
         for cases, samples in _with_progress(measure(bench_of_this_gpu(plan, gpu), todo), len(todo)):
             writer.append(cases, samples)
@@ -84,21 +85,19 @@ def measure(bench: contest.Bench, todo: Iterable[Group]) -> Iterator[tuple[list[
     todo:   groups in the order of plan.groups, so that equal weights stand side by side and are made once
     raises: SweepStoppedError when the GPU no longer answers
     """
-    weights, ready, last = None, {}, None
-    for group in todo:
-        each = group.problem
-        if each is None:
-            yield contest.measure_ceiling(bench, group)
+    for weight, of_weight in itertools.groupby(todo, key=lambda group: group.weight):
+        if weight is None:
+            yield from (contest.measure_ceiling(bench, group) for group in of_weight)
             continue
-        if last is None or (each.K, each.N, each.group_size) != (last.K, last.N, last.group_size):
-            weights, ready = None, {}
-            bench.clock.release_memory()
-            packed = registry.operands(each, bench.plan.symmetric, bench.device, bench.plan.seed)
-            weights = Weights(packed, bench.gpu["l2_bytes"])
-        registry.forget_graphs()
-        if each != last:
-            ready, last = contest.make_ready(bench, each, weights), each
-        yield contest.measure_group(bench, group, ready, weights)
+        weights, ready = None, {}  # let go of the last ones before the memory is given back
+        bench.clock.release_memory()
+        for _, of_problem in itertools.groupby(of_weight, key=lambda group: group.problem):
+            of_problem = list(of_problem)
+            weights = weights or contest.make_weights(bench, of_problem[0])
+            ready = contest.make_ready(bench, of_problem, weights)
+            for group in of_problem:
+                registry.forget_graphs()
+                yield contest.measure_group(bench, group, ready, weights)
 
 
 def _with_progress(results: Iterator, total: int) -> Iterator:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 MIN_CALLS = 50
+# the rotation of many benchmarks: more than the cache holds, but a cache that keeps what is reused holds part of it
+WARM_L2_MULTIPLE = 1.5
 # a call finds nothing of its own in L2 if the copies between two visits of one copy exceed the cache several times over
 MIN_COLD_BYTES = 512_000_000
 MIN_COLD_L2_MULTIPLE = 5
@@ -41,10 +43,12 @@ def copies_needed(weight_bytes: int, l2_bytes: int, l2_state: str) -> int:
 
     weight_bytes: stored bytes of one weight
     l2_bytes:     size of the GPU's L2 cache
-    l2_state:     "hot": one copy; "cold": copies of together max(5 x L2, 512 MB), and at least two
+    l2_state:     "hot": one copy; "warm": copies of together 1.5 x L2, "cold": max(5 x L2, 512 MB); at least two
     """
     if l2_state == "hot":
         return 1
+    if l2_state == "warm":
+        return max(2, math.ceil(WARM_L2_MULTIPLE * l2_bytes / weight_bytes))
     return max(2, math.ceil(max(MIN_COLD_L2_MULTIPLE * l2_bytes, MIN_COLD_BYTES) / weight_bytes))
 
 
@@ -53,9 +57,12 @@ def prepare(calls: Sequence[Callable], launch: str, clock, min_calls: int = MIN_
 
     calls:     one callable per copy of the weight
     launch:    "graph": one CUDA graph of max(min_calls, copies) calls, so that every replay visits every copy;
-               "eager": min_calls calls launched from Python, the rotation going on from sample to sample
+               "eager": min_calls calls launched from Python, the rotation going on from sample to sample;
+               "do_bench": one call, for triton.testing.do_bench
     clock:     CudaClock
     """
+    if launch == "do_bench":
+        return Replay(calls[0], 1, 1)
     if launch == "graph":
         n_calls = max(min_calls, len(calls))
         return Replay(clock.capture(list(itertools.islice(itertools.cycle(calls), n_calls))), n_calls, len(calls))
@@ -74,7 +81,8 @@ def interleave(
     """Time contenders against each other, round by round: sample i of every contender is taken in round i.
 
     replays: contenders by name; each round starts with another one, so that none always follows the same pause
-    rep:     samples per contender, after `warmup` rounds that are not kept
+    rep:     samples per contender, after `warmup` rounds that are not kept; do_bench decides for itself and knows no
+             rounds: every contender gets as many of its samples as the one with the fewest
     returns: per contender its samples in microseconds per call, in measured order; the readings of the group
     """
     names = list(replays)
@@ -82,6 +90,13 @@ def interleave(
     readings: list[Reading] = []
     if not names:
         return samples, readings
+    if launch == "do_bench":
+        with clock.reader() as read:
+            for name in names:
+                samples[name] = clock.do_bench(replays[name].run)
+                readings.append(read())
+        shortest = min(map(len, samples.values()))
+        return {name: times[:shortest] for name, times in samples.items()}, readings
     every = max(1, rep // READINGS_PER_GROUP)
     with clock.reader() as read:
         for round_ in range(-warmup, rep):
@@ -143,6 +158,12 @@ class CudaClock:
             during()
         torch.cuda.synchronize()
         return [start.elapsed_time(end) * 1000 for start, end in events]
+
+    def do_bench(self, call: Callable) -> list[float]:
+        """Microseconds of each call as triton.testing.do_bench times it: the L2 flushed before, the launch counted."""
+        import triton.testing
+
+        return [duration * 1000 for duration in triton.testing.do_bench(call, return_mode="all")]
 
     def synchronize(self) -> None:
         """Wait for the GPU; raises if an earlier call has broken the CUDA context."""

@@ -3,42 +3,56 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import os
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from tinygemm.hardware import GpuSpec
-from tinygemm.harness import backends, timing, verify
+from tinygemm.harness import backends, compile, own, timing, verify
+from tinygemm.harness.progress import Progress, terms
 from tinygemm.harness.weights import Weights
 from tinygemm.kernel.configs import LaunchConfig, write_table
+from tinygemm.kernel.forms import SHARED_BYTES
 from tinygemm.problem import GemmProblem
 
-# what a config is tuned for: every config of these M is timed; between them only the best of the neighbours
+# what a config is tuned for: every config of these M is timed; then, for those between, only the best of them
 FULL_M = (1, 8, 16)
 SCREEN_REP, FINAL_REP, FINALISTS = 3, 15, 6
 LATENCY_US = 0.8  # one trip to DRAM and back under load, about the same on every GPU of these years
 L2_OVER_DRAM = 3.0  # L2 bandwidth over DRAM bandwidth, of the order of both Ampere and Hopper
 COMPILE_K = 4096  # every candidate's block_k divides it, and K and K / 128 are divisible by 16 as in real shapes
+SPLITS = (1, 2, 3, 4, 6, 8, 10, 16)
+WORDS = {"splitk": (8, 16, 32), "load-only": (32, 64), "fp16": (32, 64)}
 WARPS_PER_SM = (3, 40)  # programs that leave most of the GPU idle, or queue many deep, are not worth timing
 
 
 def candidates(form: str, M: int) -> list[LaunchConfig]:
     """Every launch config of a form worth trying for M tokens, before the shape is looked at."""
-    block_m = 1 if form == "gemv" else 8 if M <= 8 else 16
+    if form == "ring":
+        return _rings(M)
+    block_m = 8 if M <= 8 else 16
     found = []
-    if form == "gemv":
-        for block_n, blocks, split_k, warps, stages in itertools.product((16, 32), (4, 8), (1, 2, 4), (2, 8), (2,)):
-            found.append(LaunchConfig(form, block_m, block_n, 128 * blocks, split_k, warps, stages))
-        return found
-    splits = (1, 2, 3, 4, 6, 7, 8, 10, 12, 16) if form == "splitk" else (1, 2, 4, 6, 8, 12, 16)
-    for block_n, warps, split_k, steps in itertools.product((16, 32, 64), (1, 2, 4, 8, 16), splits, (1, 2, 4)):
+    for block_n, warps, split_k, steps in itertools.product((16, 32, 64), (1, 2, 4, 8), SPLITS, (1, 2, 4)):
         words = block_n * steps // 2 * (4 if form == "fp16" else 1)  # registers of a thread that wait for weights
-        if block_n * warps <= 512 and words <= (128 if warps <= 2 else 64) and 4 <= warps * split_k <= 64:
-            found.append(LaunchConfig(form, block_m, block_n, 128 * warps * steps, split_k, warps, 1))
+        if words not in WORDS[form] or not 4 <= warps * split_k <= 64:
+            continue
+        # the compiler's own limit would make it request part of x late where 32 registers wait for weights
+        for limit in (128, 168) if form == "splitk" and words == 32 else (0,):
+            found.append(LaunchConfig(form, block_m, block_n, 128 * warps * steps, split_k, warps, 1, limit))
+    return found
+
+
+def _rings(M: int) -> list[LaunchConfig]:
+    """Rings that fit into shared memory, as long as they can be and somewhat shorter."""
+    block_m = next((rows for rows in (1, 2, 4, 8) if rows >= M), None)
+    found = []
+    for block_n, warps, split_k in itertools.product((16, 32, 64), (2, 4, 8), (1, 2, 3, 4, 6, 8)) if block_m else ():
+        longest = SHARED_BYTES // (warps * (66 * block_n + 256 * block_m))
+        for stages in {longest, min(longest, 5), min(longest, 3)} - {0, 1}:
+            if 4 <= warps * split_k <= 32:
+                found.append(LaunchConfig("ring", block_m, block_n, 128 * warps, split_k, warps, stages))
     return found
 
 
@@ -46,11 +60,21 @@ def fits(config: LaunchConfig, problem: GemmProblem, sm_count: int) -> bool:
     """Whether a config is worth timing: whole tiles, no empty share of K, neither too few nor too many warps."""
     if problem.N % config.block_n or problem.K % config.block_k or config.split_k > problem.K // config.block_k:
         return False
+    if config.form == "ring" and problem.M > config.block_m:
+        return False
     warps = problem.N // config.block_n * config.split_k * config.num_warps
     return WARPS_PER_SM[0] <= warps / sm_count <= WARPS_PER_SM[1]
 
 
-def tune(problems: Iterable[GemmProblem], forms: Iterable[str], gpu: str, path: Path, about: str, workers: int = 0):
+def tune(
+    problems: Iterable[GemmProblem],
+    forms: Iterable[str],
+    gpu: str,
+    path: Path,
+    about: str,
+    workers: int = 0,
+    partial: Path | None = None,
+):
     """Measure every candidate of every form on every problem, cold, and write the table.
 
     problems: what to tune for; group size 128
@@ -58,44 +82,67 @@ def tune(problems: Iterable[GemmProblem], forms: Iterable[str], gpu: str, path: 
     path:     the table to write
     about:    one line that says when and how, written into the table
     workers:  processes that compile; 0: one per core less one
+    partial:  file that keeps what is measured until the table is written; a search that was stopped goes on from it,
+              if it was of the same GPU, code and software
     returns:  the rows written: M, K, N, latency_us and the fastest LaunchConfig of each form
     """
     import torch
 
-    sm_count = torch.cuda.get_device_properties(0).multi_processor_count
-    problems = sorted(problems, key=lambda p: (p.K, p.N, FULL_M.index(p.M) if p.M in FULL_M else 99, p.M))
-    todo = {(form, p): _candidates_of(form, p, sm_count) for p in problems for form in forms}
-    broken = _compile({config for configs in todo.values() for config in configs}, workers)
-    rows = []
-    best: dict[tuple, list[LaunchConfig]] = {}  # finalists of a form and shape, for the M that are not searched in full
+    device = torch.cuda.get_device_properties(0)
+    problems, forms = sorted(problems, key=lambda p: (p.K, p.N, p.M)), tuple(forms)
+    progress = Progress.open(partial, {"gpu": gpu, **terms()})
+    todo: dict[tuple, list[LaunchConfig]] = {}
+    for searched in (True, False):  # in full, then between
+        for form, problem in itertools.product(forms, [p for p in problems if (p.M in FULL_M) == searched]):
+            configs = candidates_of(form, problem, device.multi_processor_count)
+            if configs and not searched:
+                configs = _for_tokens(problem.M, progress.finalists(form, (problem.K, problem.N)))
+            todo[form, problem] = configs
+        left = {pair: configs for pair, configs in todo.items() if configs and pair not in progress.ranked}
+        _race_all(left, problems, forms, progress, device.L2_cache_size, workers)
+    best = [
+        (problem, *progress.ranked[form, problem][0]) for form, problem in todo if (form, problem) in progress.ranked
+    ]
+    rows = [{"M": p.M, "K": p.K, "N": p.N, "latency_us": round(us, 3), "config": config} for p, us, config in best]
+    write_table(path, rows, "table", about)
+    progress.close()
+    return rows
+
+
+def _race_all(left: dict, problems, forms, progress: Progress, l2_bytes: int, workers: int) -> None:
+    """Compile and race what is left, weight by weight."""
+    import torch
+
+    broken = _compile({config for configs in left.values() for config in configs}, workers)
     clock = timing.CudaClock()
-    l2_bytes = torch.cuda.get_device_properties(0).L2_cache_size
     shapes = itertools.groupby(problems, key=lambda p: (p.K, p.N))
-    for (K, N), of_shape in tqdm(shapes, desc="tune", total=len({(p.K, p.N) for p in problems})):
+    for _, of_shape in tqdm(shapes, desc="tune", total=len({(p.K, p.N) for p in problems})):
         weights = None
-        for problem in of_shape:
+        for problem, form in itertools.product(of_shape, forms):
+            configs = [config for config in left.get((form, problem), ()) if config not in broken]
+            if not configs:
+                continue
             weights = weights or Weights(backends.operands(problem, True, "cuda", seed=0), l2_bytes)
             x = backends.activations(problem, "cuda", seed=1)
-            for form in forms:
-                if not todo[form, problem]:
-                    continue
-                configs = todo[form, problem] if problem.M in FULL_M else best[form, K, N]
-                configs = [config for config in configs if config not in broken]
-                ranked = _race(form, configs, x, weights, problem, clock)
-                best.setdefault((form, K, N), []).extend(config for _, config in ranked)
-                latency_us, config = ranked[0]
-                rows.append({"M": problem.M, "K": K, "N": N, "latency_us": round(latency_us, 3), "config": config})
+            progress.add(form, problem, _race(form, configs, x, weights, problem, clock))
         del weights
         torch.cuda.empty_cache()
-    write_table(path, rows, "table", about)
-    return rows
+
+
+def _for_tokens(M: int, configs: list[LaunchConfig]) -> list[LaunchConfig]:
+    """The same configs for M tokens: a ring holds as many rows of x as it needs, other forms have tiles of 8 or 16."""
+    rows = next((rows for rows in (1, 2, 4, 8) if rows >= M), 16)
+    fitting = [
+        replace(c, block_m=rows) if c.form == "ring" else c for c in configs if c.form == "ring" or M <= c.block_m
+    ]
+    return list(dict.fromkeys(config for config in fitting if config.block_m <= max(8, M)))
 
 
 def predict_table(problems: Iterable[GemmProblem], forms: Iterable[str], spec: GpuSpec, path: Path, about: str):
     """Write the table of a GPU that is not here: of each form's candidates the one that `predicted_us` likes best."""
     rows = []
     for problem, form in itertools.product(sorted(problems, key=lambda p: (p.K, p.N, p.M)), forms):
-        if configs := _candidates_of(form, problem, spec.sm_count):
+        if configs := candidates_of(form, problem, spec.sm_count):
             _, _, config = min((predicted_us(c, problem, spec), c.split_k * c.num_warps, c) for c in configs)
             rows.append({"M": problem.M, "K": problem.K, "N": problem.N, "latency_us": 0.0, "config": config})
     write_table(path, rows, "predicted", about)
@@ -122,9 +169,9 @@ def predicted_us(config: LaunchConfig, problem: GemmProblem, spec: GpuSpec) -> f
     return max(stream_us, serial_us) + x_us + tail_us
 
 
-def _candidates_of(form: str, problem: GemmProblem, sm_count: int) -> list[LaunchConfig]:
-    """A yardstick that reads no x is tuned once; the GEMV serves one token."""
-    if form in ("load-only", "gemv") and problem.M != 1:
+def candidates_of(form: str, problem: GemmProblem, sm_count: int) -> list[LaunchConfig]:
+    """A yardstick that reads no x is tuned once."""
+    if form == "load-only" and problem.M != 1:
         return []
     return [config for config in candidates(form, problem.M) if fits(config, problem, sm_count)]
 
@@ -171,7 +218,7 @@ def _race(form, configs, x, weights: Weights, problem: GemmProblem, clock) -> li
 
 
 def _stored(form: str):
-    return ("fp16-nk", backends.fp16_nk) if form == "fp16" else ("packed", backends.packed_form)
+    return ("fp16-nk", own.fp16_nk) if form == "fp16" else ("packed", own.packed_form)
 
 
 def _bind(config: LaunchConfig, x, weight):
@@ -185,31 +232,27 @@ def _bind(config: LaunchConfig, x, weight):
 
 
 def _compile(configs: set[LaunchConfig], workers: int) -> set[LaunchConfig]:
-    """Compile in many processes, which share Triton's cache on disk with this one; returns what does not compile."""
+    """Compile in many processes; returns what does not compile, or spills."""
     ordered = sorted(configs, key=lambda c: (c.form, c.block_n, c.num_warps, c.split_k))
-    broken = set()
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers or max(1, (os.cpu_count() or 2) - 1), mp_context=spawn) as pool:
-        results = pool.map(_compile_one, ordered, chunksize=4)
-        for config, problem_found in zip(ordered, tqdm(results, desc="compile", total=len(ordered)), strict=True):
-            if problem_found:
-                tqdm.write(f"dropped {config}: {problem_found}")
-                broken.add(config)
-    return broken
+    results = compile.in_processes(_compile_one, ordered, workers) if ordered else ()
+    broken = {config: reason for config, reason in zip(ordered, results, strict=False) if reason}
+    for config, reason in broken.items():
+        tqdm.write(f"dropped {config}: {reason}")
+    return set(broken)
 
 
 def _compile_one(config: LaunchConfig) -> str | None:
-    """Compile by a launch on small operands with the divisibilities of real ones."""
+    """Compile by a launch on small operands with the divisibilities of real ones; returns why it is not to be used."""
     import torch
 
-    from tinygemm.harness.backends import fp16_nk
     from tinygemm.kernel import quant
 
     try:
         packed = quant.random_packed(128, COMPILE_K, 128, device="cuda")
         x = torch.randn(config.block_m, COMPILE_K, dtype=torch.float16, device="cuda")
-        _bind(config, x, fp16_nk(packed) if config.form == "fp16" else packed)()
+        weight = own.fp16_nk(packed) if config.form == "fp16" else packed
+        spills = compile.spills_of(_bind(config, x, weight))
         torch.cuda.synchronize()
     except Exception as error:  # whatever a compiler says about one candidate, the others go on
-        return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-    return None
+        return compile.one_line(error)
+    return f"it spills {spills} registers" if spills else None

@@ -18,13 +18,20 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def product(
-    config: LaunchConfig, M: int, w: PackedInt4, stride_xm: int, pdl: bool, dequant: str = "fast"
+    config: LaunchConfig,
+    M: int,
+    w: PackedInt4,
+    stride_xm: int,
+    pdl: bool,
+    dequant: str = "fast",
+    add_warps: bool = True,
 ) -> tuple[Launch, ...]:
     """The launches that multiply M rows, `stride_xm` elements apart, by a packed weight: inputs x, *stored(w).
 
-    pdl:    dependent launch, where the form knows how and every program of it waits
+    pdl:     dependent launch, where the form knows how and every program of it waits
     dequant: fast, or naive or none: yardsticks of what dequantisation costs, which the static form does not have
-    raises: ValueError for a config that does not compute this product
+    add_warps: False: a yardstick of what adding up the warps with tl.sum costs, of the splitk form
+    raises:  ValueError for a config that does not compute this product
     """
     if config.form not in PRODUCTS:
         raise ValueError(
@@ -32,7 +39,9 @@ def product(
         )
     if dequant != "fast" and config.form == "static":
         raise ValueError(f"config must be of form splitk or ring, got {config.form}")
-    return PRODUCTS[config.form](config, M, w, stride_xm, pdl, dequant)
+    if not add_warps and config.form != "splitk":
+        raise ValueError(f"config must be of form splitk, got {config.form}")
+    return PRODUCTS[config.form](config, M, w, stride_xm, pdl, dequant, add_warps)
 
 
 def stored(w: PackedInt4) -> tuple[torch.Tensor | None, ...]:
@@ -40,17 +49,17 @@ def stored(w: PackedInt4) -> tuple[torch.Tensor | None, ...]:
     return w.qweight, w.scales, w.zeros
 
 
-def _splitk(config, M, w, stride_xm, pdl, dequant) -> tuple[Launch, ...]:
+def _splitk(config, M, w, stride_xm, pdl, dequant, add_warps) -> tuple[Launch, ...]:
     pdl = pdl and every_share_waits(config.split_k, w.qweight.shape[1], config.num_warps)
     constants = {
         **layout(w), "DEQUANT": dequant, "EVEN": fills_tiles(w.N, w.K, config),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "WARPS_K": config.num_warps, "SPLIT_K": config.split_k,
-        "STEPS": steps(config), "PDL": pdl,
+        "STEPS": steps(config), "ADD_WARPS": add_warps, "PDL": pdl,
     }  # fmt: skip
     return _tiles_of_rows(kernels.kernel_gemm_packed_int4_splitk, config, M, w, stride_xm, constants, pdl)
 
 
-def _ring(config, M, w, stride_xm, pdl, dequant) -> tuple[Launch, ...]:
+def _ring(config, M, w, stride_xm, pdl, dequant, add_warps) -> tuple[Launch, ...]:
     if w.N % config.block_n or w.K % 128:
         raise ValueError(f"ring needs N divisible by block_n={config.block_n} and K by 128, got N={w.N} K={w.K}")
     stages = min(config.num_stages, SHARED_BYTES // (config.num_warps * stage_bytes(config, w)))
@@ -76,7 +85,7 @@ def _tiles_of_rows(kernel, config, M, w, stride_xm, constants, pdl) -> tuple[Lau
     return tuple(rows(first) for first in range(0, M, config.block_m))
 
 
-def _static(config, M, w, stride_xm, pdl, dequant) -> tuple[Launch, ...]:
+def _static(config, M, w, stride_xm, pdl, dequant, add_warps) -> tuple[Launch, ...]:
     kernel = kernels.kernel_gemm_packed_int4_static
     grid = (triton.cdiv(w.N, config.block_n), triton.cdiv(M, config.block_m), 1)
     numbers = (M, w.N, w.K, w.qweight.shape[1], stride_xm)

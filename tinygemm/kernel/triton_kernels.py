@@ -487,13 +487,14 @@ def kernel_gemm_packed_int4_splitk(
     M, N, K, KB, stride_xm,
     GROUP: tl.constexpr, WHOLE_K: tl.constexpr, HAS_ZEROS: tl.constexpr, DEQUANT: tl.constexpr, EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WARPS_K: tl.constexpr, SPLIT_K: tl.constexpr,
-    STEPS: tl.constexpr, PDL: tl.constexpr,
+    STEPS: tl.constexpr, ADD_WARPS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[M, N] = x[M, K] @ weight.T: warp w of a program takes blocks w, w + WARPS_K, ... of the program's share of K.
 
     STEPS: blocks of 128 k that a warp requests at once; they wait in registers, and ptxas may not move them past a loop
            edge, so the loads of a chunk are in flight together and other warps hide what is left of their latency
     EVEN:  N and K fill the tiles, so that a load needs no mask but the end of the share
+    ADD_WARPS: add up with add_warps; False: with tl.sum, to see what that costs
     PDL:   dependent launch: the first weights are requested while the kernel before this one still runs
     """
     pid_n, pid_k = tl.program_id(0), tl.program_id(1)
@@ -542,7 +543,10 @@ def kernel_gemm_packed_int4_splitk(
 
     # add the warps' shares, then the programs'
     offs_m, offs_n = tl.arange(0, BLOCK_M), pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    total = add_warps(acc, shared_memory(WARPS_K * BLOCK_N * BLOCK_M * 4), BLOCK_N, BLOCK_M, WARPS_K)
+    if ADD_WARPS:
+        total = add_warps(acc, shared_memory(WARPS_K * BLOCK_N * BLOCK_M * 4), BLOCK_N, BLOCK_M, WARPS_K)
+    else:
+        total = tl.sum(acc, 0)
     store_split(total, out_ptr, partial_ptr, counter_ptr, offs_m, offs_n, M, N, pid_n, pid_k, SPLIT_K)
 
 

@@ -36,16 +36,29 @@ def load_only_reference(w: PackedInt4) -> torch.Tensor:
     return values[:, 0]
 
 
-def twin_gemm(x: torch.Tensor, w: PackedInt4, config: LaunchConfig, dequant: str) -> torch.Tensor:
-    """The tuned kernel with another dequantisation: what that costs is what the twin saves or loses.
+def twin_gemm(
+    x: torch.Tensor,
+    w: PackedInt4,
+    config: LaunchConfig,
+    dequant: str = "fast",
+    dependent_launch: bool = True,
+    add_warps: bool = True,
+) -> torch.Tensor:
+    """The tuned kernel with one thing done otherwise: what that thing costs is what the twin saves or loses.
 
-    x:       [M, K]  float16
-    config:  of form splitk or ring
-    dequant: "naive": shift, mask and convert; "none": no dequantisation, the words' own bits stand in for the weight
-    returns: [M, N]  float16: the product with w, or with `raw_weight(w)` where dequant is "none"
+    x:         [M, K]  float16
+    config:    of form splitk or ring
+    dequant:   "fast"; "naive": shift, mask and convert; "none": the words' own bits stand in for the weight
+    dependent_launch: as for `gemm`
+    add_warps: False: add the warps' shares with tl.sum (splitk)
+    returns:   [M, N]  float16: the product with w, or with `raw_weight(w)` where dequant is "none"
     """
-    key = (dequant, x.shape, x.stride(), x.dtype, x.get_device(), w.N, w.K, w.group_size, w.zeros is None, config)
-    return call(key, (x, *forms.stored(w)), _twin, x, w, config, dequant)
+    if dequant not in ("fast", "naive", "none"):
+        raise ValueError(f"dequant must be fast, naive or none, got {dequant!r}")
+    otherwise = (dequant, dependent_launch, add_warps)
+    weight = (w.N, w.K, w.group_size, w.zeros is None)
+    key = ("twin", x.shape, x.stride(), x.dtype, x.get_device(), weight, config, otherwise)
+    return call(key, (x, *forms.stored(w)), _twin, x, w, config, *otherwise)
 
 
 def raw_weight(w: PackedInt4) -> torch.Tensor:
@@ -89,13 +102,10 @@ def _load_only(w: PackedInt4, config: LaunchConfig, dependent_launch: bool) -> W
     return Work((config.split_k, w.N), torch.int32, (launch,))
 
 
-def _twin(x: torch.Tensor, w: PackedInt4, config: LaunchConfig, dequant: str) -> Work:
-    if dequant not in ("naive", "none"):
-        raise ValueError(f"dequant must be naive or none, got {dequant!r}")
+def _twin(x: torch.Tensor, w: PackedInt4, config: LaunchConfig, dequant: str, pdl: bool, add_warps: bool) -> Work:
     check(x, w)
-    M = x.shape[0]
-    launches = forms.product(config, M, w, x.stride(0), forms.dependent_launch(x.device), dequant)
-    return Work((M, w.N), x.dtype, launches)
+    M, pdl = x.shape[0], pdl and forms.dependent_launch(x.device)
+    return Work((M, w.N), x.dtype, forms.product(config, M, w, x.stride(0), pdl, dequant, add_warps))
 
 
 def _fp16(x: torch.Tensor, weight: torch.Tensor, config: LaunchConfig) -> Work:

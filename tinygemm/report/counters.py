@@ -6,6 +6,12 @@ import pandas as pd
 
 TIME_TO_US = {"nsecond": 1e-3, "ns": 1e-3, "usecond": 1, "us": 1, "msecond": 1e3, "ms": 1e3, "second": 1e6, "s": 1e6}
 BYTES = {"byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9}
+PIPES = ("alu", "fma", "fp16", "lsu", "tensor", "uniform", "xu")
+STALL_REASONS = (
+    "long_scoreboard", "short_scoreboard", "barrier", "membar", "wait", "mio_throttle", "lg_throttle",
+    "math_pipe_throttle", "not_selected", "selected", "branch_resolving", "dispatch_stall", "drain", "no_instruction",
+    "imc_miss",
+)  # fmt: skip
 COUNTER_COLUMNS = {
     "gpu__time_duration.sum": "counter_us",
     "dram__bytes_read.sum": "dram_read_bytes",
@@ -16,6 +22,15 @@ COUNTER_COLUMNS = {
     "sm__issue_active.avg.pct_of_peak_sustained_elapsed": "frac_issue",
     "smsp__issue_active.avg.pct_of_peak_sustained_active": "frac_issue",
     "sm__warps_active.avg.pct_of_peak_sustained_active": "frac_warps",
+    "lts__throughput.avg.pct_of_peak_sustained_elapsed": "frac_l2",
+    "lts__t_sector_hit_rate.pct": "l2_hit_rate",
+    "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active": "frac_tensor",
+    "sm__maximum_warps_per_active_cycle_pct": "occupancy_limit",
+    "launch__grid_size": "programs",
+    "launch__registers_per_thread": "registers",
+    "smsp__inst_executed.sum": "instructions",
+    **{f"sm__inst_executed_pipe_{pipe}.sum": f"instructions_{pipe}" for pipe in PIPES},
+    **{f"smsp__average_warps_issue_stalled_{why}_per_issue_active.ratio": f"stalled_{why}" for why in STALL_REASONS},
 }
 
 
@@ -26,7 +41,10 @@ def summarize_counters(counters: pd.DataFrame) -> pd.DataFrame:
 
     counters: as in counters.csv
     returns:  case_id, n_kernels (of one call), counter_us (never a latency: a profiler slows and flushes),
-              dram_read_bytes, frac_dram, frac_sm, frac_issue, frac_warps (0..1), every other metric under ncu's name
+              dram_read_bytes, frac_dram, frac_l2, l2_hit_rate, frac_sm, frac_tensor (of active time), frac_issue,
+              frac_warps (achieved occupancy), occupancy_limit (theoretical), all 0..1; programs, registers (a thread);
+              instructions and instructions_<pipe> in warps; stalled_<reason>: warps that wait so per issue; as far as
+              they were collected, and every other metric under ncu's name
     raises:   ValueError naming a case whose call has several kernels but not the duration of each
     """
     rows = counters.assign(**_base_units(counters))
@@ -58,5 +76,5 @@ def _base_units(counters: pd.DataFrame) -> dict[str, pd.Series]:
     return {
         "name": counters["metric"].map(COUNTER_COLUMNS).fillna(counters["metric"]),
         "value": counters["value"].astype("float64") * factor,
-        "adds": (unit != "%") & ~unit.str.contains("/", regex=False),
+        "adds": counters["metric"].str.endswith(".sum"),
     }

@@ -12,8 +12,9 @@ from tinygemm.report.intervals import difference_of_medians, interval_table, med
 from tinygemm.runs import Run
 
 BASELINE = "fp16-cublas"
-NO_PRODUCT = ("copy", "empty-node", "dequant-only")  # timed beside the products, never compared with them
-GROUP = ["problem", "launch", "l2_state"]  # contenders of one group were timed in the same rounds
+IDEALS = ("copy", "empty-node")
+NO_PRODUCT = (*IDEALS, "dequant-only")  # timed beside the products, never compared with them
+GROUP = ["problem", "launch", "l2_state", "operands"]  # contenders of one group were timed in the same rounds
 SHAPE = ["M", "K", "N"]
 LATENCY = ["latency_us_p50", "latency_us_low", "latency_us_high"]
 
@@ -46,9 +47,40 @@ def only(run: Run, keep: pd.Series) -> Run:
     return dataclasses.replace(run, cases=cases, **kept)
 
 
+def suite(run: Run, name: str) -> Run:
+    """The cases that one suite of the run's plan asked for, with copy and empty node.
+
+    returns: the whole run where its provenance knows no such suite, as in runs of the first schema
+    """
+    parts = [part for part in run.provenance["parameters"].get("suites", []) if part["name"] == name]
+    if not parts:
+        return run
+    cases = run.cases.assign(problem=problem_of(run.cases))
+    keep = cases["backend"].isin(IDEALS)
+    for part in parts:
+        shapes = [(g, *s.split(",")) for g, text in part["problems"].items() for s in text.split(";")]
+        asked = cases["problem"].isin([f"M{M}-K{K}-N{N}-g{g}" for g, M, K, N in shapes])
+        asked &= cases["backend"].isin(part["backends"]) & (cases["operands"] == part["operands"])
+        modes = (cases["launch"] + "-" + cases["l2_state"]).isin(["-".join(mode) for mode in part["modes"]])
+        keep |= asked & modes
+    return only(run, keep)
+
+
 def primary(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the primary number: timed as a CUDA graph with a cold L2."""
-    return table[(table["status"] == "ok") & (table["launch"] == "graph") & (table["l2_state"] == "cold")]
+    """The rows of the primary number: timed as a CUDA graph with a cold L2 and random operands.
+
+    Of a product that was timed at several group sizes, the one at the run's usual size: one row per backend, M, K, N.
+    """
+    rows = table[(table["status"] == "ok") & in_mode(table)]
+    size = problem_of(rows).str.extract(r"-g(-?\d+)$", expand=False)
+    usual = size == (size.mode().iloc[0] if size.notna().any() else None)
+    several = rows[["backend", *SHAPE]].assign(size=size).groupby(["backend", *SHAPE])["size"].transform("nunique") > 1
+    return rows[usual | ~several]
+
+
+def in_mode(table: pd.DataFrame, launch: str = "graph", l2_state: str = "cold") -> pd.Series:
+    """Which rows were timed in this launch mode and cache state, on random operands."""
+    return (table["launch"] == launch) & (table["l2_state"] == l2_state) & (table["operands"] == "random")
 
 
 def summarize(cases: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
@@ -139,7 +171,7 @@ def breakdown(run, fused: str = "int4", launch: str = "graph", l2_state: str = "
         "dequant-only": "dequant_only_us",
         "dequant-fp16": "dequant_fp16_us",
     }
-    chosen = cases[(cases["launch"] == launch) & (cases["l2_state"] == l2_state) & cases["backend"].isin(names)]
+    chosen = cases[in_mode(cases, launch, l2_state) & cases["backend"].isin(names)]
     medians = summarize(chosen, samples[samples["case_id"].isin(chosen["case_id"])])
     wide = medians.pivot(index="problem", columns="backend", values="latency_us_p50")
     wide = wide.reindex(columns=list(names)).rename(columns=names).reset_index()
@@ -163,10 +195,10 @@ def ladder(run, launch: str = "graph", l2_state: str = "cold") -> pd.DataFrame:
     kernel = fp16-cublas / fp16-triton: what our kernel structure gains with FP16 weights;
     fewer bits = fp16-triton / int4: what 4-bit weights gain in that structure, dequantisation paid; total: the product
 
-    returns: problem, M, K, N, launch, l2_state, factor, value, low, high, gpu, run_id; no rows for a problem of which
-             one of the three backends was not timed
+    returns: problem, M, K, N, launch, l2_state, operands, factor, value, low, high, gpu, run_id; no rows for a problem
+             of which one of the three backends was not timed
     """
-    cases = run.cases[(run.cases["launch"] == launch) & (run.cases["l2_state"] == l2_state)]
+    cases = run.cases[in_mode(run.cases, launch, l2_state)]
     timed = _timed(cases)
     rows = []
     for problem, group in timed.groupby("problem", sort=False):
@@ -188,7 +220,7 @@ def paired(
     """A statistic of two backends wherever both were timed in the same rounds.
 
     left, right: backends
-    returns:     problem, launch, l2_state, M, K, N, value, low, high
+    returns:     problem, launch, l2_state, operands, M, K, N, value, low, high
     """
     timed = _timed(cases)
     sides = [timed.loc[timed["backend"] == backend, [*GROUP, *SHAPE, "case_id"]] for backend in (left, right)]
@@ -216,7 +248,7 @@ def cold_vs_hot(table: pd.DataFrame) -> pd.DataFrame:
 def _contrast(table: pd.DataFrame, axis: str, low: str, high: str, name: str) -> pd.DataFrame:
     other = {"launch": "l2_state", "l2_state": "launch"}[axis]
     timed = table[(table["status"] == "ok") & ~table["backend"].isin(NO_PRODUCT)].assign(problem=problem_of(table))
-    keys = ["backend", "problem", *SHAPE, other]
+    keys = ["backend", "problem", *SHAPE, other, "operands"]
     sides = []
     for end in (low, high):
         names = dict(zip(LATENCY, (f"{end}_us", f"{end}_us_low", f"{end}_us_high"), strict=True))

@@ -168,8 +168,9 @@ def dequant_breakdown(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE)) ->
 
 def _parts_as_cases(parts: pd.DataFrame) -> pd.DataFrame:
     """tables.breakdown(run) as one row per backend and problem, like cases."""
-    rows = parts.melt(id_vars=SHAPE, value_vars=list(PARTS), var_name="part", value_name="latency_us_p50")
+    rows = parts.melt(id_vars=["problem", *SHAPE], value_vars=list(PARTS), var_name="part", value_name="latency_us_p50")
     known = {"backend": rows["part"].map(PARTS), "launch": "graph", "l2_state": "cold", "status": "ok"}
+    known |= {"operands": "random", "case_id": "breakdown/" + rows["problem"]}
     return rows.assign(**known, latency_us_low=np.nan, latency_us_high=np.nan)
 
 

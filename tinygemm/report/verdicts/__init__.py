@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tinygemm.report.tables import breakdown, counters_table, only, report_table
+from tinygemm.report.tables import breakdown, counters_table, in_mode, only, report_table, suite
 from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED, Verdict
 from tinygemm.report.verdicts.findings import (
     bottleneck_shifts,
@@ -19,9 +19,10 @@ __all__ = ["FAILS", "HOLDS", "UNDECIDED", "Verdict", "at_least_published", "neve
 
 
 def of_run(run) -> dict[str, Verdict]:
-    """Every verdict of a run at M = 1: A, B, C (and the parts of C, C_loses and C_cause) for the tuned kernel; the same
-    keys with `_static` for the simple one; and D for the tuned kernel alone."""
-    run = only(run, run.cases["M"].isin((0, 1)) & (run.cases["launch"] == "graph") & (run.cases["l2_state"] == "cold"))
+    """Every verdict on the suite `decode` of a run at M = 1: A, B, C (and the parts of C, C_loses and C_cause) for the
+    tuned kernel; the same keys with `_static` for the simple one; and D for the tuned kernel alone."""
+    run = suite(run, "decode")
+    run = only(run, run.cases["M"].isin((0, 1)) & in_mode(run.cases))
     table, tuned = report_table(run), breakdown(run)
     counters = counters_table(run) if len(run.counters) else None
     verdicts = {"D": fewer_bits_help_narrow(run)}

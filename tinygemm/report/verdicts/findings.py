@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from tinygemm.report.tables import BASELINE, SHAPE, paired, primary
+from tinygemm.report.tables import BASELINE, SHAPE, in_mode, paired, primary
 from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED, Verdict, for_all, shape_name
 
 # A projection is wide when it expands (the up and gate projections of an FFN, N >= 2 K) and narrow when it shrinks to a
@@ -133,7 +133,7 @@ def fewer_bits_help_narrow(run, M: int = 1) -> Verdict:
     the number of bits differs.
     """
     claim = f"On narrow projections the gain comes from fewer bits, M = {M}"
-    cases = run.cases[(run.cases["launch"] == "graph") & (run.cases["l2_state"] == "cold") & (run.cases["M"] == M)]
+    cases = run.cases[in_mode(run.cases) & (run.cases["M"] == M)]
     rows = paired(cases, run.samples, "fp16-triton", "int4")
     rows = rows[rows["N"] <= NARROW_N_PER_K * rows["K"]].sort_values("N")
     if rows.empty:

@@ -1,0 +1,263 @@
+"""Tuning and compiling ahead: what stopped goes on, what spills or fails is dropped in words."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fake_gpu import FakeClock, fake_backend
+
+from tinygemm.harness import compile, progress, tune
+from tinygemm.harness.plan import Group, SweepPlan, groups
+from tinygemm.harness.progress import Progress
+from tinygemm.kernel import quant, triton_kernels
+from tinygemm.kernel.configs import LaunchConfig
+from tinygemm.problem import GemmProblem
+
+PROBLEMS = tuple(GemmProblem(M, N, 4096) for N in (1024, 4096) for M in (1, 2, 8))
+FORMS = ("splitk", "fp16")
+CONFIG = LaunchConfig("splitk", 8, 32, 256, 4, 2, 1)
+TERMS = {"gpu": "h200", "software": {"triton": "3.6.0"}, "code": "abc"}
+
+
+@pytest.fixture
+def lab(monkeypatch):
+    """A GPU on which the race of a problem is decided by a rule; what was raced and compiled is kept."""
+    log = SimpleNamespace(raced=[], compiled=[], stop_after=None)
+
+    def race(form, configs, x, weights, problem, clock):
+        if log.stop_after is not None and len(log.raced) == log.stop_after:
+            raise KeyboardInterrupt
+        log.raced.append((form, problem))
+        best = sorted(configs, key=lambda config: (config.split_k * config.num_warps, config))[:3]
+        return [(problem.M + problem.N / 1000 + i, config) for i, config in enumerate(best)]
+
+    properties = SimpleNamespace(multi_processor_count=132, L2_cache_size=1000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(tune, "_race", race)
+    monkeypatch.setattr(tune, "_compile", lambda configs, workers: log.compiled.append(configs) or set())
+    monkeypatch.setattr(tune.backends, "operands", lambda *_, **__: None)
+    monkeypatch.setattr(tune.backends, "activations", lambda *_, **__: None)
+    return log
+
+
+def search(tmp_path, **settings):
+    arguments = (PROBLEMS, FORMS, "h200", tmp_path / "t.json", "about")
+    return tune.tune(*arguments, partial=tmp_path / "t.json.partial", **settings)
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 5, 11])
+def test_a_search_that_was_stopped_goes_on_where_it_was(lab, tmp_path, stop_after):
+    (tmp_path / "whole").mkdir()
+    whole = search(tmp_path / "whole")
+    raced, lab.raced[:], lab.stop_after = list(lab.raced), [], stop_after
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path)
+    assert not (tmp_path / "t.json").exists()
+    lab.stop_after = None
+    assert search(tmp_path) == whole
+    assert lab.raced == raced, "nothing is measured twice, and in the same order"
+    assert (tmp_path / "t.json").read_text() == (tmp_path / "whole" / "t.json").read_text()
+    assert [file.name for file in tmp_path.glob("t.*")] == ["t.json"], "the partial file is gone"
+
+
+def test_only_what_is_still_to_be_measured_is_compiled(lab, tmp_path):
+    lab.stop_after = 11
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path)
+    lab.stop_after = None
+    search(tmp_path)
+    first, second = lab.compiled
+    assert {config.form for config in first} == {"splitk", "fp16"}
+    assert {config.form for config in second} == {"fp16"}
+
+
+def test_between_the_token_counts_that_are_searched_in_full_only_the_finalists_run(lab, tmp_path, monkeypatch):
+    sizes = {}
+    race = tune._race
+    monkeypatch.setattr(tune, "_race", lambda *a: sizes.update({(a[0], a[4].M): len(a[1])}) or race(*a))
+    search(tmp_path)
+    assert sizes["splitk", 1] > 20
+    assert 3 <= sizes["splitk", 2] <= 6
+
+
+def ranked(n: int) -> list:
+    return [(1.0 + i, replace(CONFIG, split_k=i + 1)) for i in range(n)]
+
+
+def test_progress_of_other_terms_is_not_gone_on_with(tmp_path):
+    file = tmp_path / "p"
+    Progress.open(file, TERMS).add("splitk", PROBLEMS[0], ranked(2))
+    assert Progress.open(file, TERMS).ranked == {("splitk", PROBLEMS[0]): ranked(2)}
+    for other in ({"gpu": "a10g"}, {"code": "abd"}, {"software": {"triton": "3.7.1"}}):
+        Progress.open(file, TERMS).add("splitk", PROBLEMS[0], ranked(2))
+        assert Progress.open(file, TERMS | other).ranked == {}
+        assert Progress.open(file, TERMS).ranked == {}, "begun anew, the file is of the other terms"
+
+
+def test_progress_survives_a_line_cut_short(tmp_path):
+    file = tmp_path / "p"
+    kept = Progress.open(file, TERMS)
+    for problem in PROBLEMS[:2]:
+        kept.add("splitk", problem, ranked(3))
+    file.write_text(file.read_text()[:-20])
+    again = Progress.open(file, TERMS)
+    assert again.ranked == {("splitk", PROBLEMS[0]): ranked(3)}
+    again.add("splitk", PROBLEMS[1], ranked(1))
+    assert json.loads(file.read_text().splitlines()[0]) == TERMS
+    assert len(Progress.open(file, TERMS).ranked) == 2
+
+
+def test_the_terms_of_a_search_change_with_the_kernels(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress.runs, "software_versions", lambda: {"triton": "3.6.0", "torch": "2.11.0"})
+    package = tmp_path / "tinygemm"
+    for name in ("kernel/triton_kernels.py", "harness/tune.py", "harness/progress.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text("a = 1\n")
+    monkeypatch.setattr(progress, "__file__", str(package / "harness" / "progress.py"))
+    before = progress.terms()
+    assert progress.terms() == before
+    (package / "kernel" / "triton_kernels.py").write_text("a = 2\n")
+    assert progress.terms() != before
+
+
+# --- compiling ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """Threads in place of processes."""
+    monkeypatch.setattr(compile, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
+
+
+class FakeFunction:
+    """A Triton function with what it has compiled."""
+
+    def __init__(self):
+        self.device_caches = {0: ({}, {}, None, None, None)}
+
+    def compile(self, key, n_spills):
+        self.device_caches[0][0][key] = SimpleNamespace(n_spills=n_spills)
+
+
+def test_spills_are_those_of_what_a_launch_compiles(monkeypatch):
+    first, second = FakeFunction(), FakeFunction()
+    monkeypatch.setattr(triton_kernels, "kernel_fake_first", first, raising=False)
+    monkeypatch.setattr(triton_kernels, "kernel_fake_second", second, raising=False)
+    second.compile("old", 7)
+    assert compile.spills_of(lambda: first.compile("a", 0)) == 0
+    assert compile.spills_of(lambda: (first.compile("b", 12), second.compile("c", 3))) == 15
+    assert compile.spills_of(lambda: None) == 0, "compiled before"
+
+
+def test_a_config_that_fails_or_spills_is_dropped_with_a_word(monkeypatch, threads, capsys):
+    reasons = {1: "OutOfResources: shared memory", 2: "it spills 40 registers", 4: None}
+    monkeypatch.setattr(tune, "_compile_one", lambda config: reasons[config.split_k])
+    configs = {replace(CONFIG, split_k=split) for split in reasons}
+    assert tune._compile(configs, 2) == {replace(CONFIG, split_k=split) for split in (1, 2)}
+    said = capsys.readouterr().out
+    assert "split_k=1" in said
+    assert "shared memory" in said
+    assert "it spills 40 registers" in said
+    assert tune._compile(set(), 2) == set()
+
+
+def test_a_config_whose_launch_fails_or_spills_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(tune, "COMPILE_K", 256)
+    random_packed, randn = quant.random_packed, torch.randn
+    monkeypatch.setattr(quant, "random_packed", lambda *a, device: random_packed(*a, device="cpu"))
+    monkeypatch.setattr(torch, "randn", lambda *a, device, **k: randn(*a, **k))
+    function = FakeFunction()
+    monkeypatch.setattr(triton_kernels, "kernel_fake", function, raising=False)
+    monkeypatch.setattr(tune, "_bind", lambda config, x, w: lambda: function.compile(config, config.split_k - 1))
+    assert tune._compile_one(replace(CONFIG, split_k=1)) is None
+    assert tune._compile_one(replace(CONFIG, split_k=9)) == "it spills 8 registers"
+    monkeypatch.setattr(tune, "_bind", lambda config, x, w: lambda: 1 / 0)
+    assert tune._compile_one(CONFIG) == "ZeroDivisionError: division by zero"
+
+
+def test_work_is_spread_and_its_results_come_back_in_order(threads):
+    assert list(compile.in_processes(abs, range(-20, 0), workers=3)) == list(range(20, 0, -1))
+
+
+def test_every_kernel_of_the_report_is_compiled_once_on_the_smallest_weight_that_needs_it():
+    todo = groups(SweepPlan.from_parameters(suites="decode"))
+    jobs = compile.jobs_of(todo, "h200", True)
+    assert len(set(jobs)) == len(jobs)
+    assert {"int4", "fp16-triton", "int4-static", "int4-load-only"} <= {job.backend for job in jobs}
+    assert not {"fp16-cublas", "aten-int4mm", "copy"} & {job.backend for job in jobs}, "nothing of ours compiles there"
+    static = [job for job in jobs if job.backend == "int4-static"]
+    assert [job.problem for job in static] == [GemmProblem(1, 512, 4096)]
+
+
+def test_kernels_differ_by_what_triton_compiles_into_them():
+    def job_count(*problems):
+        todo = [Group(problem, str(problem), "graph", "cold", ("int4-static",)) for problem in problems]
+        return len(compile.jobs_of(todo, "h200", True))
+
+    base = GemmProblem(1, 4096, 4096)
+    assert job_count(base, GemmProblem(8, 4096, 4096), GemmProblem(1, 1024, 8192)) == 1
+    assert job_count(base, GemmProblem(1, 4096, 4096, 64)) == 2, "another group size"
+    assert job_count(base, GemmProblem(1, 4090, 4096)) == 2, "16 does not divide N, and its last tile is not full"
+    assert job_count(base, GemmProblem(1, 4096, 1024)) == 2, "16 does not divide the number of blocks of K"
+
+
+def test_what_is_unsupported_or_has_no_config_is_not_compiled():
+    clock = FakeClock()
+
+    def no_config(problem, gpu):
+        raise ValueError("no config")
+
+    refused = replace(fake_backend("refused", clock), unsupported_reason=lambda *_: "not here")
+    without = replace(fake_backend("without", clock), variants=no_config)
+    group = Group(PROBLEMS[0], "word", "graph", "cold", ("refused", "without"))
+    assert compile.jobs_of([group], "h200", True, {"refused": refused, "without": without}) == []
+
+
+def test_a_sweep_goes_on_where_compiling_ahead_fails(monkeypatch, threads):
+    todo = groups(SweepPlan.from_parameters(suites="decode"))
+    said, launched = [], []
+    monkeypatch.setattr(compile, "launch", lambda job: launched.append(job) or f"int4 {job.problem}: ptxas failed")
+    compile.ahead(todo, "h200", True, said.append)
+    assert set(launched) == set(compile.jobs_of(todo, "h200", True))
+    assert said == [f"{len(launched)} of {len(launched)} kernels did not compile ahead, the first: "
+                    f"int4 {launched[0].problem}: ptxas failed"]  # fmt: skip
+
+    def broken(*_):
+        raise BrokenProcessPool("a process ended")
+
+    monkeypatch.setattr(compile, "in_processes", broken)
+    compile.ahead(todo, "h200", True, said.append)
+    assert said[1].startswith("compiling ahead stopped (a process ended)")
+
+
+def test_a_few_kernels_are_left_to_the_measurement(monkeypatch):
+    monkeypatch.setattr(compile, "in_processes", lambda *_: pytest.fail("processes were started"))
+    compile.ahead(groups(SweepPlan(PROBLEMS, backends=("int4-static", "copy"))), "h200", True)
+
+
+@pytest.mark.gpu
+def test_a_job_compiles_its_kernel_on_the_gpu_and_a_second_launch_compiles_nothing():
+    key = compile.hardware.live_gpu_key()
+    todo = [Group(PROBLEMS[0], str(PROBLEMS[0]), "graph", "cold", ("int4", "int4-static", "fp16-triton"))]
+    for job in compile.jobs_of(todo, key, True):
+        assert compile.launch(job) is None
+        assert compile._compiled()
+        assert compile.spills_of(lambda job=job: compile.launch(job)) == 0
+    compiled = len(compile._compiled())
+    assert [compile.launch(job) for job in compile.jobs_of(todo, key, True)] == [None] * 3
+    assert len(compile._compiled()) == compiled
+
+
+def test_a_job_that_fails_says_which_and_why(monkeypatch):
+    monkeypatch.setattr("tinygemm.hardware.live_gpu_key", lambda: "h200")
+    monkeypatch.setattr(compile.registry, "operands", lambda *_, **__: 1 / 0)
+    job = compile.Job("int4-static", "default", PROBLEMS[0], True)
+    assert compile.launch(job) == f"int4-static {PROBLEMS[0]}: ZeroDivisionError: division by zero"

@@ -1,0 +1,196 @@
+"""Our own kernels and the FP16 products as contenders: which launch config each takes, and how it is called."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from tinygemm.harness.contender import Variant
+from tinygemm.kernel.configs import FORMS, select
+from tinygemm.problem import GemmProblem
+
+# tuning candidates that `int4-searched` races; the model that ranks them is rough, so far more than one
+SEARCHED = 32
+ASYMMETRIC_SEED = 2
+
+# --- fp16 -----------------------------------------------------------------------------------------------------------
+
+
+def fp16_nk(packed):
+    """The weight as FP16 [N, K], so that every backend computes the same product."""
+    from tinygemm.kernel import quant
+
+    return quant.dequantize(packed).contiguous()
+
+
+def fp16_kn(packed):
+    """The weight as FP16 [K, N]."""
+    return fp16_nk(packed).t().contiguous()
+
+
+def cublas_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+    return [
+        Variant("layout=kn", "fp16-kn", fp16_kn, _bind_mm),
+        Variant("layout=nk", "fp16-nk", fp16_nk, _bind_linear),
+    ]
+
+
+def fp16_triton_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+    from tinygemm.kernel import twins
+
+    config, source = select(problem, gpu, form="fp16")
+    return [Variant(source, "fp16-nk", fp16_nk, lambda x, w: lambda: twins.fp16_gemm(x, w, config), config)]
+
+
+# --- int4 -----------------------------------------------------------------------------------------------------------
+
+
+def packed_form(packed):
+    return packed
+
+
+def asymmetric_form(packed):
+    """The same codes and scales with a random zero per group: another weight, stored as asymmetric ones are."""
+    import torch
+
+    from tinygemm.kernel import quant
+
+    if packed.zeros is not None:
+        return packed
+    generator = torch.Generator(packed.device).manual_seed(ASYMMETRIC_SEED)
+    shape, device = packed.scales.shape, packed.device
+    zeros = torch.randint(0, 16, shape, dtype=torch.uint8, device=device, generator=generator)
+    return quant.pack(quant.unpack(packed), packed.scales, zeros, packed.group_size)
+
+
+def selected_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+    """What a model gets: gemm selects, and its selection is on the clock when it is called from Python."""
+    from tinygemm.kernel import gemm
+
+    config, source = select(problem, gpu)
+    return [Variant(source, "packed", packed_form, lambda x, w: lambda: gemm.gemm(x, w), config)]
+
+
+def asymmetric_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+    (selected,) = selected_variants(problem, gpu)
+    return [dataclasses.replace(selected, form="packed-asymmetric", build=asymmetric_form)]
+
+
+def fused_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+    """The fused kernel at any number of tokens, also where gemm would dequantise first."""
+    from tinygemm.kernel import gemm
+
+    config, source = select(problem, gpu, form="fused")
+    return [Variant(source, "packed", packed_form, lambda x, w: lambda: gemm.fused_gemm(x, w), config)]
+
+
+def serial_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+    """The same kernel as `int4`, started only when the one before has finished, as every peer is."""
+    from tinygemm.kernel import gemm
+
+    config, source = select(problem, gpu)
+    bind = lambda x, w: lambda: gemm.gemm(x, w, config, dependent_launch=False)  # noqa: E731
+    return [Variant(source, "packed", packed_form, bind, config)]
+
+
+def form_variants(form: str):
+    """One of our kernels with its config from the table."""
+
+    def variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+        return [_with_config(*select(problem, gpu, form=form))]
+
+    return variants
+
+
+def twin_variants(dequant: str = "fast", dependent_launch: bool = True, add_warps: bool = True, form: str = "fused"):
+    """The tuned kernel with something done otherwise, in the launch config of `int4`, or of its splitk form."""
+
+    def variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+        from tinygemm.kernel import twins
+
+        config, source = select(problem, gpu, form=form)
+        bind = lambda x, w: lambda: twins.twin_gemm(x, w, config, dequant, dependent_launch, add_warps)  # noqa: E731
+        return [Variant(source, "packed", packed_form, bind, config)]
+
+    return variants
+
+
+def no_split_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+    """The tuned kernel with one program for the whole K of a tile: the same bytes, a longer walk."""
+    config, source = select(problem, gpu, form="fused")
+    if config.split_k == 1:
+        raise ValueError("int4 does not split K here")
+    return [_with_config(dataclasses.replace(config, split_k=1), f"{source}, split_k = 1")]
+
+
+def more_split_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+    """The tuned kernel with twice the programs: the same bytes, half the walk."""
+    config, source = select(problem, gpu, form="fused")
+    more = 2 * config.split_k
+    if more > (most := problem.K // (128 * config.num_warps)):
+        raise ValueError(f"K={problem.K} has {most} shares of a whole step in the config of int4, not {more}")
+    return [_with_config(dataclasses.replace(config, split_k=more), f"{source}, split_k doubled")]
+
+
+def searched_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+    """The config that `int4` takes, and the best tuning candidates for this very problem by the rough model."""
+    from tinygemm import hardware
+    from tinygemm.harness import tune
+
+    spec = hardware.gpu_spec(gpu)
+    forms = [form for form in FORMS if form != "static"]
+    candidates = [config for form in forms for config in tune.candidates_of(form, problem, spec.sm_count)]
+    candidates.sort(key=lambda config: (tune.predicted_us(config, problem, spec), config))
+    configs = list(dict.fromkeys([select(problem, gpu)[0], *candidates]))[:SEARCHED]
+    return [_with_config(config, f"searched {'-'.join(map(str, dataclasses.astuple(config)))}") for config in configs]
+
+
+def load_only_variants(dependent_launch: bool):
+    """What reading alone takes; without dependent launch, no call overlaps the one before."""
+
+    def variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+        from tinygemm.kernel import twins
+
+        config, source = select(problem, gpu, form="load-only")
+        if problem.N % config.block_n or problem.K % config.block_k:
+            raise ValueError(
+                f"int4-load-only reads whole tiles of N={config.block_n} and K={config.block_k}, not {problem}"
+            )
+        bind = lambda x, w: lambda: twins.load_only(w, config, dependent_launch)  # noqa: E731
+        return [Variant(source, "packed", packed_form, bind, config)]
+
+    return variants
+
+
+def dequant_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+    from tinygemm.kernel import gemm
+
+    return [Variant("", "packed", packed_form, lambda x, w: lambda: gemm.dequantize_fp16(w))]
+
+
+def dequant_fp16_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+    import torch
+
+    from tinygemm.kernel import gemm
+
+    def bind(x, w):
+        return lambda: torch.nn.functional.linear(x, gemm.dequantize_fp16(w))
+
+    return [Variant("", "packed", packed_form, bind)]
+
+
+def _with_config(config, source: str) -> Variant:
+    from tinygemm.kernel import gemm
+
+    return Variant(source, "packed", packed_form, lambda x, w: lambda: gemm.gemm(x, w, config), config)
+
+
+def _bind_mm(x, weight):
+    import torch
+
+    return lambda: torch.mm(x, weight)
+
+
+def _bind_linear(x, weight):
+    import torch
+
+    return lambda: torch.nn.functional.linear(x, weight)

@@ -1,0 +1,76 @@
+"""What a search for launch configs has measured so far, kept in a file so that a search that was stopped can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tinygemm import runs
+from tinygemm.kernel.configs import LaunchConfig
+from tinygemm.problem import GemmProblem
+
+Ranked = list[tuple[float, LaunchConfig]]  # finalists with their latency in us, fastest first
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Finalists of every form and problem; each is on disk before the next one is measured.
+
+    file: one JSON object per line, the first says on what terms the others were measured; None keeps nothing
+    """
+
+    file: Path | None
+    ranked: dict[tuple[str, GemmProblem], Ranked] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, file: Path | None, terms: dict) -> Progress:
+        """Go on with a file of equal terms; anything else is begun anew, a line cut short is left out."""
+        progress = cls(file)
+        lines = file.read_text().splitlines() if file and file.is_file() else []
+        found = [entry for line in lines if (entry := _parsed(line)) is not None]
+        if found[:1] == [terms]:
+            for entry in found[1:]:
+                problem = GemmProblem(entry["M"], entry["N"], entry["K"])
+                ranked = [(us, LaunchConfig(**config)) for us, config in entry["ranked"]]
+                progress.ranked[entry["form"], problem] = ranked
+        if file:  # what was read is written again, without the line that was cut short
+            file.write_text(json.dumps(terms) + "\n")
+            for (form, problem), ranked in progress.ranked.items():
+                progress.add(form, problem, ranked)
+        return progress
+
+    def add(self, form: str, problem: GemmProblem, ranked: Ranked) -> None:
+        self.ranked[form, problem] = ranked
+        if self.file:
+            entry = {"form": form, "M": problem.M, "K": problem.K, "N": problem.N}
+            entry["ranked"] = [(us, asdict(config)) for us, config in ranked]
+            with self.file.open("a") as stream:
+                stream.write(json.dumps(entry) + "\n")
+
+    def finalists(self, form: str, shape: tuple[int, int]) -> list[LaunchConfig]:
+        """The finalists of a form at every M of a shape (K, N)."""
+        of_shape = [r for (f, p), r in self.ranked.items() if f == form and (p.K, p.N) == shape]
+        return list(dict.fromkeys(config for ranked in of_shape for _, config in ranked))
+
+    def close(self) -> None:
+        """Forget the file: the table holds what it was for."""
+        if self.file:
+            self.file.unlink(missing_ok=True)
+
+
+def terms() -> dict:
+    """What a measured config rests on beside the GPU: compiler, framework and the source of kernels and search."""
+    package = Path(__file__).resolve().parent.parent
+    sources = [*sorted((package / "kernel").glob("*.py")), package / "harness" / "tune.py"]
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    software = runs.software_versions()
+    return {"software": {name: software.get(name) for name in ("torch", "triton", "cuda")}, "code": digest}
+
+
+def _parsed(line: str) -> dict | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
