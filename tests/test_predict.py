@@ -194,6 +194,7 @@ def test_every_figure_and_table_of_the_chapter_can_be_made_from_any_run(run):
 def test_a_run_of_one_shape_says_that_there_is_no_model(tmp_path):
     run = synthetic.load(tmp_path, m_list=(1,), shapes=((4096, 1024),), n_samples=3)
     assert predict.model_of(run) is None
-    assert "no model was fitted" in predict.no_model().data
+    assert "did not time 4 shapes" in predict.no_model().data
     assert predict.compared(None).empty
+    assert predict.speedups(None, tables.report_table(run)).empty
     assert predict.facts(None, costmodel.leave_one_out(run))["cases"] == 0

@@ -131,7 +131,8 @@ def leave_one_out(run, spec: GpuSpec | None = None, backends=BACKENDS) -> pd.Dat
 def observations(run) -> pd.DataFrame:
     """The cases that the model is about: cold L2, random operands, groups of 128 or no groups, M of 1 to 16.
 
-    returns: backend, M, K, N, launch, latency_us (median), bits_per_weight, block_m, block_n, split_k, sm_clock_mhz
+    returns: backend, M, K, N, launch, latency_us (median), bits_per_weight, block_m, block_n, split_k, sm_clock_mhz,
+             case_id, graph_us (latency of the same product as a CUDA graph; NaN where that was not timed)
     """
     cases = run if isinstance(run, pd.DataFrame) else run.cases
     if "latency_us_p50" not in cases:
@@ -143,7 +144,10 @@ def observations(run) -> pd.DataFrame:
     rows = cases[keep].dropna(subset=["latency_us_p50"]).rename(columns={"latency_us_p50": "latency_us"})
     values = ["latency_us", "bits_per_weight", "block_m", "block_n", "split_k", "sm_clock_mhz"]
     medians = dict.fromkeys(values, "median") | {"case_id": "first"}
-    return rows.groupby(["backend", *SHAPE, "launch"], as_index=False, sort=False).agg(medians)
+    rows = rows.groupby(["backend", *SHAPE, "launch"], as_index=False, sort=False).agg(medians)
+    product = ["backend", *SHAPE]
+    graph = rows.loc[rows["launch"] == "graph", [*product, "latency_us"]].rename(columns={"latency_us": "graph_us"})
+    return rows.merge(graph, on=product, how="left", validate="many_to_one")
 
 
 def spec_of(run) -> GpuSpec:
@@ -256,10 +260,9 @@ def _fit_host(rows: pd.DataFrame, fitted: Fitted, spec: GpuSpec) -> Fitted:
     eager = rows[rows["launch"] == "eager"]
     if eager.empty:
         return fitted
-    timed = rows.loc[rows["launch"] == "graph", [*SHAPE, "latency_us"]]
-    beside = eager.merge(timed, on=SHAPE, how="left", suffixes=("", "_graph"), validate="one_to_one")
-    modelled = device_us(fitted, *(beside[name] for name in (*SHAPE, "bits_per_weight")), spec)
-    device = beside["latency_us_graph"].fillna(pd.Series(modelled)).to_numpy(float)
+    modelled = device_us(fitted, *(eager[name] for name in (*SHAPE, "bits_per_weight")), spec)
+    timed = eager["graph_us"].to_numpy(float)
+    device = np.where(np.isnan(timed), modelled, timed)
     measured = np.log(eager["latency_us"].to_numpy(float))
 
     def residuals(values):

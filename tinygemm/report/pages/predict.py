@@ -29,8 +29,8 @@ def model_of(run) -> CostModel | None:
 
 
 def no_model() -> Markdown:
-    """What stands where the model would, for a run that allows none."""
-    return Markdown(f"*This run timed fewer than {costmodel.MIN_SHAPES} shapes of every backend: no model was fitted.*")
+    """What stands where the model would, for a run that does not allow it."""
+    return Markdown(f"*This run did not time {costmodel.MIN_SHAPES} shapes of every backend that this needs.*")
 
 
 def compared(model: CostModel | None) -> pd.DataFrame:
@@ -88,7 +88,7 @@ def errors(left_out: pd.DataFrame) -> pd.DataFrame:
     return table.assign(name=table["backend"].map(style.name))
 
 
-def speedups(model: CostModel, table: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> pd.DataFrame:
+def speedups(model: CostModel | None, table: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> pd.DataFrame:
     """INT4 over FP16 on every GPU that is known: measured on the run's own where timed, projected on the others.
 
     table:   tables.report_table(run)
@@ -96,7 +96,7 @@ def speedups(model: CostModel, table: pd.DataFrame, M: int = 1, shapes=STUDY_SHA
              (name of the run's GPU), run_id; no rows where the model lacks one of the two
     """
     columns = ["gpu", "gpu_key", *SHAPE, "speedup", "low", "high", "fp16_us", "int4_us", "kind"]
-    if not {BASELINE, "int4"} <= set(model.backends):
+    if model is None or not {BASELINE, "int4"} <= set(model.backends):
         return pd.DataFrame(columns=columns)
     others = [spec for spec in GPUS.values() if spec.key != model.spec.key]
     others.sort(key=_a10g_first)
