@@ -18,7 +18,7 @@ measured from uncommitted code (`-dirty`). Rates, speedups and quantiles are not
 derives them.
 
 The schema is version {version}. This page is generated from it: `python -m tinygemm.dictionary`. Runs of an older
-version stay readable: what they lack is read as {later}.
+version stay readable: what they lack is filled in ({later}).
 
 An empty cell means that the value does not apply or could not be read. `status` says what became of a case: only `ok`
 has samples; a `mismatch` computes something else and was therefore not timed; `unsupported` says why in `message`.
@@ -53,8 +53,8 @@ The CSV files of Nsight Compute as it wrote them, from which counters.csv was re
 
 def render() -> str:
     """The text of data/README.md."""
-    fields = [field for row_type in TABLES.values() for field in dataclasses.fields(row_type)]
-    later = ", ".join(f"`{field.name}` = {field.default}" for field in fields if field.metadata["since"] > 1)
+    later = [f for row_type in TABLES.values() for f in dataclasses.fields(row_type) if f.metadata["since"] > 1]
+    later = ", ".join(f"`{f.name}` {'empty' if f.default is None else f.default}" for f in later)
     parts = [INTRODUCTION.format(version=SCHEMA_VERSION, later=later)]
     for file, row_type in TABLES.items():
         lines = [f"## {file}", "", ROWS[file], "", "| column | unit | meaning |", "|---|---|---|"]
