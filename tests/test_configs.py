@@ -121,7 +121,7 @@ def test_another_group_size_is_not_claimed_to_be_tuned(planted):
 
 
 def test_where_only_the_ring_was_tuned_another_m_lends_its_config(planted):
-    """One token and an N that leaves a tile half full: the ring has no masks, so the config of two tokens is nearest."""
+    """One token and an N that leaves a tile half full: the ring has no masks, the config of two tokens is nearest."""
     planted(
         [(1, 4096, 4096, 5.0, RING), (2, 4096, 4096, 6.0, SPLITK), (16, 4096, 4096, 7.0, replace(SPLITK, block_m=16))]
     )

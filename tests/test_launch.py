@@ -116,9 +116,9 @@ def test_constants_stand_in_the_order_of_the_signature():
         *forms.product(RING, 1, W, K, False),
         *forms.product(STATIC, 1, W, K, False),
         forms.dequantise(W),
-        *twins._load_only(random_packed(N, K), SPLITK).launches,
+        *twins._load_only(random_packed(N, K), SPLITK, True).launches,
         *twins._fp16(aligned(), torch.zeros(N, K).half(), SPLITK).launches,
-        *twins._twin(aligned(), W, SPLITK, "none").launches,
+        *twins._twin(aligned(), W, SPLITK, "none", True, True).launches,
     ]
     for one in described:
         assert one.kernel.arg_names[-len(one.constants) :] == list(one.constants), one.kernel.__name__
