@@ -22,7 +22,7 @@ from it is refused, and so is one measured from uncommitted code (`-dirty`). Rat
 stored: `tinygemm/report/tables.py` derives them.
 
 The schema is version {version}. This page is generated from it: `python -m tinygemm.dictionary`. Runs of an older
-version stay readable: what they lack is read as {later}.
+version stay readable: what they lack is filled in ({later}).
 
 An empty cell means that the value does not apply or could not be read. `status` says what became of a case: only `ok`
 has samples; a `mismatch` computes something else and was therefore not timed; `unsupported` says why in `message`.
@@ -65,8 +65,8 @@ source corrects itself or was misread. `tinygemm/report/published.py` reads them
 
 def render() -> str:
     """The text of data/README.md."""
-    fields = [field for row_type in TABLES.values() for field in dataclasses.fields(row_type)]
-    later = ", ".join(f"`{field.name}` = {field.default}" for field in fields if field.metadata["since"] > 1)
+    later = [f for row_type in TABLES.values() for f in dataclasses.fields(row_type) if f.metadata["since"] > 1]
+    later = ", ".join(f"`{f.name}` {'empty' if f.default is None else f.default}" for f in later)
     parts = [INTRODUCTION.format(version=SCHEMA_VERSION, later=later)]
     for file, row_type in TABLES.items():
         parts.append(f"## {file}\n\n{ROWS[file]}\n\n{_columns(row_type)}")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-# history: 1 = first schema; 2 = cases.csv has `operands`, L2 may be warm, do_bench is a launch mode
+# history: 1 = first schema; 2 = cases.csv has operands and max_registers, L2 may be warm, do_bench is a launch mode
 SCHEMA_VERSION = 2
 DATA_ROOT = Path(__file__).resolve().parent.parent / "data"
 
@@ -66,7 +66,7 @@ class Case:
     split_k: int | None = column("", "programs that share one output tile along K", None)
     num_warps: int | None = column("", "warps of one program", None)
     num_stages: int | None = column("", "software pipeline depth, or blocks under way per warp", None)
-    max_registers: int | None = column("", "registers of a thread, for the compiler; 0 = its own choice", None, since=2)
+    max_registers: int | None = column("registers", "of a thread, as told to the compiler; 0: its own choice", None, 2)
     config_source: str = column(
         "", "origin of the launch config: table, predicted, rule, default; or the variant that won", ""
     )
@@ -88,10 +88,7 @@ class Sample:
     """One row of samples.csv: one timed replay, in measured order, nothing removed."""
 
     case_id: str = column("", "the case")
-    sample: int = column(
-        "",
-        "0, 1, 2, ... in measured order; sample i of every contender was taken in round i (not so in do_bench)",
-    )
+    sample: int = column("", "0, 1, 2, ... in measured order; sample i of a group is of round i, but for do_bench")
     latency_us: float = column("us", "duration of the sample / n_calls, on the GPU's clock")
 
 
@@ -196,9 +193,8 @@ def read_table(file: Path, version: int = SCHEMA_VERSION) -> pd.DataFrame:
         raise RunError(f"{file}: not a readable CSV: {error}") from None
     if list(table.columns) != expected:
         raise RunError(f"{file}:1: columns are {', '.join(table.columns)}; expected {', '.join(expected)}")
-    table = table.assign(**{name: "" if default is None else str(default) for name, default in later.items()})[
-        columns_of(row_type)
-    ]
+    filled = {name: "" if default is None else str(default) for name, default in later.items()}
+    table = table.assign(**filled)[columns_of(row_type)]
     return table.assign(**{f.name: _parsed(table[f.name], f.type, file) for f in dataclasses.fields(row_type)})
 
 
@@ -287,12 +283,11 @@ class RunWriter:
         if not path.name.endswith(PARTIAL) or not (path / "provenance.json").is_file():
             raise RunError(f"{path} is not an unfinished run: expected a folder *{PARTIAL} with a provenance.json")
         header = _read_provenance(path / "provenance.json")
-        if header["schema_version"] != SCHEMA_VERSION:
-            raise RunError(f"{path} cannot be resumed: its schema version is {header['schema_version']}")
         for key in ("files", "finished"):  # killed after the last group, while sealing
             header.pop(key, None)
         commit, dirty = git_state()
-        now = {"commit": commit, "dirty": dirty, "gpu": gpu, "parameters": json.loads(json.dumps(parameters))}
+        now = {"schema_version": SCHEMA_VERSION, "commit": commit, "dirty": dirty, "gpu": gpu}
+        now["parameters"] = json.loads(json.dumps(parameters))
         for key, value in now.items():
             if header[key] != value:
                 raise RunError(f"{path} cannot be resumed: its {key} was {header[key]!r}, now it is {value!r}")
@@ -309,8 +304,8 @@ class RunWriter:
         commit, dirty = git_state()
         if dirty:
             return None
-        same = {"commit": commit, "dirty": dirty, "parameters": json.loads(json.dumps(parameters))}
-        same["schema_version"] = SCHEMA_VERSION
+        same = {"schema_version": SCHEMA_VERSION, "commit": commit, "dirty": dirty}
+        same["parameters"] = json.loads(json.dumps(parameters))
         for path in sorted((root / gpu_key).glob("*" + PARTIAL), reverse=True):
             if (path / "provenance.json").is_file():
                 header = _read_provenance(path / "provenance.json")

@@ -66,6 +66,9 @@ def jobs_of(
             if variant.config is not None:
                 key = (name, variant.form, variant.config, *_compiled_in(problem, variant.config))
                 jobs.setdefault(key, Job(name, variant.source, problem, symmetric))
+            elif name == "gemlite":  # tunes itself by compiling every config that it has for a problem
+                key = (name, variant.source, problem)
+                jobs.setdefault(key, Job(name, variant.source, problem, symmetric))
     return list(jobs.values())
 
 

@@ -9,7 +9,7 @@ from tinygemm.kernel.configs import FORMS, select
 from tinygemm.problem import GemmProblem
 
 # tuning candidates that `int4-searched` races; the model that ranks them is rough, so far more than one
-SEARCHED = 32
+SEARCHED = 16
 ASYMMETRIC_SEED = 2
 
 # --- fp16 -----------------------------------------------------------------------------------------------------------

@@ -76,12 +76,10 @@ def gemlite_unsupported(problem, symmetric) -> str | None:
 
 
 def gemlite_variants(problem, gpu) -> list[Variant]:
-    """Its own choice of kernel, and each kernel that may be faster; the first call of each tunes it."""
-    kinds = ("", "GEMV_REVSPLITK", "GEMM_SPLITK", "GEMM") if problem.M == 1 else ("", "GEMM_SPLITK", "GEMM")
+    """Its kernels for few tokens; the first call of each tunes it."""
+    kinds = ("GEMV_REVSPLITK", "GEMM_SPLITK") if problem.M == 1 else ("GEMM_SPLITK", "GEMM")
     return [
-        Variant(
-            f"gemlite autotune={GEMLITE_AUTOTUNE}, {kind or 'own choice'}", "gemlite", gemlite_build, gemlite_bind(kind)
-        )
+        Variant(f"gemlite autotune={GEMLITE_AUTOTUNE}, {kind}", "gemlite", gemlite_build, gemlite_bind(kind))
         for kind in kinds
     ]
 
@@ -103,10 +101,10 @@ def gemlite_build(packed):
 
 
 def gemlite_bind(kind: str):
-    """kind: one of GemLite's matmul types; "": what it chooses itself."""
+    """kind: one of GemLite's matmul types."""
 
     def bind(x, layer):
-        return (lambda: layer.forward_manual(x, matmul_type=kind)) if kind else (lambda: layer(x))
+        return lambda: layer.forward_manual(x, matmul_type=kind)
 
     return bind
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,13 @@ from tinygemm.hardware import GpuSpec
 from tinygemm.harness import backends, compile, own, timing, verify
 from tinygemm.harness.progress import Progress, terms
 from tinygemm.harness.weights import Weights
-from tinygemm.kernel.configs import LaunchConfig, write_table
+from tinygemm.kernel.configs import DEQUANTISE, LaunchConfig, write_table
 from tinygemm.kernel.forms import SHARED_BYTES
 from tinygemm.problem import GemmProblem
 
 # what a config is tuned for: every config of these M is timed; then, for those between, only the best of them
 FULL_M = (1, 8, 16)
+MANY_M = (24, 32, 48, 64, 96, 128, 192, 256)  # where the fused kernel may lose to dequantising first
 SCREEN_REP, FINAL_REP, FINALISTS = 3, 15, 6
 LATENCY_US = 0.8  # one trip to DRAM and back under load, about the same on every GPU of these years
 L2_OVER_DRAM = 3.0  # L2 bandwidth over DRAM bandwidth, of the order of both Ampere and Hopper
@@ -34,7 +36,8 @@ def candidates(form: str, M: int) -> list[LaunchConfig]:
         return _rings(M)
     block_m = 8 if M <= 8 else 16
     found = []
-    for block_n, warps, split_k, steps in itertools.product((16, 32, 64), (1, 2, 4, 8), SPLITS, (1, 2, 4)):
+    splits = SPLITS if form != "load-only" else SPLITS[:2] + SPLITS[3:6:2]
+    for block_n, warps, split_k, steps in itertools.product((16, 32, 64), (1, 2, 4, 8), splits, (1, 2, 4)):
         words = block_n * steps // 2 * (4 if form == "fp16" else 1)  # registers of a thread that wait for weights
         if words not in WORDS[form] or not 4 <= warps * split_k <= 64:
             continue
@@ -104,7 +107,10 @@ def tune(
         (problem, *progress.ranked[form, problem][0]) for form, problem in todo if (form, problem) in progress.ranked
     ]
     rows = [{"M": p.M, "K": p.K, "N": p.N, "latency_us": round(us, 3), "config": config} for p, us, config in best]
-    write_table(path, rows, "table", about)
+    fused = {
+        (p.K, p.N): progress.ranked["splitk", p][0][1] for p in problems if p.M == FULL_M[-1] and "splitk" in forms
+    }
+    write_table(path, rows, "table", about, _crossovers(fused, device.L2_cache_size))
     progress.close()
     return rows
 
@@ -127,6 +133,28 @@ def _race_all(left: dict, problems, forms, progress: Progress, l2_bytes: int, wo
             progress.add(form, problem, _race(form, configs, x, weights, problem, clock))
         del weights
         torch.cuda.empty_cache()
+
+
+def _crossovers(fused: dict[tuple[int, int], LaunchConfig], l2_bytes: int) -> list[dict]:
+    """From how many tokens on it is faster to dequantise first: one row per weight (K, N), with its fused config."""
+    clock, rows = timing.CudaClock(), []
+    for (K, N), config in fused.items():
+        weights = Weights(backends.operands(GemmProblem(1, N, K), True, "cuda", seed=0), l2_bytes)
+        copies = weights.copies("packed", own.packed_form, "cold")
+        crossover = MANY_M[-1] + 1
+        for M in reversed(MANY_M):
+            x = backends.activations(GemmProblem(M, N, K), "cuda", seed=1)
+            backends.forget_graphs()
+            contenders = {"fused": config, "dequantise": DEQUANTISE}
+            replays = {
+                name: timing.prepare([_bind(c, x, w) for w in copies], "graph", clock) for name, c in contenders.items()
+            }
+            samples, _ = timing.interleave(replays, "graph", SCREEN_REP + 2, 1, clock)
+            if statistics.median(samples["dequantise"]) > statistics.median(samples["fused"]):
+                break
+            crossover = M
+        rows.append({"K": K, "N": N, "M": crossover})
+    return rows
 
 
 def _for_tokens(M: int, configs: list[LaunchConfig]) -> list[LaunchConfig]:
