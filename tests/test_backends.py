@@ -53,10 +53,11 @@ def ready_of(bench, weights, problem=PROBLEM, launch="graph", l2_state="cold", *
 
 def test_every_backend_of_the_design_is_registered_under_its_own_name():
     names = {
-        "fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4-gemv", "int4-splitk", "int4",
+        "fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4-ring", "int4-splitk", "int4",
         "int4-serial", "int4-fused", "int4-searched", "int4-no-split", "int4-more-split", "int4-naive-dequant",
-        "int4-no-dequant", "int4-bf16", "int4-asymmetric", "int4-load-only", "int4-load-only-serial", "aten-int4mm",
-        "gemlite", "bitsandbytes-nf4", "marlin", "copy", "empty-node",
+        "int4-no-dequant", "int4-step-naive", "int4-step-lop3", "int4-step-early", "int4-bf16", "int4-asymmetric",
+        "int4-load-only", "int4-load-only-serial", "aten-int4mm", "gemlite", "bitsandbytes-nf4", "marlin", "copy",
+        "empty-node",
     }  # fmt: skip
     assert set(backends.known_names()) == names
     assert set(REPORT_BACKENDS) <= names
@@ -94,7 +95,7 @@ def test_stored_bits_are_the_bytes_that_the_copies_hold():
 @pytest.mark.parametrize(
     ("name", "problem", "symmetric", "message"),
     [
-        ("int4-gemv", GemmProblem(2, 1024, 4096), True, "M=1 only, this is M=2"),
+        ("int4-ring", GemmProblem(9, 1024, 4096), True, "up to 8 tokens, this is M=9"),
         ("int4-load-only", GemmProblem(1, 1024, 4096), False, "symmetric weights only"),
         ("aten-int4mm", GemmProblem(1, 1024, 4096, -1), True, "group sizes 32, 64 and 128, not -1"),
         ("aten-int4mm", GemmProblem(1, 1023, 4096), True, "N divisible by 8"),
@@ -483,7 +484,7 @@ def test_a_failure_gets_its_own_word_and_one_line(product, status, message):
 
 def test_a_config_that_does_not_exist_is_unsupported():
     def no_config(problem, gpu):
-        raise ValueError("gemv serves M = 1")
+        raise ValueError("the ring serves up to 8 tokens")
 
     clock = FakeClock()
     _, packed, _ = operands()
@@ -492,7 +493,7 @@ def test_a_config_that_does_not_exist_is_unsupported():
     backend = fake_backend("b", clock)
     object.__setattr__(backend, "variants", no_config)
     ready = ready_of(bench_of(clock, backend), Weights(packed, 1000))
-    assert (ready["b"].status, ready["b"].message) == ("unsupported", "gemv serves M = 1")
+    assert (ready["b"].status, ready["b"].message) == ("unsupported", "the ring serves up to 8 tokens")
 
 
 def test_a_lost_context_stops_everything():

@@ -275,7 +275,7 @@ def test_tune_writes_a_table_that_says_how_it_was_made(gpu, tmp_path, monkeypatc
     monkeypatch.setattr(tune, "tune", search)
     monkeypatch.setattr(hardware, "snapshot", lambda: {"driver": "580.159"})
     succeed("tune", "--out", tmp_path / "h200.json")
-    assert asked == [(45, ["splitk", "gemv", "load-only", "fp16"], "h200", "h200.json.partial")]
+    assert asked == [(45, ["splitk", "ring", "load-only", "fp16"], "h200", "h200.json.partial")]
     table = json.loads((tmp_path / "h200.json").read_text())
     assert re.search(r"NVIDIA H200, driver 580.159, torch .*`tinygemm tune`", table["about"])
     assert [file.name for file in tmp_path.iterdir()] == ["h200.json"]

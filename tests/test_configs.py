@@ -22,7 +22,7 @@ from tinygemm.kernel.configs import (
 from tinygemm.problem import DECODE_M, REPORT_SHAPES, GemmProblem
 
 SPLITK = LaunchConfig("splitk", 8, 64, 256, 4, 2, 1)
-GEMV = LaunchConfig("gemv", 1, 64, 256, 4, 4, 3)
+RING = LaunchConfig("ring", 1, 64, 512, 4, 4, 3)
 
 
 @pytest.fixture
@@ -57,18 +57,18 @@ def test_every_gpu_has_a_table_for_every_problem_of_the_report(gpu):
 def test_every_config_of_the_tables_serves_its_problem_in_one_launch(gpu):
     for row in table(gpu)[0]:
         config, problem = row["config"], GemmProblem(row["M"], row["N"], row["K"])
-        assert config.form in ("splitk", "gemv", "fp16", "load-only")
+        assert config.form in ("splitk", "ring", "fp16", "load-only")
         assert config.block_m >= problem.M or config.form == "load-only", problem
         assert config.split_k * config.block_k <= problem.K, f"{problem}: shares of K that would be empty"
-        if config.form == "load-only":  # it has no masks
+        if config.form in ("ring", "load-only"):  # they have no masks
             assert problem.N % config.block_n == problem.K % config.block_k == 0, problem
 
 
 def test_the_fastest_config_of_the_problem_itself_comes_first(planted):
     faster = replace(SPLITK, split_k=8)
-    planted([(1, 4096, 4096, 6.0, SPLITK), (1, 4096, 4096, 5.0, faster), (1, 4096, 1024, 3.0, GEMV)])
+    planted([(1, 4096, 4096, 6.0, SPLITK), (1, 4096, 4096, 5.0, faster), (1, 4096, 1024, 3.0, RING)])
     assert select(GemmProblem(1, 4096, 4096), "h200") == (faster, "table")
-    assert select(GemmProblem(1, 1024, 4096), "h200") == (GEMV, "table")
+    assert select(GemmProblem(1, 1024, 4096), "h200") == (RING, "table")
 
 
 def test_a_predicted_table_says_so(planted):
@@ -85,7 +85,7 @@ def test_a_shape_outside_the_table_gets_the_nearest_one_of_its_own_tokens(plante
 
 
 def test_many_tokens_use_the_largest_bucket(planted):
-    planted([(1, 4096, 4096, 5.0, GEMV), (16, 4096, 4096, 7.0, replace(SPLITK, block_m=16))])
+    planted([(1, 4096, 4096, 5.0, RING), (16, 4096, 4096, 7.0, replace(SPLITK, block_m=16))])
     assert select(GemmProblem(40, 4096, 4096), "h200") == (replace(SPLITK, block_m=16), "rule")
     assert select(GemmProblem(1000, 4096, 4096), "h200", "fused") == (replace(SPLITK, block_m=16), "rule")
 
@@ -120,21 +120,21 @@ def test_another_group_size_is_not_claimed_to_be_tuned(planted):
     assert select(GemmProblem(1, 4096, 4096, 64), "h200") == (SPLITK, "rule")
 
 
-def test_where_only_the_gemv_was_tuned_another_m_lends_its_config(planted):
-    """One token and groups of 64: the gemv cannot, so the tensor-core config of two tokens is nearest."""
+def test_where_only_the_ring_was_tuned_another_m_lends_its_config(planted):
+    """One token and an N that leaves a tile half full: the ring has no masks, the config of two tokens is nearest."""
     planted(
-        [(1, 4096, 4096, 5.0, GEMV), (2, 4096, 4096, 6.0, SPLITK), (16, 4096, 4096, 7.0, replace(SPLITK, block_m=16))]
+        [(1, 4096, 4096, 5.0, RING), (2, 4096, 4096, 6.0, SPLITK), (16, 4096, 4096, 7.0, replace(SPLITK, block_m=16))]
     )
-    assert select(GemmProblem(1, 4096, 4096, 64), "h200") == (SPLITK, "rule")
-    planted([(1, 4096, 4096, 5.0, GEMV)], gpu="a10g")
+    assert select(GemmProblem(1, 4080, 4096), "h200") == (SPLITK, "rule")
+    planted([(1, 4096, 4096, 5.0, RING)], gpu="a10g")
     with pytest.raises(ValueError, match="the table of a10g has no config of form splitk"):
         select(GemmProblem(2, 4096, 4096), "a10g")
 
 
 def test_a_form_can_be_forced(planted):
-    planted([(1, 4096, 4096, 5.0, GEMV), (1, 4096, 4096, 6.0, SPLITK)])
+    planted([(1, 4096, 4096, 5.0, RING), (1, 4096, 4096, 6.0, SPLITK)])
     problem = GemmProblem(1, 4096, 4096)
-    assert select(problem, "h200")[0] == GEMV
+    assert select(problem, "h200")[0] == RING
     assert select(problem, "h200", form="splitk")[0] == SPLITK
     assert select(problem, "h200", form="static") == (STATIC, "default")
 
@@ -147,12 +147,22 @@ def test_a_yardstick_is_never_chosen_to_compute_the_product(planted):
     assert select(GemmProblem(1, 4096, 4096), "h200", form="load-only") == (yardstick, "table")
 
 
-@pytest.mark.parametrize(("K", "group_size"), [(4096, 64), (4096, 32), (4097, -1), (64, -1)])
-def test_the_gemv_is_never_chosen_for_what_it_cannot_compute(planted, K, group_size):
-    planted([(1, 4096, 4096, 5.0, GEMV), (1, 4096, 4096, 6.0, SPLITK)])
-    assert select(GemmProblem(1, 4096, K, group_size), "h200")[0] == SPLITK
-    with pytest.raises(ValueError, match="gemv serves M = 1, even K and groups of 128"):
-        select(GemmProblem(1, 4096, K, group_size), "h200", form="gemv")
+@pytest.mark.parametrize(
+    ("M", "N", "K", "group_size"), [(2, 4096, 4096, 128), (1, 4080, 4096, 64), (1, 4096, 4160, 32), (1, 4096, 64, -1)]
+)
+def test_the_ring_is_never_chosen_for_what_it_cannot_compute(planted, M, N, K, group_size):
+    """Fewer rows of x in its tile than tokens, N that does not fill its tiles, K that is no multiple of 128."""
+    planted([(1, 4096, 4096, 5.0, RING), (1, 4096, 4096, 6.0, SPLITK)])
+    problem = GemmProblem(M, N, K, group_size)
+    assert select(problem, "h200")[0] == SPLITK
+    with pytest.raises(ValueError, match="the table of h200 has no config of form ring"):
+        select(problem, "h200", form="ring")
+
+
+@pytest.mark.parametrize("group_size", [32, 64, 128, -1])
+def test_the_ring_serves_every_group_size_and_any_whole_tiles(planted, group_size):
+    planted([(1, 4096, 4096, 5.0, RING), (1, 4096, 4096, 6.0, SPLITK)])
+    assert select(GemmProblem(1, 4160, 8320, group_size), "h200")[0] == RING
 
 
 def test_every_table_is_of_a_known_gpu():
@@ -172,7 +182,7 @@ def test_a_gpu_without_a_table_takes_that_of_the_nearest_compute_capability(plan
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("form", "magic", "form must be one of static, splitk, gemv, load-only, fp16, dequantise, got 'magic'"),
+        ("form", "magic", "form must be one of static, splitk, ring, load-only, fp16, dequantise, got 'magic'"),
         ("num_stages", 2, "num_stages=2 must be 1"),
         ("block_m", 4, "block_m=4 must be a multiple of 8"),
         ("block_n", 48, "block_n=48 must be a power of two"),
@@ -181,6 +191,8 @@ def test_a_gpu_without_a_table_takes_that_of_the_nearest_compute_capability(plan
         ("num_stages", 2.0, "num_stages must be a positive integer, got 2.0"),
         ("num_warps", 3, "num_warps=3 must be a power of two"),
         ("block_k", 128, "block_k=128 must be a multiple of 128 * num_warps=256"),
+        ("max_registers", -1, "max_registers must be a positive integer, got -1"),
+        ("max_registers", 128.0, "max_registers must be a positive integer, got 128.0"),
     ],
 )
 def test_a_config_that_no_kernel_could_run_is_refused(field, value, message):
@@ -189,8 +201,11 @@ def test_a_config_that_no_kernel_could_run_is_refused(field, value, message):
 
 
 def test_forms_have_their_own_constraints():
-    with pytest.raises(ValueError, match="gemv needs block_m=1 and block_k a multiple of 128"):
-        replace(GEMV, block_m=2)
+    for wrong in ({"block_m": 16}, {"block_k": 1024}):
+        with pytest.raises(ValueError, match="ring needs block_m of at most 8 and block_k of 128 a warp"):
+            replace(RING, **wrong)
+    with pytest.raises(ValueError, match="block_m=3 must be a power of two"):
+        replace(RING, block_m=3)
     with pytest.raises(ValueError, match="static needs split_k=1 and block_k=128"):
         replace(STATIC, split_k=2)
     with pytest.raises(ValueError, match="form must be one of"):
@@ -198,10 +213,11 @@ def test_forms_have_their_own_constraints():
 
 
 def test_a_written_table_reads_back_and_has_one_row_per_line(planted, tmp_path):
-    planted([(1, 4096, 4096, 5.25, SPLITK), (2, 4096, 4096, 5.5, GEMV)], dequantise_from_m=[(4096, 4096, 48)])
+    limited = replace(SPLITK, max_registers=168)
+    planted([(1, 4096, 4096, 5.25, limited), (2, 4096, 4096, 5.5, RING)], dequantise_from_m=[(4096, 4096, 48)])
     rows, source = table("h200")
     assert source == "table"
-    assert [(row["M"], row["latency_us"], row["config"]) for row in rows] == [(1, 5.25, SPLITK), (2, 5.5, GEMV)]
+    assert [(row["M"], row["latency_us"], row["config"]) for row in rows] == [(1, 5.25, limited), (2, 5.5, RING)]
     text = (tmp_path / "h200.json").read_text()
     assert json.loads(text)["about"] == "planted"
     assert json.loads(text)["dequantise_from_m"] == [{"K": 4096, "N": 4096, "M": 48}]

@@ -221,7 +221,7 @@ def test_a_setup_kernel_is_known(name):
     "name",
     [
         "kernel_gemm_packed_int4_static",
-        "kernel_gemv_packed_int4",
+        "kernel_gemm_packed_int4_ring",
         "nvjet_hsh_64x8_64x16_4x1_v_bz_splitK_TNT",
         "void cublasLt::splitKreduce_kernel<32, 16, int, float, __half, float, __half, 1, 0, 0>(T4)",
         "void gemv2T_kernel_val<int, int, __half, __half, __half, float, 128, 16, 4, 4, 0, 0>(T13, T6, T6)",

@@ -22,6 +22,7 @@ from tinygemm.kernel.quant import random_packed
 from tinygemm.problem import GemmProblem
 
 pytestmark = pytest.mark.aot
+BF16 = torch.bfloat16
 
 
 def distinct_configs():
@@ -43,9 +44,9 @@ def distinct_configs():
 
 
 SPLITK = LaunchConfig("splitk", block_m=8, block_n=32, block_k=1024, split_k=4, num_warps=4, num_stages=1)
-GEMV = LaunchConfig("gemv", block_m=1, block_n=32, block_k=256, split_k=4, num_warps=4, num_stages=3)
+RING = LaunchConfig("ring", block_m=4, block_n=32, block_k=512, split_k=4, num_warps=4, num_stages=3)
 FORMATS = [(SPLITK, 32, True), (SPLITK, 32, False), (SPLITK, 64, False), (SPLITK, 128, False), (SPLITK, -1, True)]
-FORMATS += [(GEMV, 128, False), (GEMV, -1, True)]
+FORMATS += [(RING, 32, False), (RING, 64, True), (RING, 128, False), (RING, -1, True)]
 
 
 def other_formats():
@@ -89,13 +90,18 @@ def assert_fits(cost, spills=0):
 
 def assert_intended_loop(cost, config):
     """What the main loop of a fast kernel was built for, whatever the format."""
-    assert count(cost.body, "I2F") + count(cost.body, "I2FP") == 0, "codes are converted one by one"
+    assert cost.loop_count("I2F") + cost.loop_count("I2FP") == 0, "codes are converted one by one"
     # four LOP3 unpack a word of eight codes; twice as many would mean that two warps dequantise the same word
-    assert 0.5 <= cost.per_weight("LOP3") < 0.7
-    wide_loads = cost.loop_count("LDGSTS", "128") + cost.loop_count("LDG", "128")
-    assert wide_loads >= cost.loop_weights / 32, "words are not read 16 bytes at a time"
-    if config.form == "splitk":  # one mma.m16n8k16 takes 8 weights of each thread and 8 tokens
-        assert cost.loop_count("HMMA", "16816") == cost.loop_weights / 8 * (config.block_m / 8)
+    assert 0.5 <= cost.per_weight("LOP3") < 0.8
+    # one mma.m16n8k16 takes 8 weights of each thread and 8 tokens
+    assert cost.loop_count("HMMA", "16816") == cost.loop_weights / 8 * max(1, config.block_m / 8)
+    if config.form == "ring":
+        assert cost.loop_count("LDGSTS", "BYPASS", "128") == cost.loop_weights / 32, "words are not copied in 16 bytes"
+        assert cost.loop_count("LDG") == 0, "something waits in registers"
+    else:
+        assert cost.loop_count("LDG", "128") >= cost.loop_weights / 32, "words are not read 16 bytes at a time"
+    assert cost.loop_count("STS") == 0, "something is moved from thread to thread"
+    assert cost.loop_count("BAR") == 0, "warps wait for each other"
 
 
 @pytest.mark.parametrize(("gpu", "config", "problem"), distinct_configs(), ids=name)
@@ -124,6 +130,31 @@ def test_other_group_sizes_and_zeros_compile_to_the_same_loop(costs, gpu, config
     cost = costs[gpu, config, problem, symmetric]
     assert_fits(cost)
     assert_intended_loop(cost, config)
+
+
+@pytest.mark.parametrize("config", [SPLITK, RING], ids=name)
+@pytest.mark.parametrize("gpu", tables())
+def test_bfloat16_takes_three_shifts_more_per_word_and_nothing_else(costs, gpu, config):
+    """Its codes fit the mantissa in the low bits only, so that every pair is shifted there first."""
+    w = random_packed(4096, 4096, -1).to("meta")
+    (launch,) = record_launches(lambda: launch_product(torch.empty(1, 4096, dtype=BF16, device="meta"), w, config))
+    weights = config.block_n * config.block_k / (32 * config.num_warps)
+    cost = replace(launch_cost(launch, gpu_spec(gpu)), loop_weights=weights)
+    assert_fits(cost)
+    assert_intended_loop(cost, config)
+    assert cost.loop_count("HMMA", "BF16") == cost.loop_count("HMMA")
+    half = costs[gpu, config, GemmProblem(1, 4096, 4096, -1), True]
+    assert cost.per_weight("SHF") == pytest.approx(half.per_weight("SHF") + 2 / 8, abs=0.05)
+
+
+@pytest.mark.parametrize("gpu", tables())
+def test_the_shared_memory_of_a_ring_is_counted_where_the_kernel_declares_it(costs, gpu):
+    """48 KiB at the most are given without asking; a program's stages for every warp lie in them."""
+    problem = GemmProblem(1, 4096, 4096, -1)
+    ring = RING.num_stages * RING.num_warps * forms.stage_bytes(RING, random_packed(64, 4096, -1))
+    assert ring <= costs[gpu, RING, problem, True].shared_bytes <= ring + 16, "what the last share tells the others"
+    sums = 4 * SPLITK.num_warps * SPLITK.block_n * SPLITK.block_m
+    assert sums <= costs[gpu, SPLITK, problem, True].shared_bytes <= sums + 16
 
 
 def test_the_obvious_kernel_pays_for_its_shifts_and_conversions(costs):

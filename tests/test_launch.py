@@ -15,8 +15,8 @@ from tinygemm.kernel.configs import DEQUANTISE, STATIC, LaunchConfig
 from tinygemm.kernel.quant import random_packed
 
 SPLITK = LaunchConfig("splitk", block_m=8, block_n=32, block_k=512, split_k=2, num_warps=2, num_stages=1)
-GEMV = LaunchConfig("gemv", block_m=1, block_n=32, block_k=256, split_k=2, num_warps=4, num_stages=2)
-FORMS = {"splitk": SPLITK, "no split": replace(SPLITK, split_k=1), "gemv": GEMV, "static": STATIC}
+RING = LaunchConfig("ring", block_m=8, block_n=32, block_k=256, split_k=2, num_warps=2, num_stages=3)
+FORMS = {"splitk": SPLITK, "no split": replace(SPLITK, split_k=1), "ring": RING, "static": STATIC}
 N, K = 64, 1024
 W = random_packed(N, K, symmetric=False)
 
@@ -31,7 +31,7 @@ def version(request, monkeypatch):
 def kernel(monkeypatch):
     """Stands in for every kernel of the product."""
     kernel = Kernel()
-    for name in ("gemm_packed_int4_splitk", "gemv_packed_int4", "gemm_packed_int4_static", "dequantize_int4"):
+    for name in ("gemm_packed_int4_splitk", "gemm_packed_int4_ring", "gemm_packed_int4_static", "dequantize_int4"):
         monkeypatch.setattr(kernels, f"kernel_{name}", kernel)
     return kernel
 
@@ -113,12 +113,12 @@ def test_constants_stand_in_the_order_of_the_signature():
     """The short way passes them by position."""
     described = [
         *forms.product(SPLITK, 1, W, K, False),
-        *forms.product(GEMV, 1, W, K, False),
+        *forms.product(RING, 1, W, K, False),
         *forms.product(STATIC, 1, W, K, False),
         forms.dequantise(W),
-        *twins._load_only(random_packed(N, K), SPLITK).launches,
+        *twins._load_only(random_packed(N, K), SPLITK, True).launches,
         *twins._fp16(aligned(), torch.zeros(N, K).half(), SPLITK).launches,
-        *twins._twin(aligned(), W, SPLITK, "none").launches,
+        *twins._twin(aligned(), W, SPLITK, "none", True, True).launches,
     ]
     for one in described:
         assert one.kernel.arg_names[-len(one.constants) :] == list(one.constants), one.kernel.__name__
@@ -286,10 +286,11 @@ def test_a_program_with_nothing_to_walk_never_starts_before_the_kernel_before_it
     """It would not wait, and the workspace and the memory that it writes to may still be in use."""
     config = replace(SPLITK, split_k=split_k)  # 8 blocks of K, 2 warps: 4 steps
     w = random_packed(N, K)
-    described = (*forms.product(config, 1, w, K, True), *forms.product(replace(GEMV, split_k=split_k), 1, w, K, True))
-    for one in described:
-        assert one.constants["PDL"] is waits
-        assert one.options.get("launch_pdl", False) is waits
+    (one,) = forms.product(config, 1, w, K, True)
+    assert one.constants["PDL"] is waits
+    assert one.options.get("launch_pdl", False) is waits
+    (ring,) = forms.product(replace(RING, split_k=4 * split_k), 1, w, K, True)
+    assert ring.constants["PDL"], "its programs wait before they walk, whether they have anything to walk or not"
 
 
 def test_dequantised_weights_take_the_short_way_too(version, kernel):

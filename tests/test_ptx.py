@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 from guard import FalseHintError, MisalignedError, OutOfBoundsError, guarded
-from ptx import PtxError, emulated, execute
+from ptx import POISON, SHARED, SHARED_AT, PtxError, emulated, execute
 from triton.runtime.errors import InterpreterError
 
 WORDS = np.random.default_rng(0).integers(0, 2**32, 64, dtype=np.uint32)
@@ -45,6 +45,148 @@ def test_half_fma_rounds_once():
     one_up = np.array([0x3C01], np.uint16)
     (bits,) = execute("fma.rn.f16 $0, $1, $1, 0xbc00;", "=h,h", [one_up])
     assert bits.view(np.float16)[0] == np.float16(2**-9 + 2**-20)
+
+
+def bf16(values):
+    """The nearest bf16 of numbers, as bits."""
+    bits = np.asarray(values, np.float32).view(np.uint32)
+    return (bits + 0x7FFF + (bits >> 16 & 1) >> 16).astype(np.uint16)
+
+
+def test_bf16_fma_rounds_once_and_works_on_both_halves():
+    """(1 + 2^-7)^2 - 1 = 2^-6 + 2^-14, which bf16 holds; rounding the product first would lose the last term."""
+    pair = bf16([1 + 2**-7, 3]).view(np.uint32)
+    (bits,) = execute("fma.rn.bf16x2 $0, $1, $1, 0xbf80bf80;", "=r,r", [pair])
+    np.testing.assert_array_equal(bits.view(np.uint16), bf16([2**-6 + 2**-14, 8]))
+
+
+@pytest.mark.parametrize(("low", "rounded"), [(0x7F, 0x3F80), (0x80, 0x3F80), (0x81, 0x3F81), (0x180, 0x3F82)])
+def test_bf16_results_round_to_nearest_even(low, rounded):
+    """1 + low / 2^15, added up from two bf16: halfway between two bf16 the even one is taken."""
+    terms = [1 + (low >> 8) * 2**-7, (low & 0xFF) * 2**-15]
+    one, big, small = (np.full(1, bf16(value), np.uint32) for value in (1.0, *terms))
+    (bits,) = execute("fma.rn.bf16x2 $0, $1, $2, $3;", "=r,r,r,r", [one, big, small])
+    assert bits[0] & 0xFFFF == rounded
+
+
+# --- shared memory ----------------------------------------------------------------------------------------------------
+
+SOURCE = np.arange(1, 65, dtype=np.uint32)
+POISONED = np.frombuffer(bytes([POISON] * 4), np.uint32)[0]
+LANES = np.arange(8, dtype=np.uint32)
+
+
+def declare(size):
+    execute(f"{{ .shared .align 16 .b8 memory[{size}]; mov.u32 $0, memory; }}", "=r", [])
+
+
+def copy(lanes=LANES, size=16, width=16):
+    """Each lane copies its 16 bytes of SOURCE to where its number says."""
+    pointers = SOURCE.ctypes.data + 16 * LANES.astype(np.uint64)
+    addresses, sizes = (SHARED_AT + 16 * lanes).astype(np.uint32), np.full(8, size, np.uint32)
+    asm = f"cp.async.cg.shared.global [$1], [$2], {width}, $3; mov.b32 $0, 0;"
+    execute(asm, "=r,r,l,r", [addresses, pointers, sizes])
+
+
+def commit():
+    execute("cp.async.commit_group; mov.b32 $0, 0;", "=r", [])
+
+
+def wait(pending):
+    execute(f"cp.async.wait_group {pending}; bar.warp.sync 0xffffffff; mov.b32 $0, 0;", "=r", [])
+
+
+def read(lanes=LANES, words=4):
+    outputs = ", ".join(f"${i}" for i in range(words))
+    asm = f"ld.shared.v4.b32 {{{outputs}}}, [${words}];"
+    return np.stack(execute(asm, "=r,=r,=r,=r,r", [(SHARED_AT + 16 * lanes).astype(np.uint32)]), axis=1)
+
+
+def write(lanes=LANES):
+    values = [(SHARED_AT + 4 * lanes).astype(np.uint32), lanes.astype(np.float32)]
+    execute("st.shared.f32 [$1], $2; mov.b32 $0, 0;", "=r,r,f", values)
+
+
+def test_a_copy_that_is_read_without_its_wait_is_seen_as_poison():
+    declare(128)
+    assert (read() == POISONED).all(), "nobody has written there yet"
+    copy()
+    assert (read() == POISONED).all()
+    commit()
+    wait(1)
+    assert (read() == POISONED).all(), "the last group may still be under way"
+    wait(0)
+    np.testing.assert_array_equal(read().ravel(), SOURCE[:32])
+
+
+def test_groups_arrive_in_the_order_in_which_they_were_committed():
+    declare(256)
+    copy()
+    commit()
+    copy(LANES + 8)
+    commit()
+    wait(1)
+    np.testing.assert_array_equal(read().ravel(), SOURCE[:32])
+    assert (read(LANES + 8) == POISONED).all()
+
+
+def test_a_copy_outside_every_group_never_arrives():
+    declare(128)
+    copy()
+    wait(0)
+    assert (read() == POISONED).all()
+
+
+def test_a_copy_of_size_zero_writes_zeros_and_reads_nothing(monkeypatch):
+    checked = []
+    monkeypatch.setattr(SHARED, "check", lambda pointers, size: checked.append((len(pointers), size)))
+    declare(128)
+    copy(size=0)
+    commit()
+    wait(0)
+    assert (read() == 0).all()
+    copy()
+    assert checked == [(0, 16), (8, 16)], "the guard is asked about what is read, and about nothing else"
+
+
+def test_shared_memory_must_not_be_written_while_copies_are_under_way():
+    declare(128)
+    write()
+    copy()
+    with pytest.raises(PtxError, match="while copies may still arrive"):
+        write()
+    commit()
+    with pytest.raises(PtxError, match="while copies may still arrive"):
+        write()
+    wait(0)
+    write()
+    np.testing.assert_array_equal(read().view(np.float32).ravel()[:8], LANES)
+
+
+@pytest.mark.parametrize("lanes", [LANES - 1, LANES + 1], ids=["below", "above"])
+@pytest.mark.parametrize("access", [copy, read, lambda lanes: write(4 * lanes)], ids=["copy", "read", "write"])
+def test_addresses_outside_of_what_was_declared_are_refused(access, lanes):
+    declare(128)
+    with pytest.raises(PtxError, match="lie outside the 128 bytes declared"):
+        access(lanes)
+    assert (SHARED.bytes == POISON).all()
+
+
+def test_what_does_not_lie_at_a_multiple_of_its_size_is_refused():
+    declare(128)
+    with pytest.raises(PtxError, match="shared addresses are no multiple of 16"):
+        read(LANES[:4] + 0.25)
+    with pytest.raises(PtxError, match="takes sizes 0 and 16 and aligned pointers"):
+        copy(size=8)
+    with pytest.raises(PtxError, match="past L1 a copy has 16 bytes"):
+        copy(size=4, width=4)
+
+
+def test_a_new_program_finds_its_shared_memory_poisoned():
+    declare(128)
+    write()
+    declare(128)
+    assert (read() == POISONED).all()
 
 
 @pytest.mark.parametrize(

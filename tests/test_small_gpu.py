@@ -14,7 +14,7 @@ from tinygemm.hardware import cuda_unavailable_reason
 from tinygemm.kernel.configs import STATIC, LaunchConfig
 from tinygemm.kernel.gemm import dequantize_fp16, gemm
 from tinygemm.kernel.quant import dequantize, pack
-from tinygemm.kernel.twins import fp16_gemm, load_only, load_only_reference, raw_gemm, raw_weight
+from tinygemm.kernel.twins import fp16_gemm, load_only, load_only_reference, raw_weight, twin_gemm
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,13 +22,17 @@ pytestmark = [
 ]
 
 SPLITK = LaunchConfig("splitk", block_m=8, block_n=32, block_k=512, split_k=3, num_warps=2, num_stages=1)
-GEMV = LaunchConfig("gemv", block_m=1, block_n=32, block_k=256, split_k=2, num_warps=4, num_stages=2)
+RING = LaunchConfig("ring", block_m=4, block_n=32, block_k=256, split_k=2, num_warps=2, num_stages=3)
 CONFIGS = {
     "splitk": SPLITK,
     "one share": replace(SPLITK, split_k=1),
     "empty shares": replace(SPLITK, split_k=16),
     "sixteen tokens": replace(SPLITK, block_m=16),
-    "gemv": GEMV,
+    "ring": RING,
+    "ring, one share": replace(RING, split_k=1),
+    "ring, empty shares": replace(RING, split_k=16),
+    "ring, one token": replace(RING, block_m=1),
+    "long ring": replace(RING, num_stages=9),
     "static": STATIC,
     "selected": None,
 }
@@ -38,13 +42,26 @@ CONFIGS = {
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
 @pytest.mark.parametrize("form", CONFIGS)
 def test_small_products(form, symmetric, N, K, group_size):
-    if form == "gemv" and group_size == 32:
-        pytest.skip("the gemv serves groups of 128 and the whole K")
-    operands = make_operands(1 if form == "gemv" else 11, N, K, group_size, symmetric)
+    if "ring" in form:  # it has no masks
+        N, K = 32 * (N // 32), 128 * (K // 128)
+    operands = make_operands(1 if form == "ring, one token" else 11, N, K, group_size, symmetric)
     w = pack(operands.codes, operands.scales, operands.zeros, group_size).to("cuda")
     x = operands.x.cuda()
     for _ in range(3):  # Triton's own way, then the short one
         assert_close(gemm(x, w, CONFIGS[form]).cpu(), operands.reference())
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
+@pytest.mark.parametrize("form", ["splitk", "ring", "static", "selected"])
+def test_small_products_of_bfloat16(form, symmetric):
+    operands = make_operands(3, 96, 640, 64, symmetric)
+    w = pack(operands.codes, operands.scales, operands.zeros, 64).to("cuda")
+    x = operands.x.bfloat16()
+    reference = replace(operands, x=x).reference()
+    for _ in range(3):
+        out = gemm(x.cuda(), w, CONFIGS[form])
+        assert out.dtype == torch.bfloat16
+        assert_close(out.cpu(), reference, max_err=8 * 4e-3, rms_err=8e-3)
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
@@ -60,14 +77,20 @@ def test_small_yardsticks():
     w = pack(operands.codes, operands.scales, None)
     shares = load_only(w.to("cuda"), SPLITK).cpu()
     assert torch.equal(shares[0] ^ shares[1] ^ shares[2], load_only_reference(w))
-    assert_close(raw_gemm(operands.x.cuda(), w.to("cuda"), SPLITK).cpu(), operands.x.double() @ raw_weight(w).T)
+    raw = operands.x.double() @ raw_weight(w).T
+    for config in (SPLITK, RING):
+        assert_close(twin_gemm(operands.x.cuda(), w.to("cuda"), config, "none").cpu(), raw)
+        assert_close(twin_gemm(operands.x.cuda(), w.to("cuda"), config, "naive").cpu(), operands.reference())
+    summed = twin_gemm(operands.x.cuda(), w.to("cuda"), SPLITK, dependent_launch=False, add_warps=False)
+    assert_close(summed.cpu(), operands.reference())
     weight = dequantize(w)
     expected = operands.x.double() @ weight.double().T
     assert_close(fp16_gemm(operands.x.cuda(), weight.cuda(), SPLITK).cpu(), expected)
 
 
-def test_small_products_on_two_streams():
-    operands = make_operands(4, 100, 640)
+@pytest.mark.parametrize("config", [SPLITK, RING], ids=lambda config: config.form)
+def test_small_products_on_two_streams(config):
+    operands = make_operands(4, 96, 640)
     w, x = pack(operands.codes, operands.scales, None).to("cuda"), operands.x.cuda()
     streams = [torch.cuda.Stream(), torch.cuda.Stream()]
     torch.cuda.synchronize()
@@ -75,7 +98,7 @@ def test_small_products_on_two_streams():
     for _ in range(4):
         for stream in streams:
             with torch.cuda.stream(stream):
-                outputs.append(gemm(x, w, SPLITK))
+                outputs.append(gemm(x, w, config))
     torch.cuda.synchronize()
     for out in outputs:
         assert_close(out.cpu(), operands.reference())
@@ -85,13 +108,14 @@ def test_small_products_on_two_streams():
     os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING") == "1",
     reason="torch captures nothing without its caching allocator",
 )
-def test_a_small_graph():
-    operands = make_operands(4, 100, 640)
+@pytest.mark.parametrize("config", [SPLITK, RING], ids=lambda config: config.form)
+def test_a_small_graph(config):
+    operands = make_operands(4, 96, 640)
     w, x = pack(operands.codes, operands.scales, None).to("cuda"), operands.x.cuda()
-    gemm(x, w, SPLITK)
+    gemm(x, w, config)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        outputs = [gemm(x, w, SPLITK) for _ in range(3)]
+        outputs = [gemm(x, w, config) for _ in range(3)]
     for _ in range(2):
         graph.replay()
     for out in outputs:

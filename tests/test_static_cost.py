@@ -31,6 +31,14 @@ def kernel_dot(out_ptr, x_ptr, w_ptr, K, BLOCK_M: tl.constexpr, BLOCK_N: tl.cons
     tl.store(out_ptr + offs_m[:, None] * BLOCK_N + offs_n[None, :], acc.to(tl.float16))
 
 
+@triton.jit
+def kernel_declares(out_ptr):
+    address = tl.inline_asm_elementwise(
+        "{ .shared .align 16 .b8 memory[2048]; mov.u32 $0, memory; }", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+    )
+    tl.store(out_ptr, address)
+
+
 HALF = torch.float16
 DOT = {"out_ptr": HALF, "x_ptr": HALF, "w_ptr": HALF, "K": 4096, "BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 64}
 
@@ -53,6 +61,13 @@ def test_the_main_loop_of_a_plain_gemm_has_the_instructions_its_tile_needs(gpu):
     assert cost.spills == 0
     assert 32 <= cost.registers <= 80
     assert cost.warps_per_sm == 4 * cost.ctas_per_sm > 0
+
+
+@pytest.mark.parametrize("gpu", ["a10g", "h200"])
+def test_shared_memory_that_a_kernel_declares_itself_counts(gpu):
+    """Triton's metadata do not know of it; what the system keeps of each CTA is not the kernel's."""
+    cost = launch_cost(Launch(kernel_declares, (1,), {"out_ptr": torch.int32}, {"num_warps": 1}), gpu_spec(gpu))
+    assert cost.shared_bytes == 2048
 
 
 def test_a_kernel_without_enough_registers_is_seen_to_spill():

@@ -26,6 +26,7 @@ pytestmark = [
 ]
 
 SPLITK = LaunchConfig("splitk", block_m=8, block_n=32, block_k=1024, split_k=4, num_warps=4, num_stages=1)
+RING = LaunchConfig("ring", block_m=8, block_n=32, block_k=512, split_k=4, num_warps=4, num_stages=3)
 GIB = 2**30
 
 
@@ -51,7 +52,7 @@ def fresh(monkeypatch):
 
 def test_this_triton_has_a_short_way_and_it_gives_the_same_bits():
     w, x = random_packed(4096, 4096, symmetric=False, device="cuda"), activations(3, 4096)
-    for config in (SPLITK, replace(SPLITK, split_k=1), STATIC, None):
+    for config in (SPLITK, replace(SPLITK, split_k=1), RING, STATIC, None):
         before = len(launch._plans)
         ordinary = gemm(x, w, config)
         assert len(launch._plans) == before + 1, "this version of Triton is launched the slow way"
@@ -59,14 +60,15 @@ def test_this_triton_has_a_short_way_and_it_gives_the_same_bits():
         assert_close(ordinary, reference_gemm(x, w))
 
 
-def test_a_known_call_allocates_its_output_and_waits_for_nothing():
+@pytest.mark.parametrize("config", [SPLITK, RING], ids=lambda config: config.form)
+def test_a_known_call_allocates_its_output_and_waits_for_nothing(config):
     w, x = random_packed(4096, 4096, device="cuda"), activations(1, 4096)
-    gemm(x, w, SPLITK)
+    gemm(x, w, config)
     count = "allocation.all.allocated"
     before = torch.cuda.memory_stats()[count]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        outputs = [gemm(x, w, SPLITK) for _ in range(10)]
+        outputs = [gemm(x, w, config) for _ in range(10)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.cuda.memory_stats()[count] == before + len(outputs)
@@ -76,7 +78,9 @@ def test_streams_whose_workspaces_grow_do_not_disturb_each_other():
     """Each stream's calls ask for more and more room while the other's are still running."""
     streams = [torch.cuda.Stream() for _ in range(3)]
     weights = [random_packed(N, 4096, device="cuda", seed=N) for N in (256, 1024, 4096, 8192, 512)]
-    configs = [replace(SPLITK, split_k=split_k) for split_k in (2, 3, 4, 4, 4)]
+    configs = [
+        replace(form, split_k=split_k) for form, split_k in zip((SPLITK, RING) * 3, (2, 3, 4, 4, 4), strict=False)
+    ]
     x = activations(8, 4096)
     expected = [gemm(x, w, config) for w, config in zip(weights, configs, strict=True)]
     torch.cuda.synchronize()
@@ -91,13 +95,14 @@ def test_streams_whose_workspaces_grow_do_not_disturb_each_other():
         assert all(torch.equal(*pair) for pair in zip(outputs, expected, strict=True))
 
 
-def test_an_eager_call_on_each_stream_while_a_graph_is_replayed_on_a_third():
+@pytest.mark.parametrize("config", [SPLITK, RING], ids=lambda config: config.form)
+def test_an_eager_call_on_each_stream_while_a_graph_is_replayed_on_a_third(config):
     weights = [random_packed(4096, 4096, device="cuda", seed=seed) for seed in range(3)]
     x = activations(4, 4096)
-    expected = [gemm(x, w, SPLITK) for w in weights]
+    expected = [gemm(x, w, config) for w in weights]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = [gemm(x, weights[2], SPLITK) for _ in range(10)]
+        captured = [gemm(x, weights[2], config) for _ in range(10)]
     streams = [torch.cuda.Stream() for _ in range(3)]
     torch.cuda.synchronize()
     eager = [[], []]
@@ -106,7 +111,7 @@ def test_an_eager_call_on_each_stream_while_a_graph_is_replayed_on_a_third():
             graph.replay()
         for mine, stream, w in zip(eager, streams, weights, strict=False):
             with torch.cuda.stream(stream):
-                mine.append(gemm(x, w, SPLITK))
+                mine.append(gemm(x, w, config))
     torch.cuda.synchronize()
     for outputs, right in zip([*eager, captured], expected, strict=True):
         assert all(torch.equal(out, right) for out in outputs)
@@ -209,7 +214,7 @@ def test_tensors_of_another_gpu_are_multiplied_there():
     for _ in range(3):
         for w in (first, second):
             mine = x.to(w.device)
-            for config in (SPLITK, None):
+            for config in (SPLITK, RING, None):
                 out = gemm(mine, w, config)
                 assert out.device == w.device
                 assert_close(out, reference_gemm(mine, w))
@@ -233,7 +238,7 @@ def rows_of(w, tiles):
 
 
 @needs_memory(24)
-@pytest.mark.parametrize("config", [SPLITK, STATIC], ids=lambda config: config.form)
+@pytest.mark.parametrize("config", [SPLITK, RING, STATIC], ids=lambda config: config.form)
 def test_a_weight_of_more_than_two_to_the_31_words(config):
     N, K = 2**20 + 64, 2**14
     w = huge_weight(N, K)
@@ -246,7 +251,7 @@ def test_a_weight_of_more_than_two_to_the_31_words(config):
 
 
 @needs_memory(16)
-@pytest.mark.parametrize("config", [SPLITK, STATIC], ids=lambda config: config.form)
+@pytest.mark.parametrize("config", [SPLITK, RING, STATIC], ids=lambda config: config.form)
 def test_rows_of_x_more_than_two_to_the_31_elements_apart(config):
     K = 4096
     w = random_packed(1024, K, device="cuda")
@@ -257,8 +262,11 @@ def test_rows_of_x_more_than_two_to_the_31_elements_apart(config):
         assert_close(gemm(x, w, config), reference_gemm(x, w))
 
 
+ONE_BLOCK = [replace(config, block_k=128, num_warps=1, split_k=1) for config in (SPLITK, RING)]
+
+
 @needs_memory(24)
-@pytest.mark.parametrize("config", [replace(SPLITK, block_k=128, num_warps=1, split_k=1), STATIC, None])
+@pytest.mark.parametrize("config", [*ONE_BLOCK, STATIC, None])
 def test_an_output_of_more_than_two_to_the_31_elements(config):
     N, K, M = 2**20, 128, 2**11 + 20
     w = random_packed(N, K, device="cuda")
@@ -272,15 +280,16 @@ def test_an_output_of_more_than_two_to_the_31_elements(config):
 
 
 def test_any_number_of_tokens_is_right_and_compiles_no_more_than_the_buckets():
-    kernel, w = kernels.kernel_gemm_packed_int4_splitk, random_packed(1536, 2048, device="cuda")
-    cache = kernel.device_caches[torch.cuda.current_device()][0]
-    before = len(cache)
+    w, device = random_packed(1536, 2048, device="cuda"), torch.cuda.current_device()
+    fused = (kernels.kernel_gemm_packed_int4_splitk, kernels.kernel_gemm_packed_int4_ring)
+    caches = [kernel.device_caches[device][0] for kernel in fused]
+    before = sum(map(len, caches))
     generator = torch.Generator().manual_seed(0)
     for M in [*torch.randint(1, 100, (40,), generator=generator).tolist(), *range(1, 18)]:
         x = activations(M, 2048, seed=M)
         assert_close(fused_gemm(x, w), reference_gemm(x, w))
         assert_close(gemm(x, w), reference_gemm(x, w), max_err=2e-2, rms_err=3e-3)
-    assert len(cache) - before <= len(M_BUCKETS)
+    assert sum(map(len, caches)) - before <= len(M_BUCKETS)
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])

@@ -15,13 +15,14 @@ from fake_gpu import FakeClock, fake_backend
 from tinygemm.harness import compile, progress, tune
 from tinygemm.harness.plan import Group, SweepPlan, groups
 from tinygemm.harness.progress import Progress
-from tinygemm.kernel import quant, triton_kernels
+from tinygemm.kernel import forms, quant, triton_kernels
 from tinygemm.kernel.configs import LaunchConfig
 from tinygemm.problem import GemmProblem
 
 PROBLEMS = tuple(GemmProblem(M, N, 4096) for N in (1024, 4096) for M in (1, 2, 8))
 FORMS = ("splitk", "fp16")
 CONFIG = LaunchConfig("splitk", 8, 32, 256, 4, 2, 1)
+RING = LaunchConfig("ring", 1, 32, 256, 4, 2, 5)
 TERMS = {"gpu": "h200", "software": {"triton": "3.6.0"}, "code": "abc"}
 
 
@@ -68,14 +69,26 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(lab, tmp_path, stop_afte
 
 
 def test_only_what_is_still_to_be_measured_is_compiled(lab, tmp_path):
+    """Of 8 races in full and 4 between, the last one is left: two tokens of the second weight, by the fp16 twin."""
     lab.stop_after = 11
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path)
+    full, between = lab.compiled
+    assert {config.form for config in full} == {config.form for config in between} == {"splitk", "fp16"}
+    assert between < full, "what was compiled for the searches in full serves the token counts between"
     lab.stop_after = None
     search(tmp_path)
-    first, second = lab.compiled
-    assert {config.form for config in first} == {"splitk", "fp16"}
-    assert {config.form for config in second} == {"fp16"}
+    _, _, nothing, last = lab.compiled
+    assert nothing == set()
+    assert {config.form for config in last} == {"fp16"}
+
+
+def test_the_token_counts_between_come_after_those_that_are_searched_in_full_for_every_weight(lab, tmp_path):
+    search(tmp_path)
+    first = next(i for i, (_, problem) in enumerate(lab.raced) if problem.M not in tune.FULL_M)
+    assert {problem.M for _, problem in lab.raced[:first]} == {1, 8}
+    assert {problem.M for _, problem in lab.raced[first:]} == {2}
+    assert len(lab.raced) == len(PROBLEMS) * len(FORMS)
 
 
 def test_between_the_token_counts_that_are_searched_in_full_only_the_finalists_run(lab, tmp_path, monkeypatch):
@@ -85,6 +98,40 @@ def test_between_the_token_counts_that_are_searched_in_full_only_the_finalists_r
     search(tmp_path)
     assert sizes["splitk", 1] > 20
     assert 3 <= sizes["splitk", 2] <= 6
+
+
+def test_a_ring_between_has_as_many_rows_of_x_as_there_are_tokens():
+    """The finalists of 1 and 8 tokens serve 3 in tiles of 4; forms with tiles of 8 keep theirs."""
+    rings = [replace(RING, block_m=rows) for rows in (1, 8)]
+    wide = replace(CONFIG, block_m=16)
+    assert tune._for_tokens(3, [*rings, CONFIG, wide]) == [replace(RING, block_m=4), CONFIG]
+    assert tune._for_tokens(12, [CONFIG, wide]) == [wide]
+
+
+@pytest.mark.parametrize("M", [1, 3, 8])
+def test_candidates_of_the_ring_fit_into_shared_memory_and_are_as_long_as_they_can_be(M):
+    found = tune.candidates("ring", M)
+    assert len(found) > 20
+    w = quant.random_packed(64, 128)
+    most = {}
+    for config in found:
+        assert config.block_m >= M
+        assert config.block_m < 2 * M
+        bytes_needed = config.num_stages * config.num_warps * forms.stage_bytes(config, w)
+        assert bytes_needed <= forms.SHARED_BYTES
+        loop = replace(config, num_stages=1)
+        most[loop] = max(most.get(loop, 0), bytes_needed)
+    for config, longest in most.items():
+        assert longest > forms.SHARED_BYTES - config.num_warps * forms.stage_bytes(config, w), "one more stage fits"
+    assert tune.candidates("ring", 9) == []
+
+
+def test_registers_are_limited_only_where_many_words_wait_in_them():
+    limits = {}
+    for config in tune.candidates("splitk", 1):
+        words = config.block_n * forms.steps(config) // 2
+        limits.setdefault(words, set()).add(config.max_registers)
+    assert limits == {8: {0}, 16: {0}, 32: {128, 168}}
 
 
 def ranked(n: int) -> list:

@@ -34,6 +34,7 @@ SM_PARTITIONS = 4  # each has a quarter of the registers, and a warp lives in on
 REGISTER_UNIT = 256  # registers are given to a warp in multiples of this
 SHARED_UNIT = 128  # bytes
 SHARED_RESERVED = 1024  # bytes of each CTA that the system keeps, from compute capability 8.0 on
+RESERVED_IN_KERNEL = (9, 0)  # from here on the assembler counts them as the kernel's own
 
 POINTERS = {
     torch.float16: "*fp16",
@@ -192,7 +193,11 @@ def read_cost(compiled: CompiledKernel, spec: GpuSpec) -> StaticCost:
         sass = _run(triton.knobs.nvidia.nvdisasm.path, "-c", cubin)
         usage = _run(triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin)
     registers = int(re.search(r"REG:(\d+)", usage)[1])
-    num_warps, shared_bytes = compiled.metadata.num_warps, compiled.metadata.shared
+    num_warps = compiled.metadata.num_warps
+    # what the kernel itself declares, from 9.0 on with what the system keeps of every CTA that has any
+    reserved = SHARED_RESERVED if spec.compute_capability >= RESERVED_IN_KERNEL else 0
+    declared = max(0, int(re.search(r"SHARED:(\d+)", usage)[1]) - reserved)
+    shared_bytes = compiled.metadata.shared + declared
     instructions, labels = parse_sass(sass)
     body = Counter(instruction.opcode for instruction in instructions)
     ctas = ctas_per_sm(spec, registers, num_warps, shared_bytes)
