@@ -74,6 +74,11 @@ class Truth:
             "int4-no-dequant": lambda: 1.15 * load_only,
             "int4-load-only": lambda: load_only,
             "aten-int4mm": lambda: (3.4 + 2.0 * int4) * (0.9 + 0.1 * problem.M),
+            "int4-load-only-serial": lambda: 0.9 + load_only,
+            "int4-naive-dequant": lambda: 1.55 * load_only,
+            "int4-no-split": lambda: max(6.0 * problem.K / 4096, 1.32 * load_only),
+            "int4-more-split": lambda: 0.2 + 1.30 * load_only,
+            "int4-fused": lambda: (1.30 if problem.M == 1 else 1.38) * load_only * max(1, problem.M / 16) ** 0.8,
         }
         factor = self.factors.get((backend, problem.K, problem.N), self.factors.get(backend, 1.0))
         device = formulas[backend]() * factor
@@ -95,6 +100,7 @@ def write_run(
     modes: tuple[tuple[str, str], ...] = (("graph", "cold"), ("graph", "hot"), ("eager", "cold"), ("eager", "hot")),
     n_samples: int = 30,
     counters: bool = True,
+    suites: tuple[tuple, ...] = (),
     dirty: bool = False,
     minute: str = "2026-11-23T1412Z",
     seed: int = 0,
@@ -102,6 +108,7 @@ def write_run(
     """Write a sealed run into `root/<gpu>/<run_id>/` and return that folder.
 
     shapes: (K, N); the counters are of the wide and the narrow study shape where they are among them
+    suites: more of (shapes, m_list, backends, modes); a case that several want is timed once
     """
     truth, rng = truth or Truth(), np.random.default_rng(seed)
     run_id = f"{minute}-{COMMIT[:7]}" + ("-dirty" if dirty else "")
@@ -121,9 +128,13 @@ def write_run(
     writer = RunWriter(path, header)
     _write_ideals(writer, truth, n_samples, rng)
     problems = [GemmProblem(M, N, K) for K, N in shapes for M in m_list]
-    for problem in problems:
-        for launch, l2_state in modes:
-            _write_group(writer, truth, problem, launch, l2_state, backends, n_samples, rng)
+    groups: dict[tuple, dict] = {}
+    for suite_shapes, suite_m, suite_backends, suite_modes in ((shapes, m_list, backends, modes), *suites):
+        wanted = [GemmProblem(M, N, K) for K, N in suite_shapes for M in suite_m]
+        for group in ((problem, *mode) for problem in wanted for mode in suite_modes):
+            groups.setdefault(group, {}).update(dict.fromkeys(suite_backends))
+    for group, contenders in groups.items():
+        _write_group(writer, truth, *group, tuple(contenders), n_samples, rng)
     if counters:
         writer.write_counters(*_counters(truth, problems, backends))
     return writer.finish()
@@ -173,7 +184,8 @@ def _case(identity, backend, problem, launch, l2_state, n_samples) -> Case:
     if backend.startswith("int4"):
         form = {"int4-static": "static", "int4-splitk": "splitk"}.get(backend, "gemv")
         config = {"form": form, "block_m": 16, "block_n": 128, "block_k": 128, "num_warps": 2, "num_stages": 3}
-        config |= {"split_k": 1 if form == "static" else 4, "config_source": "table"}
+        split_k = {"int4-static": 1, "int4-no-split": 1, "int4-more-split": 8}.get(backend, 4)
+        config |= {"split_k": split_k, "config_source": "table"}
     return Case(
         identity, backend, layer.model if layer else "", layer.layer if layer else "",
         problem.M, problem.N, problem.K, problem.group_size if quantised else 0,

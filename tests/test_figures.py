@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from tinygemm.problem import STUDY_SHAPES
-from tinygemm.report import figures, style, tables
+from tinygemm.report import decomposition, figures, style, tables
 from tinygemm.report.counters import summarize_counters
 from tinygemm.report.figures.method import MAX_ERR_BOUND
 
@@ -38,7 +38,7 @@ DRAW = {
     "roofline": lambda run, table: figures.roofline(table),
     "percent_of_peak": lambda run, table: figures.percent_of_peak(tables.counters_table(run)),
     "dequant_breakdown": lambda run, table: figures.dequant_breakdown(table),
-    "ladder": lambda run, table: figures.ladder(tables.ladder(run)),
+    "waterfall": lambda run, table: figures.waterfall(decomposition.steps(run), table),
     "launch_cost": lambda run, table: figures.launch_cost(table),
     "cold_vs_hot": lambda run, table: figures.cold_vs_hot(table),
     "correctness": lambda run, table: figures.correctness(table),
@@ -56,7 +56,9 @@ def slow_run(tmp_path_factory):
     return synthetic.load(tmp_path_factory.mktemp("slow"), gpu="a10g", truth=SLOW, m_list=(1, 8), modes=modes)
 
 
-@pytest.fixture(scope="module", params=[*DRAW, "a10g headline", "a10g decode_latency", "a10g roofline", "a10g ladder"])
+@pytest.fixture(
+    scope="module", params=[*DRAW, "a10g headline", "a10g decode_latency", "a10g roofline", "a10g waterfall"]
+)
 def drawn(request, run, table) -> Figure:
     if request.param.startswith("a10g "):
         run = request.getfixturevalue("slow_run")

@@ -1,6 +1,7 @@
 """The figures of the report: a table in, a matplotlib Figure out, one function each; `save` writes PNG or SVG."""
 
-from tinygemm.report.figures.causes import dequant_breakdown, ladder, percent_of_peak, roofline
+from tinygemm.report.figures.causes import dequant_breakdown, percent_of_peak, roofline
+from tinygemm.report.figures.decomposition import waterfall
 from tinygemm.report.figures.method import cold_vs_hot, correctness, launch_cost, samples_spread
 from tinygemm.report.figures.speed import bandwidth_vs_n, decode_latency, frac_of_floor, headline, speedup_vs_n
 from tinygemm.report.style import save
@@ -13,11 +14,11 @@ __all__ = [
     "dequant_breakdown",
     "frac_of_floor",
     "headline",
-    "ladder",
     "launch_cost",
     "percent_of_peak",
     "roofline",
     "samples_spread",
     "save",
     "speedup_vs_n",
+    "waterfall",
 ]

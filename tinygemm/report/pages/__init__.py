@@ -1,5 +1,6 @@
 """What chapters put on their pages beside figures: `shared` serves them all, each topic has a module of its own."""
 
+from tinygemm.report.pages import decomposition
 from tinygemm.report.pages.shared import (
     by_tokens,
     card,
@@ -8,11 +9,13 @@ from tinygemm.report.pages.shared import (
     contenders,
     counters,
     dequantisation,
+    dropdown,
     errors,
     facts,
     glue,
     intensities,
     no_counters,
+    not_timed,
     overlap,
     projections,
     quote,
@@ -30,12 +33,15 @@ __all__ = [
     "conditions",
     "contenders",
     "counters",
+    "decomposition",
     "dequantisation",
+    "dropdown",
     "errors",
     "facts",
     "glue",
     "intensities",
     "no_counters",
+    "not_timed",
     "overlap",
     "projections",
     "quote",

@@ -256,6 +256,16 @@ def no_counters() -> Markdown:
     return Markdown("*This run has no hardware counters: Nsight Compute was missing, or was not allowed to read them.*")
 
 
+def not_timed(what: str) -> Markdown:
+    """What stands where something would that the run did not time."""
+    return Markdown(f"*This run did not time {what}.*")
+
+
+def dropdown(title: str, content: Markdown) -> Markdown:
+    """Content that a click unfolds: the whole of a table of which the chapter shows the point."""
+    return Markdown(f"::::{{dropdown}} {title}\n\n{content.data}\n::::")
+
+
 def twins(table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
     """The tuned kernel and its twins, in us, at the projections of the earlier study.
 
