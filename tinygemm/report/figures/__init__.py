@@ -2,16 +2,20 @@
 
 from tinygemm.report.figures.causes import dequant_breakdown, percent_of_peak, roofline
 from tinygemm.report.figures.decomposition import waterfall
+from tinygemm.report.figures.interventions import cause_along, cause_removed, fitted_terms, time_along
 from tinygemm.report.figures.method import cold_vs_hot, correctness, launch_cost, samples_spread
 from tinygemm.report.figures.speed import bandwidth_vs_n, decode_latency, frac_of_floor, headline, speedup_vs_n
 from tinygemm.report.style import save
 
 __all__ = [
     "bandwidth_vs_n",
+    "cause_along",
+    "cause_removed",
     "cold_vs_hot",
     "correctness",
     "decode_latency",
     "dequant_breakdown",
+    "fitted_terms",
     "frac_of_floor",
     "headline",
     "launch_cost",
@@ -20,5 +24,6 @@ __all__ = [
     "samples_spread",
     "save",
     "speedup_vs_n",
+    "time_along",
     "waterfall",
 ]
