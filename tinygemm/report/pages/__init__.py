@@ -1,6 +1,6 @@
 """What chapters put on their pages beside figures: `shared` serves them all, each topic has a module of its own."""
 
-from tinygemm.report.pages import decomposition
+from tinygemm.report.pages import causes, decomposition
 from tinygemm.report.pages.shared import (
     by_tokens,
     card,
@@ -29,6 +29,7 @@ from tinygemm.report.pages.shared import (
 __all__ = [
     "by_tokens",
     "card",
+    "causes",
     "choices",
     "conditions",
     "contenders",

@@ -51,9 +51,14 @@ def card(letter: str, verdicts: dict[str, Verdict]) -> Markdown:
     """
     tuned = verdicts[letter]
     judged = [verdicts[key] for key in (letter, f"{letter}_static") if key in verdicts]
-    answers = [f"{_badge(verdict)} {verdict.sentence}" for verdict in judged]
+    answers = [f"{badge(verdict)} {verdict.sentence}" for verdict in judged]
     title = f"{letter}. {tuned.claim}" if len(letter) == 1 else tuned.claim
     return Markdown("\n".join([f":::{{admonition}} {title}", ":class: finding", "", "\n\n".join(answers), ":::"]))
+
+
+def badge(verdict: Verdict) -> str:
+    """The state of a verdict as a coloured word."""
+    return f"{{{BADGE[verdict.state]}}}`{verdict.state}`"
 
 
 def table(frame: pd.DataFrame, columns: dict[str, tuple[str, str]], name: str, caption: str) -> Markdown:
@@ -290,10 +295,6 @@ def dequantisation(parts: pd.DataFrame, M: int = 1) -> dict[str, float]:
     K, N = WIDE
     row = parts[(parts["M"] == M) & (parts["K"] == K) & (parts["N"] == N)].iloc[0]
     return {name: row[name] for name in ("dequant_only_us", "fused_us")}
-
-
-def _badge(verdict: Verdict) -> str:
-    return f"{{{BADGE[verdict.state]}}}`{verdict.state}`"
 
 
 def _cell(value, spec: str) -> str:
