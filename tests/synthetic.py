@@ -69,7 +69,7 @@ class Truth:
             "int4-static": lambda: 8.2 * problem.K / 4096 + 1.5 * int4,
             "int4-gemv": lambda: 1.30 * load_only,
             "int4-splitk": lambda: 1.38 * load_only,
-            "int4": lambda: (1.30 if problem.M == 1 else 1.38) * load_only,
+            "int4": lambda: formulas["int4-fused" if problem.M <= 64 else "dequant-fp16"](),
             "int4-serial": lambda: 0.6 + (1.30 if problem.M == 1 else 1.38) * load_only,
             "int4-no-dequant": lambda: 1.15 * load_only,
             "int4-load-only": lambda: load_only,

@@ -33,6 +33,7 @@ COLOURS = {
     "gemlite": "#8C6D00",
     "marlin": "#7A4FBF",
     "bitsandbytes-nf4": "#44796B",
+    "int4-fused": "#9AD0F5",
 }
 NAMES = {
     "fp16-cublas": "FP16 (cuBLAS)",
@@ -50,6 +51,11 @@ NAMES = {
     "gemlite": "INT4, GemLite",
     "marlin": "INT4, Marlin",
     "bitsandbytes-nf4": "NF4, bitsandbytes",
+    "int4-fused": "INT4, always fused",
+    "int4-naive-dequant": "INT4, naive dequantisation",
+    "int4-no-split": "INT4, K not split",
+    "int4-more-split": "INT4, K split twice as often",
+    "int4-load-only-serial": "INT4, reads only, no overlap",
 }
 MARKERS = {
     "fp16-cublas": "s",

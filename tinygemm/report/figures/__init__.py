@@ -4,6 +4,7 @@ from tinygemm.report.figures.causes import dequant_breakdown, percent_of_peak, r
 from tinygemm.report.figures.decomposition import waterfall
 from tinygemm.report.figures.interventions import cause_along, cause_removed, fitted_terms, time_along
 from tinygemm.report.figures.method import cold_vs_hot, correctness, launch_cost, samples_spread
+from tinygemm.report.figures.regimes import crossover, speedup_map
 from tinygemm.report.figures.speed import bandwidth_vs_n, decode_latency, frac_of_floor, headline, speedup_vs_n
 from tinygemm.report.style import save
 
@@ -13,6 +14,7 @@ __all__ = [
     "cause_removed",
     "cold_vs_hot",
     "correctness",
+    "crossover",
     "decode_latency",
     "dequant_breakdown",
     "fitted_terms",
@@ -23,6 +25,7 @@ __all__ = [
     "roofline",
     "samples_spread",
     "save",
+    "speedup_map",
     "speedup_vs_n",
     "time_along",
     "waterfall",

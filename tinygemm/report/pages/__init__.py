@@ -1,6 +1,6 @@
 """What chapters put on their pages beside figures: `shared` serves them all, each topic has a module of its own."""
 
-from tinygemm.report.pages import causes, decomposition
+from tinygemm.report.pages import causes, decomposition, regimes
 from tinygemm.report.pages.shared import (
     by_tokens,
     card,
@@ -46,6 +46,7 @@ __all__ = [
     "overlap",
     "projections",
     "quote",
+    "regimes",
     "serial_walk",
     "shapes",
     "table",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tinygemm.report.tables import breakdown, counters_table, only, report_table
-from tinygemm.report.verdicts import causes, decomposition
+from tinygemm.report.verdicts import causes, decomposition, regimes
 from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED, Verdict
 from tinygemm.report.verdicts.findings import (
     bottleneck_shifts,
@@ -14,7 +14,7 @@ from tinygemm.report.verdicts.findings import (
     wide_helps,
 )
 
-__all__ = ["FAILS", "HOLDS", "UNDECIDED", "Verdict", "causes", "decomposition", "of_run"]
+__all__ = ["FAILS", "HOLDS", "UNDECIDED", "Verdict", "causes", "decomposition", "of_run", "regimes"]
 
 
 def of_run(run) -> dict[str, Verdict]:
