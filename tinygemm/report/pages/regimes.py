@@ -53,8 +53,9 @@ def crossings(rows: pd.DataFrame) -> pd.DataFrame:
     rows: regimes.by_tokens(report_table(run))
     """
     found = regimes.crossings(rows)
+    none = "none up to " + found["m_most"].astype(str)
     words = {
-        column: found[f"m_{column}"].map("M ≈ {:.0f}".format, na_action="ignore") for column in ("fp16", "dequant")
+        column: found[f"m_{column}"].map("M ≈ {:.0f}".format).where(found[f"m_{column}"].notna(), none)
+        for column in ("fp16", "dequant")
     }
-    words = {column: text.fillna("none up to " + found["m_most"].astype(str)) for column, text in words.items()}
     return found.assign(shape=found["K"].astype(str) + "×" + found["N"].astype(str), **words)
