@@ -19,6 +19,20 @@ PRODUCTS = (
     "fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4-gemv", "int4-splitk", "int4",
     "int4-serial", "int4-no-dequant", "int4-load-only", "aten-int4mm",
 )  # fmt: skip
+# the experiments beside the decode cases: (shapes, m_list, backends, modes), as write_run takes them
+CAUSES = (
+    (*((4096, N) for N in (512, 1024, 2048, 4096, 14336)), *((K, 4096) for K in (1024, 2048, 8192, 14336))), (1,),
+    ("int4-static", "int4", "int4-no-dequant", "int4-naive-dequant", "int4-no-split", "int4-more-split",
+     "int4-load-only"), (("graph", "cold"), ("eager", "cold")),
+)  # fmt: skip
+REGIMES = (
+    tuple((K, N) for K in (1024, 4096, 14336, 28672) for N in (256, 1024, 4096, 14336, 57344)), (1, 8),
+    ("fp16-cublas", "fp16-triton", "int4", "int4-static", "int4-no-dequant"), (("graph", "cold"),),
+)  # fmt: skip
+CROSSOVER = (
+    STUDY_SHAPES, (1, 2, 4, 8, 16, 32, 64, 128, 256), ("fp16-cublas", "dequant-fp16", "int4-fused", "int4"),
+    (("graph", "cold"),),
+)  # fmt: skip
 GPUS = {
     "h200": {
         "key": "h200", "name": "NVIDIA H200", "compute_capability": "9.0", "sm_count": 132, "l2_bytes": 62914560,

@@ -13,14 +13,15 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from tinygemm.problem import STUDY_SHAPES
-from tinygemm.report import decomposition, figures, style, tables
+from tinygemm.report import causes, decomposition, figures, regimes, style, tables
 from tinygemm.report.counters import summarize_counters
 from tinygemm.report.figures.method import MAX_ERR_BOUND
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return synthetic.load(tmp_path_factory.mktemp("run"), m_list=(1, 8))
+    suites = (synthetic.CAUSES, synthetic.REGIMES, synthetic.CROSSOVER)
+    return synthetic.load(tmp_path_factory.mktemp("run"), m_list=(1, 8), suites=suites)
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,12 @@ DRAW = {
     "percent_of_peak": lambda run, table: figures.percent_of_peak(tables.counters_table(run)),
     "dequant_breakdown": lambda run, table: figures.dequant_breakdown(table),
     "waterfall": lambda run, table: figures.waterfall(decomposition.steps(run), table),
+    "cause_removed": lambda run, table: figures.cause_removed(causes.removals(run)),
+    "cause_along": lambda run, table: figures.cause_along(causes.removals(run)),
+    "time_along": lambda run, table: figures.time_along(table),
+    "fitted_terms": lambda run, table: figures.fitted_terms(causes.contributions(run, causes.fit(run)), table),
+    "speedup_map": lambda run, table: figures.speedup_map(regimes.speedups(run)),
+    "crossover": lambda run, table: figures.crossover(regimes.by_tokens(table)),
     "launch_cost": lambda run, table: figures.launch_cost(table),
     "cold_vs_hot": lambda run, table: figures.cold_vs_hot(table),
     "correctness": lambda run, table: figures.correctness(table),

@@ -118,6 +118,7 @@ def cause_along(removals: pd.DataFrame, M: int = 1) -> Figure:
                 mec="white", mew=0.8, capsize=2, elinewidth=1,
             )  # fmt: skip
         ax.axhline(0, color=style.INK, lw=1)
+        ax.set_title(f"along {axis}", loc="left", size=10.5, weight="bold", pad=4)
         _size_axis(ax, rows.loc[rows[fixed] == at, axis], f"{axis}, with {fixed} = {at}")
     axes[0].set_ylabel("time saved by removing it (%)")
     return fig
@@ -160,6 +161,7 @@ def time_along(table: pd.DataFrame, M: int = 1, backends=SWEPT_BACKENDS) -> Figu
         floor = (
             there[(there["backend"] == "int4") & (there["launch"] == "graph")].drop_duplicates(axis).sort_values(axis)
         )
+        ax.set_title(f"along {axis}", loc="left", size=10.5, weight="bold", pad=4)
         ax.plot(floor[axis], floor["floor_us"], color=style.IDEAL, lw=1.2, ls=(0, (6, 3)), zorder=1)
         _size_axis(ax, there[axis], f"{axis}, with {fixed} = {at}")
         ax.set_yscale("log")

@@ -59,7 +59,7 @@ def speedup_map(rows: pd.DataFrame, against: str = "cuBLAS", m_list=(1, 8)) -> F
     bar = fig.colorbar(shown, ax=axes, orientation="horizontal", shrink=0.7, aspect=40, extend="both", pad=0.02)
     ticks = np.array([0.25, 0.5, 0.71, 1, 1.41, 2, 4])
     bar.set_ticks(np.log2(ticks), labels=["¼×", "½×", "0.7×", "1×", "1.4×", "2×", "4×"])
-    bar.set_label("speedup over FP16")
+    bar.ax.set_title("speedup over FP16", loc="left", size=10.5, pad=4)
     return fig
 
 
