@@ -83,16 +83,16 @@ class Truth:
             "int4-static": lambda: 8.2 * problem.K / 4096 + 1.5 * int4,
             "int4-gemv": lambda: 1.30 * load_only,
             "int4-splitk": lambda: 1.38 * load_only,
-            "int4": lambda: formulas["int4-fused" if problem.M <= 64 else "dequant-fp16"](),
+            "int4": lambda: min(formulas["int4-fused"](), formulas["dequant-fp16"]()),
             "int4-serial": lambda: 0.6 + (1.30 if problem.M == 1 else 1.38) * load_only,
             "int4-no-dequant": lambda: 1.15 * load_only,
             "int4-load-only": lambda: load_only,
             "aten-int4mm": lambda: (3.4 + 2.0 * int4) * (0.9 + 0.1 * problem.M),
             "int4-load-only-serial": lambda: 0.9 + load_only,
             "int4-naive-dequant": lambda: 1.55 * load_only,
-            "int4-no-split": lambda: max(6.0 * problem.K / 4096, 1.32 * load_only),
-            "int4-more-split": lambda: 0.2 + 1.30 * load_only,
-            "int4-fused": lambda: (1.30 if problem.M == 1 else 1.38) * load_only * max(1, problem.M / 16) ** 0.8,
+            "int4-no-split": lambda: 1.30 * load_only + 4.0 * problem.K / 4096,
+            "int4-more-split": lambda: 0.4 + 1.30 * load_only,
+            "int4-fused": lambda: (1.30 if problem.M == 1 else 1.38) * load_only * max(1, problem.M / 16),
         }
         factor = self.factors.get((backend, problem.K, problem.N), self.factors.get(backend, 1.0))
         device = formulas[backend]() * factor

@@ -82,7 +82,7 @@ def test_the_answer_follows_the_planted_cause(load, factors, called, answer, in_
 
 
 def test_every_regime_has_its_own_answer(load):
-    found = verdicts.of_run(load())
+    found = verdicts.of_run(load({("int4-no-split", *WIDE): 0.8}))
     assert found["cause_wide"].state == HOLDS
     assert found["cause_tall_graph"].state == FAILS
     assert found["cause_wide"].numbers["dequantisation_value"] > found["cause_wide"].numbers["launch_high"]
@@ -129,8 +129,8 @@ def test_a_cause_that_was_not_varied_is_named_and_decides_nothing(load, missing,
 def test_the_fit_finds_the_planted_walk_of_the_simple_kernel(load):
     terms = causes.fit(load(shapes=SWEEP)).set_index(["kernel", "launch", "term"])
     row = terms.loc[("simple", "graph", "walk")]
-    assert row["value"] == pytest.approx(8.2 / 4, rel=0.02)  # Truth: 8.2 us per 4096 inputs
-    assert row["low"] < 8.2 / 4 < row["high"]
+    assert row["value"] == pytest.approx(8.2 / 32, rel=0.02)  # Truth: 8.2 us per 4096 inputs, which are 32 steps of 128
+    assert row["low"] < 8.2 / 32 < row["high"]
     assert terms.loc[("simple", "graph", "start"), "value"] == pytest.approx(0, abs=0.3)
     assert row["median_error"] < 0.02
 
@@ -140,7 +140,9 @@ def as_planted(run, start, walk, per_mb, dequantisation):
     table = run.cases[run.cases["backend"].isin(causes.FAMILIES["tuned"])].set_index("case_id")
     unpacks = table["backend"].map({"int4-no-dequant": 0, "int4-naive-dequant": 2}).fillna(1)  # naive: twice as dear
     weights = table["K"] * table["N"] / 1e6
-    planted = start + walk * table["K"] / table["split_k"] / 1024 + per_mb * table["bytes_min"] / 1e6
+    planted = (
+        start + walk * np.ceil(table["K"] / table["split_k"] / table["block_k"]) + per_mb * table["bytes_min"] / 1e6
+    )
     planted = planted + dequantisation * weights * unpacks
     noise = 1 + 0.002 * np.random.default_rng(0).standard_normal(len(run.samples))
     samples = run.samples.assign(latency_us=run.samples["case_id"].map(planted) * noise)
@@ -149,10 +151,10 @@ def as_planted(run, start, walk, per_mb, dequantisation):
 
 @pytest.mark.parametrize("dequantisation", [0.0, 0.05])
 def test_the_fit_tells_dequantisation_from_bytes_and_the_walk_from_the_start(load, dequantisation):
-    run = as_planted(load(shapes=SWEEP), start=2.0, walk=0.5, per_mb=0.25, dequantisation=dequantisation)
+    run = as_planted(load(shapes=SWEEP), start=2.0, walk=0.2, per_mb=0.25, dequantisation=dequantisation)
     terms = causes.fit(run)
     found = terms[terms["launch"] == "graph"].set_index("term")
-    planted = {"start": 2.0, "walk": 0.5, "bytes": 0.25, "dequantisation": dequantisation}
+    planted = {"start": 2.0, "walk": 0.2, "bytes": 0.25, "dequantisation": dequantisation}
     planted["doing it the naive way"] = dequantisation  # once more
     for term, value in planted.items():
         assert found.loc[term, "value"] == pytest.approx(value, rel=0.02, abs=0.001)
@@ -192,6 +194,7 @@ def test_programs_walk_the_part_of_k_that_their_split_leaves(load):
     assert table.loc[("int4-no-split", *TALL), "k_per_program"] == 14336
     assert table.loc[("int4", *TALL), "k_per_program"] == 14336 / 4
     assert table.loc[("int4-more-split", *TALL), "k_per_program"] == 14336 / 8
+    assert table.loc[("int4", *TALL), "steps"] == 14336 / 4 / 128
     assert table.loc[("int4", *WIDE), "programs"] == 14336 / 128 * 4
     assert table.loc[("int4", *WIDE), "programs_per_sm"] == pytest.approx(448 / 132)
 

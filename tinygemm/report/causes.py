@@ -29,15 +29,17 @@ LEFTOVERS = {
 }
 
 # kernels that differ in one term each, fitted together: without them bytes and dequantisation, which both grow with
-# K * N, could not be told apart, nor the walk from the rest
+# K * N, could not be told apart, nor the walk from the rest; a shape counts where the first kernels were all timed
 FAMILIES = {
     "tuned": ("int4", "int4-no-dequant", "int4-naive-dequant", "int4-no-split", "int4-more-split"),
     "simple": ("int4-static",),
 }
+NEEDED = {"tuned": ("int4", "int4-no-dequant"), "simple": ("int4-static",)}
+VARIED = ("int4-no-split", "int4-naive-dequant")  # without them somewhere, the tuned kernel's terms are not fitted
 TERMS = {
-    "tuned": {"start": "µs per call", "walk": "µs per 1024 inputs of one program", "bytes": "µs per MB",
+    "tuned": {"start": "µs per call", "walk": "µs per step of one program", "bytes": "µs per MB",
               "dequantisation": "µs per million weights", "doing it the naive way": "µs per million weights"},
-    "simple": {"start": "µs per call", "walk": "µs per 1024 inputs of one program",
+    "simple": {"start": "µs per call", "walk": "µs per step of one program",
                "bytes and dequantisation": "µs per million weights"},
 }  # fmt: skip
 FEWEST = 3  # values of K and of N below which no terms are fitted
@@ -70,18 +72,19 @@ def saved(left: np.ndarray, right: np.ndarray, axis: int = -1) -> np.ndarray:
 def programs(run, M: int = 1, launch: str = "graph") -> pd.DataFrame:
     """How each kernel of the experiment was launched, and the time it took.
 
-    returns: problem, M, K, N, backend, split_k, programs (of one launch), programs_per_sm, k_per_program, bytes_min,
-             latency_us; one row per case of FAMILIES
+    returns: problem, M, K, N, backend, split_k, programs (of one launch), programs_per_sm, k_per_program, steps (of a
+             program along K, one after the other), bytes_min, latency_us; one row per case of FAMILIES
     """
     cases = contrasts.timed(run, M)
     cases = cases[(cases["launch"] == launch) & cases["backend"].isin([*sum(FAMILIES.values(), ())])]
-    cases = cases.dropna(subset=["split_k", "block_n"])
+    cases = cases.dropna(subset=["split_k", "block_n", "block_k"])
     tiles = np.ceil(cases["N"] / cases["block_n"]) * np.ceil(cases["M"] / cases["block_m"].clip(lower=1))
     columns = ["problem", "M", "K", "N", "backend", "split_k", "bytes_min"]
     return cases[columns].assign(
         programs=tiles * cases["split_k"],
         programs_per_sm=tiles * cases["split_k"] / run.gpu["sm_count"],
         k_per_program=cases["K"] / cases["split_k"],
+        steps=np.ceil(cases["K"] / cases["split_k"] / cases["block_k"]),
         latency_us=cases["case_id"].map(contrasts.medians(run, cases)),
     )
 
@@ -89,7 +92,9 @@ def programs(run, M: int = 1, launch: str = "graph") -> pd.DataFrame:
 def fit(run, M: int = 1) -> pd.DataFrame:
     """The terms of T = start + walk(K per program) + bytes + dequantisation(K N), fitted to all shapes of the run.
 
-    Least squares of the relative error over all problems of which every kernel of a family was timed. The interval is
+    The walk is counted in steps: a program asks for one tile of block_k inputs at a time, and waits for it.
+
+    Least squares of the relative error over all problems at which the kernels of NEEDED were timed. The interval is
     that of other shapes: problems are drawn with replacement, so it covers what the model misses, not only the clock.
     A term may come out below zero; then the data do not show that cost. In the simple kernel alone bytes and
     dequantisation grow together, so they are one term.
@@ -98,9 +103,9 @@ def fit(run, M: int = 1) -> pd.DataFrame:
              worst_error of the fitted time (0..1), gpu, run_id; no rows where fewer than three K or N were timed
     """
     found = []
-    for kernel, backends in FAMILIES.items():
+    for kernel in FAMILIES:
         for launch in ("graph", "eager"):
-            rows = _complete(programs(run, M, launch), backends)
+            rows = _fitted_rows(programs(run, M, launch), kernel)
             if rows["K"].nunique() < FEWEST or rows["N"].nunique() < FEWEST:
                 continue
             design = _design(kernel, rows)
@@ -133,17 +138,19 @@ def contributions(run, terms: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> 
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
-def _complete(rows: pd.DataFrame, backends: tuple[str, ...]) -> pd.DataFrame:
-    """The rows of the problems for which every backend of a family was timed, problem by problem."""
-    rows = rows[rows["backend"].isin(backends)]
-    whole = rows.groupby("problem")["backend"].transform("nunique") == len(backends)
-    return rows[whole].sort_values(["problem", "backend"])
+def _fitted_rows(rows: pd.DataFrame, kernel: str) -> pd.DataFrame:
+    """The rows of a family at the problems that count, problem by problem; none where too little was varied."""
+    rows = rows[rows["backend"].isin(FAMILIES[kernel])]
+    if kernel == "tuned" and not set(VARIED) <= set(rows["backend"]):
+        return rows.iloc[:0]
+    there = rows["backend"].isin(NEEDED[kernel]).groupby(rows["problem"]).transform("sum")
+    return rows[there == len(NEEDED[kernel])].sort_values(["problem", "backend"])
 
 
 def _design(kernel: str, rows: pd.DataFrame) -> np.ndarray:
     """One column per term of a kernel, in the units of TERMS."""
     weights = (rows["K"] * rows["N"] / 1e6).to_numpy()
-    columns = [np.ones(len(rows)), rows["k_per_program"].to_numpy() / 1024]
+    columns = [np.ones(len(rows)), rows["steps"].to_numpy()]
     if kernel == "simple":
         return np.stack([*columns, weights], axis=1)
     backend = rows["backend"].to_numpy()
@@ -154,10 +161,9 @@ def _design(kernel: str, rows: pd.DataFrame) -> np.ndarray:
 def _least_squares(design: np.ndarray, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Terms with their intervals: problems are drawn as a whole, with all their kernels."""
     scaled = design / rows["latency_us"].to_numpy()[:, None]  # relative errors: the target is 1
-    problems = rows["problem"].nunique()
-    blocks = scaled.reshape(problems, -1, design.shape[1])
-    squares = np.einsum("prt,pru->ptu", blocks, blocks)
-    targets = blocks.sum(axis=1)
+    starts = np.flatnonzero(~rows["problem"].duplicated().to_numpy())
+    squares = np.add.reduceat(scaled[:, :, None] * scaled[:, None, :], starts)  # [problems, terms, terms]
+    targets = np.add.reduceat(scaled, starts)
 
     def terms(drawn: np.ndarray, axis: int = -1) -> np.ndarray:
         """The terms [term, ...] of resamples [..., problems] of problem numbers."""
@@ -165,7 +171,7 @@ def _least_squares(design: np.ndarray, rows: pd.DataFrame) -> tuple[np.ndarray, 
         solved = np.linalg.pinv(squares[drawn].sum(axis=-3)) @ targets[drawn].sum(axis=-2)[..., None]
         return np.moveaxis(solved[..., 0], -1, 0)
 
-    everything = np.arange(problems)
+    everything = np.arange(len(starts))
     interval = bootstrap(
         (everything,), terms, n_resamples=RESAMPLES, batch=BATCH, vectorized=True, axis=-1,
         confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(SEED),

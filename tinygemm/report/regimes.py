@@ -73,7 +73,7 @@ def by_tokens(table: pd.DataFrame, shapes=STUDY_SHAPES) -> pd.DataFrame:
     returns: its rows of CONTENDERS, in a graph with a cold L2
     """
     rows = table[(table["status"] == "ok") & (table["launch"] == "graph") & (table["l2_state"] == "cold")]
-    rows = rows[rows.get("operands", pd.Series("random", rows.index)) == "random"]
+    rows = contrasts.on_random(rows)
     rows = rows[rows["backend"].isin(CONTENDERS) & pd.MultiIndex.from_frame(rows[["K", "N"]]).isin(list(shapes))]
     fused = rows.loc[rows["backend"] == "int4-fused", "problem"]
     rows = rows[rows["problem"].isin(fused)].drop_duplicates(["backend", "M", "K", "N"])

@@ -28,8 +28,8 @@ def waterfall(steps: pd.DataFrame, table: pd.DataFrame, M: int = 1, shapes=STUDY
     """
     style.require(steps, ["problem", *SHAPE, "step", "left_us", "right_us", "value", "low", "high"], "waterfall")
     rows = steps[steps["M"] == M]
-    paths = {shape: decomposition.path(of) for shape, of in rows.groupby(["K", "N"], sort=False)}
-    paths = {shape: path for shape, path in paths.items() if len(path)}
+    found = [decomposition.path(of) for _, of in rows.groupby("problem", sort=False)]
+    paths = {(path["K"].iloc[0], path["N"].iloc[0]): path for path in found if len(path)}
     shapes = [shape for shape in shapes if shape in paths] or sorted(paths)[:4]
     if not shapes:
         raise ValueError(f"waterfall: the run has no complete path from FP16 to INT4 at M = {M}")

@@ -11,6 +11,7 @@ from matplotlib.patches import Patch
 
 from tinygemm.report import style
 from tinygemm.report.causes import CAUSES, LEFTOVERS, REGIMES
+from tinygemm.report.contrasts import on_random
 from tinygemm.report.tables import BASELINE, LATENCY
 
 CAUSE_COLOURS = {
@@ -130,9 +131,13 @@ def time_along(table: pd.DataFrame, M: int = 1, backends=SWEPT_BACKENDS) -> Figu
 
     table: report_table(run)
     """
-    style.require(table, ["backend", "M", "K", "N", "launch", "l2_state", "status", "floor_us", *LATENCY], "time_along")
-    rows = table[(table["M"] == M) & (table["l2_state"] == "cold") & (table["status"] == "ok")]
+    style.require(
+        table, ["problem", "backend", "M", "K", "N", "launch", "l2_state", "status", "floor_us", *LATENCY], "time_along"
+    )
+    rows = on_random(table[(table["M"] == M) & (table["l2_state"] == "cold") & (table["status"] == "ok")])
     rows = rows[(rows["K"] == 4096) | (rows["N"] == 4096)]
+    # a weight may have been timed at other group sizes, too, but not beside FP16
+    rows = rows[rows["problem"].isin(rows.loc[rows["backend"] == BASELINE, "problem"])]
     rows = rows[rows["backend"].isin(backends)].dropna(subset=["latency_us_p50"])
     if rows.empty:
         raise ValueError(f"time_along: the table has no {', '.join(backends)} at M = {M} with K or N of 4096")

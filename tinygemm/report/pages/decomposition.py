@@ -6,7 +6,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from tinygemm.report import decomposition
-from tinygemm.report.pages.shared import not_timed
+from tinygemm.report.pages.shared import lacks
 
 FACTORS = {
     "launch": "launch",
@@ -53,4 +53,4 @@ def has_path(steps: pd.DataFrame, M: int) -> bool:
 
 def no_path() -> Markdown:
     """What stands where the figure would, for a run without such a problem."""
-    return not_timed("every step from FP16 to INT4 at any projection of these tokens")
+    return lacks("every step from FP16 to INT4 at any projection of these tokens")

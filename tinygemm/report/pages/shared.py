@@ -261,7 +261,7 @@ def no_counters() -> Markdown:
     return Markdown("*This run has no hardware counters: Nsight Compute was missing, or was not allowed to read them.*")
 
 
-def not_timed(what: str) -> Markdown:
+def lacks(what: str) -> Markdown:
     """What stands where something would that the run did not time."""
     return Markdown(f"*This run did not time {what}.*")
 

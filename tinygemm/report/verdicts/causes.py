@@ -81,7 +81,7 @@ def simple_kernel_walks(terms: pd.DataFrame, contributions: pd.DataFrame) -> Ver
     state = HOLDS if low > MOST else FAILS if high < MOST else UNDECIDED
     sentence = (
         f"At {K}×{N} the walk is {share:.0%} (95 % interval {low:.0%} to {high:.0%}) of its {measured:.1f} µs: "
-        f"each 1024 inputs of one program take {row['value']:.2f} µs, whatever N is."
+        f"each of the steps that a program takes along K costs {row['value']:.2f} µs, whatever N is."
     )
     numbers = {"share": share, "low": low, "high": high, "measured_us": measured, "walk_us": row["value"]}
     return Verdict(claim, state, sentence, {name: float(value) for name, value in numbers.items()})
