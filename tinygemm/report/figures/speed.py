@@ -249,8 +249,13 @@ def _ideal(rows: pd.DataFrame) -> float:
 
 
 def _n_axis(ax: Axes, values) -> None:
+    """A logarithmic axis that names each N but those too near to the one before, whose names would run together."""
+    named = list(values[:1])
+    for value in values[1:]:
+        if value >= 1.3 * named[-1]:
+            named.append(value)
     ax.set_xscale("log", base=2)
-    ax.set_xticks(values, [f"{N / 1024:.3g}k" if N >= 1024 else str(N) for N in values])
+    ax.set_xticks(named, [f"{N / 1024:.3g}k" if N >= 1024 else str(N) for N in named])
     ax.minorticks_off()
     ax.set_xlabel("N, output features (1k = 1024)")
 

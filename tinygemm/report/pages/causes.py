@@ -54,7 +54,7 @@ def terms(fitted: pd.DataFrame) -> pd.DataFrame:
 def splits(run) -> pd.DataFrame:
     """The same bytes with K split more or less: one row per shape and split at the four regimes.
 
-    returns: shape, split (in words), split_k, programs_per_sm, k_per_program, latency_us
+    returns: shape, split (in words), split_k, programs_per_sm, k_per_program, steps, latency_us
     """
     table = causes.programs(run)
     table = table[table["backend"].isin(SPLITS) & pd.MultiIndex.from_frame(table[["K", "N"]]).isin(REGIMES.values())]

@@ -214,7 +214,7 @@ def errors(table: pd.DataFrame) -> pd.DataFrame:
 def projections(table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
     """The four projections of the earlier study in this run: shape, then latencies and speedups of each kernel."""
     rows = tables.primary(table)
-    rows = rows[rows["M"] == M].set_index(["K", "N", "backend"])
+    rows = rows[rows["M"] == M].set_index(["K", "N", "backend"]).sort_index()
     result = []
     for K, N in STUDY_SHAPES:
         one = rows.loc[(K, N)] if (K, N) in rows.index.droplevel("backend") else rows.iloc[:0].droplevel(["K", "N"])
