@@ -67,8 +67,10 @@ def cause_removed(removals: pd.DataFrame, M: int = 1) -> Figure:
         ax.set_yticks(range(len(shown)), [SHORT.get(removal, removal) for removal in shown])
         ax.set_ylim(len(shown) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
-    ends = pd.concat(panels.values())[["low", "high"]]
-    axes[0, 0].set_xlim(min(-8, 100 * ends["low"].min() - 18), max(30, 100 * ends["high"].max() + 24))
+    rows = pd.concat(panels.values())
+    least, most = min(0, 100 * rows["low"].min()), max(10, 100 * rows["high"].max())
+    span = most - least  # the numbers beside the bars take a good quarter of half a figure
+    axes[0, 0].set_xlim(least - (0.35 if least < 0 else 0.03) * span, most + 0.35 * span)
     for ax in axes[-1]:
         ax.set_xlabel("time saved (%)")
     return fig
