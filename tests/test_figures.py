@@ -213,6 +213,15 @@ def test_speedup_lines_pass_through_the_table(table):
     np.testing.assert_allclose(line.get_ydata().astype(float), rows["speedup_vs_fp16"])
 
 
+def test_speedup_against_n_stays_at_the_k_of_the_study(tmp_path):
+    shapes = [(4096, 1024), (4096, 4096), *((3072, N) for N in (512, 1024, 2048, 4096))]
+    run = synthetic.load(tmp_path, m_list=(1,), shapes=shapes, backends=("fp16-cublas", "int4"))
+    (text,) = [
+        text for text, _ in texts(figures.speedup_vs_n(tables.report_table(run))) if "K\N{NO-BREAK SPACE}=" in text
+    ]
+    assert "K\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}4096" in text
+
+
 def test_breakdown_shows_the_tuned_kernel_above_its_twins(table):
     narrow = figures.dequant_breakdown(table).axes[0]
     widths = [

@@ -37,13 +37,16 @@ def speedups(run) -> pd.DataFrame:
 
 
 def grid(rows: pd.DataFrame, M: int) -> pd.DataFrame:
-    """The rows of one M that lie on a grid: K and N that were combined with at least half as many as the best was.
+    """The rows of one M that lie on a grid, at points where every kernel of the run was timed.
 
-    A run also times shapes of models, each with a K and an N of its own; they would leave a map full of holes.
+    A run also times shapes of models, each with a K and an N of its own; they would leave a map full of holes. So a K
+    stays if it was combined with at least half as many N as the K with most of them, and an N likewise.
 
     returns: some rows of `speedups`, one per K, N, kernel and baseline; empty with fewer than three K or N
     """
     rows = rows[rows["M"] == M].drop_duplicates(["K", "N", "kernel", "against"])
+    everywhere = rows.groupby(["K", "N"])["kernel"].transform("nunique") == rows["kernel"].nunique()
+    rows = rows[everywhere]
     for _ in range(2):  # a K that leaves takes its N with it
         for one, other in (("K", "N"), ("N", "K")):
             partners = rows.groupby(one)[other].nunique()

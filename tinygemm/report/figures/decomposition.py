@@ -53,7 +53,8 @@ def waterfall(steps: pd.DataFrame, table: pd.DataFrame, M: int = 1, shapes=STUDY
         between = paths[shape].drop(index="launch", errors="ignore")["value"].prod()
         title = f"K×N = {style.shape_name(shape)}: {between:.2f}× between graphs"
         ax.set_title(title, loc="left", size=10.5, weight="bold", pad=4)
-    times = np.concatenate([[*floors, *path["left_us"], *path["right_us"]] for path in paths.values()])
+    shown = pd.concat(paths[shape] for shape in shapes)
+    times = np.concatenate([floors.reindex(shown["problem"]), shown["left_us"], shown["right_us"]])
     low, high = 0.8 * np.nanmin(times), 1.5 * np.nanmax(times)
     ticks = [tick for tick in TICKS_US if low < tick < high]
     axes[-1, 0].set(xscale="log", xlim=(low, high), xlabel="time of one call (µs, log scale)")
