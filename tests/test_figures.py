@@ -13,7 +13,18 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from tinygemm.problem import STUDY_SHAPES
-from tinygemm.report import costmodel, figures, literature, projections, published, style, tables
+from tinygemm.report import (
+    causes,
+    costmodel,
+    decomposition,
+    figures,
+    literature,
+    projections,
+    published,
+    regimes,
+    style,
+    tables,
+)
 from tinygemm.report.counters import summarize_counters
 from tinygemm.report.figures.method import MAX_ERR_BOUND
 from tinygemm.report.pages import predict
@@ -21,7 +32,8 @@ from tinygemm.report.pages import predict
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return synthetic.load(tmp_path_factory.mktemp("run"), m_list=(1, 8))
+    suites = (synthetic.CAUSES, synthetic.REGIMES, synthetic.CROSSOVER)
+    return synthetic.load(tmp_path_factory.mktemp("run"), m_list=(1, 8), suites=suites)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +51,13 @@ DRAW = {
     "roofline": lambda run, table: figures.roofline(table),
     "percent_of_peak": lambda run, table: figures.percent_of_peak(tables.counters_table(run)),
     "dequant_breakdown": lambda run, table: figures.dequant_breakdown(table),
-    "ladder": lambda run, table: figures.ladder(tables.ladder(run)),
+    "waterfall": lambda run, table: figures.waterfall(decomposition.steps(run), table),
+    "cause_removed": lambda run, table: figures.cause_removed(causes.removals(run)),
+    "cause_along": lambda run, table: figures.cause_along(causes.removals(run)),
+    "time_along": lambda run, table: figures.time_along(table),
+    "fitted_terms": lambda run, table: figures.fitted_terms(causes.contributions(run, causes.fit(run)), table),
+    "speedup_map": lambda run, table: figures.speedup_map(regimes.speedups(run)),
+    "crossover": lambda run, table: figures.crossover(regimes.by_tokens(table)),
     "launch_cost": lambda run, table: figures.launch_cost(table),
     "cold_vs_hot": lambda run, table: figures.cold_vs_hot(table),
     "correctness": lambda run, table: figures.correctness(table),
@@ -65,7 +83,9 @@ def slow_run(tmp_path_factory):
     return synthetic.load(tmp_path_factory.mktemp("slow"), gpu="a10g", truth=SLOW, m_list=(1, 8), modes=modes)
 
 
-@pytest.fixture(scope="module", params=[*DRAW, "a10g headline", "a10g decode_latency", "a10g roofline", "a10g ladder"])
+@pytest.fixture(
+    scope="module", params=[*DRAW, "a10g headline", "a10g decode_latency", "a10g roofline", "a10g waterfall"]
+)
 def drawn(request, run, table) -> Figure:
     if request.param.startswith("a10g "):
         run = request.getfixturevalue("slow_run")
@@ -211,6 +231,15 @@ def test_speedup_lines_pass_through_the_table(table):
     (line,) = [ln for ln in fig.axes[1].lines if ln.get_marker() == "o" and mpl.colors.to_hex(ln.get_color()) == colour]
     np.testing.assert_array_equal(line.get_xdata(), rows["N"])
     np.testing.assert_allclose(line.get_ydata().astype(float), rows["speedup_vs_fp16"])
+
+
+def test_speedup_against_n_stays_at_the_k_of_the_study(tmp_path):
+    shapes = [(4096, 1024), (4096, 4096), *((3072, N) for N in (512, 1024, 2048, 4096))]
+    run = synthetic.load(tmp_path, m_list=(1,), shapes=shapes, backends=("fp16-cublas", "int4"))
+    (text,) = [
+        text for text, _ in texts(figures.speedup_vs_n(tables.report_table(run))) if "K\N{NO-BREAK SPACE}=" in text
+    ]
+    assert "K\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}4096" in text
 
 
 def test_breakdown_shows_the_tuned_kernel_above_its_twins(table):

@@ -1,6 +1,8 @@
 """The figures of the report: a table in, a matplotlib Figure out, one function each; `save` writes PNG or SVG."""
 
-from tinygemm.report.figures.causes import dequant_breakdown, ladder, percent_of_peak, roofline
+from tinygemm.report.figures.causes import dequant_breakdown, percent_of_peak, roofline
+from tinygemm.report.figures.decomposition import waterfall
+from tinygemm.report.figures.interventions import cause_along, cause_removed, fitted_terms, time_along
 from tinygemm.report.figures.literature import published_speedups
 from tinygemm.report.figures.method import cold_vs_hot, correctness, launch_cost, samples_spread
 from tinygemm.report.figures.models import never_slower
@@ -10,18 +12,22 @@ from tinygemm.report.figures.predict import (
     published_vs_projected,
     terms_vs_n,
 )
+from tinygemm.report.figures.regimes import crossover, speedup_map
 from tinygemm.report.figures.speed import bandwidth_vs_n, decode_latency, frac_of_floor, headline, speedup_vs_n
 from tinygemm.report.style import save
 
 __all__ = [
     "bandwidth_vs_n",
+    "cause_along",
+    "cause_removed",
     "cold_vs_hot",
     "correctness",
+    "crossover",
     "decode_latency",
     "dequant_breakdown",
+    "fitted_terms",
     "frac_of_floor",
     "headline",
-    "ladder",
     "launch_cost",
     "never_slower",
     "percent_of_peak",
@@ -32,6 +38,9 @@ __all__ = [
     "roofline",
     "samples_spread",
     "save",
+    "speedup_map",
     "speedup_vs_n",
     "terms_vs_n",
+    "time_along",
+    "waterfall",
 ]

@@ -1,5 +1,6 @@
 """What chapters put on their pages beside figures: `shared` serves them all, each topic has a module of its own."""
 
+from tinygemm.report.pages import causes, decomposition, regimes
 from tinygemm.report.pages.literature import all_published, latencies, method_moves_it
 from tinygemm.report.pages.models import advise, every_case
 from tinygemm.report.pages.predict import model_of
@@ -11,10 +12,12 @@ from tinygemm.report.pages.shared import (
     contenders,
     counters,
     dequantisation,
+    dropdown,
     errors,
     facts,
     glue,
     intensities,
+    lacks,
     no_counters,
     overlap,
     projections,
@@ -31,16 +34,20 @@ __all__ = [
     "all_published",
     "by_tokens",
     "card",
+    "causes",
     "choices",
     "conditions",
     "contenders",
     "counters",
+    "decomposition",
     "dequantisation",
+    "dropdown",
     "errors",
     "every_case",
     "facts",
     "glue",
     "intensities",
+    "lacks",
     "latencies",
     "method_moves_it",
     "model_of",
@@ -48,6 +55,7 @@ __all__ = [
     "overlap",
     "projections",
     "quote",
+    "regimes",
     "serial_walk",
     "shapes",
     "table",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tinygemm.report.tables import breakdown, counters_table, in_mode, only, report_table, suite
+from tinygemm.report.verdicts import causes, decomposition, regimes
 from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED, Verdict
 from tinygemm.report.verdicts.findings import (
     bottleneck_shifts,
@@ -15,7 +16,18 @@ from tinygemm.report.verdicts.findings import (
 from tinygemm.report.verdicts.literature import at_least_published
 from tinygemm.report.verdicts.models import never_slower
 
-__all__ = ["FAILS", "HOLDS", "UNDECIDED", "Verdict", "at_least_published", "never_slower", "of_run"]
+__all__ = [
+    "FAILS",
+    "HOLDS",
+    "UNDECIDED",
+    "Verdict",
+    "at_least_published",
+    "causes",
+    "decomposition",
+    "never_slower",
+    "of_run",
+    "regimes",
+]
 
 
 def of_run(run) -> dict[str, Verdict]:
