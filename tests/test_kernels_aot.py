@@ -11,7 +11,6 @@ from tinygemm.hardware import gpu_spec
 from tinygemm.harness.static_cost import (
     SHARED_RESERVED,
     config_cost,
-    count,
     launch_cost,
     launch_product,
     record_launches,
