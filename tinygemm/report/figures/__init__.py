@@ -2,6 +2,7 @@
 
 from tinygemm.report.figures.causes import dequant_breakdown, ladder, percent_of_peak, roofline
 from tinygemm.report.figures.method import cold_vs_hot, correctness, launch_cost, samples_spread
+from tinygemm.report.figures.peers import fraction_of_reads, peers
 from tinygemm.report.figures.speed import bandwidth_vs_n, decode_latency, frac_of_floor, headline, speedup_vs_n
 from tinygemm.report.style import save
 
@@ -12,9 +13,11 @@ __all__ = [
     "decode_latency",
     "dequant_breakdown",
     "frac_of_floor",
+    "fraction_of_reads",
     "headline",
     "ladder",
     "launch_cost",
+    "peers",
     "percent_of_peak",
     "roofline",
     "samples_spread",

@@ -31,7 +31,7 @@ def peers(rows: pd.DataFrame, mean: dict[str, float], origin: pd.DataFrame) -> F
     handles = [_dot(style.colour(b), style.marker(b), style.name(b)) for b in shown]
     if (rows["kind"] == "quoted").any():
         handles.append(_dot(style.INK, "o", "hollow: quoted", hollow=True))
-    handles.append(Line2D([], [], color=style.colour("int4"), lw=2, label="mean over the best"))
+    handles.append(Line2D([], [], color=style.colour("int4"), lw=2, label=f"mean {mean['value']:.2f}×"))
     where = style.conditions(origin[["gpu", "run_id"]].head(1), "groups of 128", "cold L2", "CUDA graph")
     height = 0.5 + len(shapes) * (0.24 + ROW * len(tokens))
     fig, ax = style.canvas("The time of other INT4 kernels over ours", where, legend=handles, height=height)
@@ -72,7 +72,7 @@ def fraction_of_reads(by_reads: dict[str, pd.DataFrame], origin: pd.DataFrame) -
     every = pd.concat(shown.values())
     tokens, shapes = sorted(set(every["M"])), sorted(set(zip(every["K"], every["N"], strict=True)))
     words = {READS[0]: "calls overlap", READS[1]: "one after the other"}
-    handles = [_dot(style.INK, "o", f"reads alone, {words[reads]}", reads != READS[0]) for reads in shown]
+    handles = [_dot(style.colour("int4"), "o", f"reads alone, {words[reads]}", reads != READS[0]) for reads in shown]
     where = style.conditions(origin[["gpu", "run_id"]].head(1), "groups of 128", "cold L2", "CUDA graph")
     height = 0.4 + len(tokens) * (0.45 + 0.24 * len(shapes))
     title = "How close the tuned kernel comes to reading its bytes"

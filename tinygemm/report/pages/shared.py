@@ -256,6 +256,11 @@ def no_counters() -> Markdown:
     return Markdown("*This run has no hardware counters: Nsight Compute was missing, or was not allowed to read them.*")
 
 
+def not_timed(*names: str) -> Markdown:
+    """What stands where cases would, for a run that has none of them."""
+    return Markdown(f"*This run did not time {', '.join(f'`{name}`' for name in names)}.*")
+
+
 def twins(table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
     """The tuned kernel and its twins, in us, at the projections of the earlier study.
 
