@@ -49,7 +49,7 @@ def static_row(backend: str, problem: GemmProblem, config: LaunchConfig, cost: S
     once = cost.body.total() - cost.loop.total()
     high = threads * (passes * cost.loop.total() + once) / per_program
     row = {"backend": backend, "M": problem.M, "K": problem.K, "N": problem.N, "group_size": problem.group_size}
-    row |= {name: value for name, value in dataclasses.asdict(config).items()}
+    row |= dataclasses.asdict(config)
     row |= {name: getattr(cost, name) for name in ("registers", "spills", "shared_bytes", "warps_per_sm")}
     row |= {"per_weight": round(cost.per_weight(), 4), "per_weight_high": round(high, 4)}
     return row | _mix(cost) | {"triton": triton.__version__}

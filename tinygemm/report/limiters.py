@@ -128,7 +128,9 @@ def readings(run) -> pd.DataFrame:
     order = [place.get(shape, len(place)) for shape in zip(rows["K"], rows["N"], strict=True)]
     rank = {name: i for i, name in enumerate(("fp16-cublas", "int4-static", "int4"))}
     rows = rows.assign(order=order, rank=rows["backend"].map(rank).fillna(len(rank)))
-    return rows.sort_values(["M", "order", "rank"], kind="stable").drop(columns=["order", "rank"]).reset_index(drop=True)
+    return (
+        rows.sort_values(["M", "order", "rank"], kind="stable").drop(columns=["order", "rank"]).reset_index(drop=True)
+    )
 
 
 def static_file(gpu_key: str, root: Path = DATA_ROOT) -> Path:
@@ -150,7 +152,9 @@ def with_static(rows: pd.DataFrame, file: Path) -> pd.DataFrame:
     between = (rows["per_weight"] >= (1 - MARGIN) * rows["static_low"]) & (
         rows["per_weight"] <= (1 + MARGIN) * rows["static_high"]
     )
-    return rows.assign(agrees=between.astype(object).where(rows["per_weight"].notna() & rows["static_low"].notna(), None))
+    return rows.assign(
+        agrees=between.astype(object).where(rows["per_weight"].notna() & rows["static_low"].notna(), None)
+    )
 
 
 NCU_NAMES = {column: metric for metric, column in COUNTER_COLUMNS.items()}

@@ -60,7 +60,7 @@ def mean_over_peers(run, best: pd.DataFrame) -> dict[str, float]:
     measured = run.cases[run.cases["case_id"].isin({*left, *best["right_id"]})]
     matrix = sample_matrix(measured, run.samples)
     quoted = pd.Series(best["other_us"].to_numpy(), index=left)[is_quoted.to_numpy()]
-    constant = pd.DataFrame({round_: quoted for round_ in matrix.columns}, index=quoted.index)
+    constant = pd.DataFrame(dict.fromkeys(matrix.columns, quoted), index=quoted.index)
     return geometric_mean(pd.DataFrame({"left_id": left, "right_id": best["right_id"]}), pd.concat([matrix, constant]))
 
 
@@ -73,7 +73,7 @@ def fraction_of_reads(run, reads: str = READS[0], fused: str = "int4") -> pd.Dat
 
 
 def sixteen_over_eight(run) -> pd.DataFrame:
-    """Latency of `int4` at M = 16 divided by that at M = 8: K, N, value, low, high; weights as in `fraction_of_reads`."""
+    """Latency of `int4` at M = 16 divided by that at M = 8: K, N, value, low, high."""
     int4 = _of(_primary(run), "int4")
     return compare(int4[int4["M"] == 16], int4[int4["M"] == 8], run.samples, ["K", "N"])
 

@@ -1,8 +1,9 @@
 """The figures of the report: a table in, a matplotlib Figure out, one function each; `save` writes PNG or SVG."""
 
 from tinygemm.report.figures.causes import dequant_breakdown, ladder, percent_of_peak, roofline
+from tinygemm.report.figures.limiters import instruction_mix, limits, roofline_regimes, stalls
 from tinygemm.report.figures.method import cold_vs_hot, correctness, launch_cost, samples_spread
-from tinygemm.report.figures.peers import fraction_of_reads, peers
+from tinygemm.report.figures.peers import fraction_of_reads, peer_times
 from tinygemm.report.figures.speed import bandwidth_vs_n, decode_latency, frac_of_floor, headline, speedup_vs_n
 from tinygemm.report.style import save
 
@@ -15,12 +16,16 @@ __all__ = [
     "frac_of_floor",
     "fraction_of_reads",
     "headline",
+    "instruction_mix",
     "ladder",
     "launch_cost",
-    "peers",
+    "limits",
+    "peer_times",
     "percent_of_peak",
     "roofline",
+    "roofline_regimes",
     "samples_spread",
     "save",
     "speedup_vs_n",
+    "stalls",
 ]

@@ -17,14 +17,14 @@ LIMIT = {"color": style.IDEAL, "lw": 1.2, "ls": (0, (4, 3)), "zorder": 1}
 
 
 @style.figure
-def peers(rows: pd.DataFrame, mean: dict[str, float], origin: pd.DataFrame) -> Figure:
+def peer_times(rows: pd.DataFrame, mean: dict[str, float], origin: pd.DataFrame) -> Figure:
     """How many times as long every other INT4 kernel takes as ours, one line per case; quoted times are hollow.
 
     rows:   peers.contest(run)
     mean:   peers.mean_over_peers, the geometric mean over the best peer of each case
     origin: report_table(run), for the GPU and the run
     """
-    style.require(rows, ["backend", "M", "K", "N", "value", "low", "high", "kind"], "peers")
+    style.require(rows, ["backend", "M", "K", "N", "value", "low", "high", "kind"], "peer_times")
     shapes = [shape for shape in STUDY_SHAPES if ((rows["K"] == shape[0]) & (rows["N"] == shape[1])).any()]
     tokens = sorted(set(rows["M"]))
     shown = style.in_order(rows["backend"])

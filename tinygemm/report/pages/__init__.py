@@ -1,6 +1,6 @@
 """What chapters put on their pages beside figures: `shared` serves them all, each topic has a module of its own."""
 
-from tinygemm.report.pages import peers
+from tinygemm.report.pages import limiters, peers
 from tinygemm.report.pages.shared import (
     by_tokens,
     card,
@@ -14,6 +14,7 @@ from tinygemm.report.pages.shared import (
     glue,
     intensities,
     no_counters,
+    not_collected,
     not_timed,
     overlap,
     projections,
@@ -37,7 +38,9 @@ __all__ = [
     "facts",
     "glue",
     "intensities",
+    "limiters",
     "no_counters",
+    "not_collected",
     "not_timed",
     "overlap",
     "peers",

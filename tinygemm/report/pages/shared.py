@@ -256,6 +256,11 @@ def no_counters() -> Markdown:
     return Markdown("*This run has no hardware counters: Nsight Compute was missing, or was not allowed to read them.*")
 
 
+def not_collected(what: str) -> Markdown:
+    """What stands where a figure of counters would, for a run whose profiler did not collect them."""
+    return Markdown(f"*The counters of this run do not say: {what}.*")
+
+
 def not_timed(*names: str) -> Markdown:
     """What stands where cases would, for a run that has none of them."""
     return Markdown(f"*This run did not time {', '.join(f'`{name}`' for name in names)}.*")

@@ -12,9 +12,10 @@ from tinygemm.report.verdicts.findings import (
     narrow_loses_to_dequantisation,
     wide_helps,
 )
+from tinygemm.report.verdicts.limiters import of_limiters
 from tinygemm.report.verdicts.peers import of_peers
 
-__all__ = ["FAILS", "HOLDS", "UNDECIDED", "Verdict", "of_peers", "of_run"]
+__all__ = ["FAILS", "HOLDS", "UNDECIDED", "Verdict", "of_limiters", "of_peers", "of_run"]
 
 
 def of_run(run) -> dict[str, Verdict]:

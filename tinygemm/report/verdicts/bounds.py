@@ -47,7 +47,7 @@ def _bounded(claim: str, rows: pd.DataFrame, bound: float, missing: str, sign: i
     open_ = [text for text, sure in zip(shown, confirmed, strict=True) if not sure]
     failed = [text for text, wrong in zip(shown, refuted, strict=True) if wrong]
     sentence = {
-        HOLDS: f"So it is in all {len(rows)} cases: from {worst['value']:.2f} ({worst['name']}) to {best['value']:.2f}.",
+        HOLDS: f"So in all {len(rows)} cases: from {worst['value']:.2f} ({worst['name']}) to {best['value']:.2f}.",
         FAILS: f"Not so in {len(failed)} of {len(rows)} cases: {listed(failed)}.",
         UNDECIDED: f"The interval covers the bound in {len(open_)} of {len(rows)} cases: {listed(open_)}.",
     }[state]

@@ -6,7 +6,7 @@ import pandas as pd
 
 from tinygemm.report.tables import BASELINE, SHAPE
 from tinygemm.report.verdicts.bounds import at_most, case_name, listed
-from tinygemm.report.verdicts.claim import UNDECIDED, Verdict, for_all
+from tinygemm.report.verdicts.claim import UNDECIDED, Verdict, for_all, shape_name
 
 MOST_TRAFFIC = 1.05
 NO_COUNTERS = "This run has no such counters."
@@ -38,7 +38,7 @@ def limiter_shifts_everywhere(rows: pd.DataFrame, backend: str = "int4", M: int 
     confirmed = fp16 & ~int4 & both["sure_fp16"] & both["sure_int4"]
     refuted = (~fp16 & both["sure_fp16"]) | (int4 & both["sure_int4"])
     told = [
-        f"{int(row['K'])}×{int(row['N'])} ({_short(row['limiter_fp16'])} in FP16, {_short(row['limiter_int4'])} in INT4)"
+        f"{shape_name(row)} ({_short(row['limiter_fp16'])} in FP16, {_short(row['limiter_int4'])} in INT4)"
         for _, row in both.iterrows()
     ]
     numbers = {"n": float(len(both)), "n_confirmed": float(confirmed.sum()), "n_refuted": float(refuted.sum())}
@@ -52,7 +52,7 @@ def latency_limits(rows: pd.DataFrame, backend: str = "int4", M: int = 1) -> Ver
     if mine.empty:
         return Verdict(claim, UNDECIDED, NO_COUNTERS, {})
     waits = mine["limiter"].str.startswith("latency")
-    told = [f"{int(row['K'])}×{int(row['N'])}: {row['limiter']}" for _, row in mine.iterrows()]
+    told = [f"{shape_name(row)}: {row['limiter']}" for _, row in mine.iterrows()]
     numbers = {"n": float(len(mine)), "n_latency": float(waits.sum())}
     state = for_all(waits & mine["sure"], ~waits & mine["sure"])
     return Verdict(claim, state, f"What limits it: {listed(told)}.", numbers)

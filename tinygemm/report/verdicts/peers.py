@@ -110,7 +110,8 @@ def groups_cost_their_bytes(rows: pd.DataFrame) -> Verdict:
 
 def rule_serves_other_shapes(run) -> Verdict:
     """On shapes kept out of tuning, the config that the library selects is within 10 % of the best candidate."""
-    claim = f"On shapes kept out of tuning, a call takes at most {MOST_OVER_SEARCHED:g} times as long as with the best config"
+    claim = "On shapes kept out of tuning, a call takes at most "
+    claim += f"{MOST_OVER_SEARCHED:g} times as long as with the best config"
     return at_most(claim, _named(peers.heldout(run)), MOST_OVER_SEARCHED, "This run has no shapes kept out of tuning.")
 
 
