@@ -1,6 +1,8 @@
 """The figures of the report: a table in, a matplotlib Figure out, one function each; `save` writes PNG or SVG."""
 
 from tinygemm.report.figures.causes import dequant_breakdown, ladder, percent_of_peak, roofline
+from tinygemm.report.figures.evidence import method_errors, run_to_run
+from tinygemm.report.figures.launch import host_floor, launch_gain
 from tinygemm.report.figures.limiters import instruction_mix, limits, roofline_regimes, stalls
 from tinygemm.report.figures.method import cold_vs_hot, correctness, launch_cost, samples_spread
 from tinygemm.report.figures.peers import fraction_of_reads, peer_times
@@ -16,14 +18,18 @@ __all__ = [
     "frac_of_floor",
     "fraction_of_reads",
     "headline",
+    "host_floor",
     "instruction_mix",
     "ladder",
     "launch_cost",
+    "launch_gain",
     "limits",
+    "method_errors",
     "peer_times",
     "percent_of_peak",
     "roofline",
     "roofline_regimes",
+    "run_to_run",
     "samples_spread",
     "save",
     "speedup_vs_n",

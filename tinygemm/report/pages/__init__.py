@@ -1,13 +1,12 @@
 """What chapters put on their pages beside figures: `shared` serves them all, each topic has a module of its own."""
 
-from tinygemm.report.pages import limiters, peers
+from tinygemm.report.pages import evidence, launch, limiters, peers
 from tinygemm.report.pages.shared import (
     by_tokens,
     card,
     choices,
     conditions,
     contenders,
-    counters,
     dequantisation,
     errors,
     facts,
@@ -16,7 +15,6 @@ from tinygemm.report.pages.shared import (
     no_counters,
     not_collected,
     not_timed,
-    overlap,
     projections,
     quote,
     serial_walk,
@@ -32,17 +30,17 @@ __all__ = [
     "choices",
     "conditions",
     "contenders",
-    "counters",
     "dequantisation",
     "errors",
+    "evidence",
     "facts",
     "glue",
     "intensities",
+    "launch",
     "limiters",
     "no_counters",
     "not_collected",
     "not_timed",
-    "overlap",
     "peers",
     "projections",
     "quote",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tinygemm.report.tables import breakdown, counters_table, only, report_table
 from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED, Verdict
+from tinygemm.report.verdicts.evidence import of_evidence
 from tinygemm.report.verdicts.findings import (
     bottleneck_shifts,
     dequantisation_decides,
@@ -12,10 +13,11 @@ from tinygemm.report.verdicts.findings import (
     narrow_loses_to_dequantisation,
     wide_helps,
 )
+from tinygemm.report.verdicts.launch import of_launch
 from tinygemm.report.verdicts.limiters import of_limiters
 from tinygemm.report.verdicts.peers import of_peers
 
-__all__ = ["FAILS", "HOLDS", "UNDECIDED", "Verdict", "of_limiters", "of_peers", "of_run"]
+__all__ = ["FAILS", "HOLDS", "UNDECIDED", "Verdict", "of_evidence", "of_launch", "of_limiters", "of_peers", "of_run"]
 
 
 def of_run(run) -> dict[str, Verdict]:
