@@ -133,13 +133,18 @@ def _renumbered(samples: pd.DataFrame) -> pd.DataFrame:
     return samples.assign(sample=samples.groupby("case_id").cumcount())
 
 
+def _config(table: pd.DataFrame) -> pd.Series:
+    """The launch config of each case, or the variant that won, as one word."""
+    return table[CONFIG].apply(lambda row: "/".join(map(str, row)), axis=1)
+
+
 def _joined(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     names = ["latency_us_p50", "latency_us_low", "latency_us_high"]
     keys = ["case_id", "backend", "problem", *SHAPE, "launch", "l2_state"]
     sides = [
         table[[*keys, *names]]
         .rename(columns=dict(zip(names, (f"{s}_us", f"{s}_low", f"{s}_high"), strict=True)))
-        .assign(**{f"{s}_config": table[CONFIG].astype(str).agg("/".join, axis=1)})
+        .assign(**{f"{s}_config": _config(table)})
         for s, table in (("old", old), ("new", new))
     ]
     both = sides[0].merge(sides[1], on=keys, validate="one_to_one")

@@ -18,7 +18,7 @@ WORDS = {
     "eager": "from Python",
 }
 LINEAR = 0.05  # errors within it are drawn to scale, larger ones in logarithms
-TICKS = (0.5, 0.75, 0.9, 0.95, 1, 1.05, 1.1, 1.25, 1.5, 2, 4, 8, 16)
+TICKS = (0.5, 0.9, 1, 1.1, 1.5, 3, 9)
 
 
 @style.figure
@@ -55,7 +55,7 @@ def method_errors(mean: pd.DataFrame, rows: pd.DataFrame, repeats: dict[str, pd.
     ax.set_yticks(places, [*(WORDS[way] for way in ways), *repeats])
     shown = pd.concat([rows["value"], mean["value"], *(frame["ratio"] for frame in repeats.values())]) - 1
     left, right = 1.4 * min(shown.min(), -LINEAR), 2.2 * max(shown.max(), LINEAR)
-    ax.set_xscale("symlog", linthresh=LINEAR)
+    ax.set_xscale("symlog", linthresh=LINEAR, linscale=0.4)
     ticks = [tick for tick in TICKS if left < tick - 1 < right]
     ax.set_xticks([tick - 1 for tick in ticks], [f"{tick:g}×" for tick in ticks])
     ax.minorticks_off()

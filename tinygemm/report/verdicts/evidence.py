@@ -67,7 +67,7 @@ def agrees(claim: str, rows: pd.DataFrame, each: str) -> Verdict:
     sentence = (
         f"Of {numbers['n']:.0f} cases, {numbers['inside']:.1%} of the medians of {each} lie in the interval of the "
         f"other; {EXPECTED_INSIDE:.0%} would if the scatter of samples were all, and {NARROWEST:.0%} are asked for. "
-        f"They differ by {numbers['typical']:.2%} in the median and by less than {numbers['worst']:.1%} in 95 of 100 cases. "
-        f"The intervals leave out a relative spread of about {numbers['beyond']:.2%}."
+        f"They differ by {numbers['typical']:.2%} in the median, and by less than {numbers['worst']:.1%} in 95 of 100 "
+        f"cases. The intervals leave out a relative spread of about {numbers['beyond']:.2%}."
     )
     return Verdict(claim, state, sentence, numbers)
