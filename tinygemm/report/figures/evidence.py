@@ -59,7 +59,11 @@ def method_errors(mean: pd.DataFrame, rows: pd.DataFrame, repeats: dict[str, pd.
     ticks = [tick for tick in TICKS if left < tick - 1 < right]
     ax.set_xticks([tick - 1 for tick in ticks], [f"{tick:g}×" for tick in ticks])
     ax.minorticks_off()
-    ax.set(xlim=(left, right), ylim=(len(places) - 0.5, -0.5), xlabel="time over the primary number (linear near 1)")
+    ax.set(
+        xlim=(left, right),
+        ylim=(len(places) - 0.5, -0.5),
+        xlabel="time over the primary number (linear near 1, then logarithmic)",
+    )
     ax.grid(axis="y", visible=False)
     return fig
 

@@ -9,7 +9,7 @@ from tinygemm.report.verdicts.bounds import listed
 from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED, Verdict, shape_name
 
 MATTERS = 0.05  # relative: an error below this would not change what the report says
-NARROWEST = 0.75  # of the medians inside; EXPECTED_INSIDE would be if the scatter within a run were all
+CHANCE = 3  # standard errors that the share of medians inside may lie below EXPECTED_INSIDE by chance
 FEWEST_CASES = 10
 CLAIMS = {
     "hot L2": "Timing with the weight still in L2 changes a latency by more than {most}",
@@ -59,14 +59,16 @@ def matters(rows: pd.DataFrame, way: str) -> Verdict:
 
 
 def agrees(claim: str, rows: pd.DataFrame, each: str) -> Verdict:
-    """Holds if about as many medians lie in the other's interval as the scatter within a run lets expect."""
+    """Holds if as many medians lie in the other's interval as the scatter within a run lets expect, but for chance."""
     numbers = spread(rows)
     if numbers["n"] < FEWEST_CASES:
         return Verdict(claim, UNDECIDED, "There is no second measurement to compare with.", {})
-    state = HOLDS if numbers["inside"] >= NARROWEST else FAILS
+    least = EXPECTED_INSIDE - CHANCE * (EXPECTED_INSIDE * (1 - EXPECTED_INSIDE) / numbers["n"]) ** 0.5
+    state = HOLDS if numbers["inside"] >= least else FAILS
     sentence = (
         f"Of {numbers['n']:.0f} cases, {numbers['inside']:.1%} of the medians of {each} lie in the interval of the "
-        f"other; {EXPECTED_INSIDE:.0%} would if the scatter of samples were all, and {NARROWEST:.0%} are asked for. "
+        f"other; if the scatter of samples were all, {EXPECTED_INSIDE:.0%} would, and but for chance no fewer than "
+        f"{least:.0%}. "
         f"They differ by {numbers['typical']:.2%} in the median, and by less than {numbers['worst']:.1%} in 95 of 100 "
         f"cases. The intervals leave out a relative spread of about {numbers['beyond']:.2%}."
     )
