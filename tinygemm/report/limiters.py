@@ -29,7 +29,7 @@ BUSY = {
     "warps": r"warps_active\.avg\.pct",
 }
 STALL = re.compile(r"stalled?_(\w+?)_per_(?:warp|issue)_active")
-PIPE = re.compile(r"^smsp?__(?:inst_executed_pipe|sass_thread_inst_executed_op)_(\w+?)(?:_pred_on)?\.sum$")
+PIPE = re.compile(r"^sm(?:sp)?__(?:inst_executed_pipe|sass_thread_inst_executed_op)_(\w+?)(?:_pred_on)?\.sum$")
 EXECUTED = "smsp__inst_executed.sum"
 GRID = "launch__grid_size"
 

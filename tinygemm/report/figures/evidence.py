@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from tinygemm.report import style
+from tinygemm.runs import Run
 
 WORDS = {
     "hot L2": "hot L2",
@@ -69,15 +70,15 @@ def method_errors(mean: pd.DataFrame, rows: pd.DataFrame, repeats: dict[str, pd.
 
 
 @style.figure
-def run_to_run(rows: pd.DataFrame, newer: str, older: str) -> Figure:
+def run_to_run(rows: pd.DataFrame, newer: Run, older: Run) -> Figure:
     """Every case that two runs share, by backend: how many percent the newer run is off the older one.
 
     rows:         evidence.agreement
-    newer, older: ids of the runs
+    newer, older: the runs, for their GPU and ids
     """
     style.require(rows, ["backend", "ratio", "unchanged"], "run_to_run")
     shown = [b for b in style.in_order(rows["backend"]) if b in set(rows["backend"])]
-    where = f"run {newer} over run {older} · cases that both timed"
+    where = f"{newer.gpu['name']} · run {newer.run_id} over run {older.run_id} · cases that both timed"
     handles = [_dot(style.INK, "same code in both runs"), _dot("white", "code may have changed")]
     fig, ax = style.canvas("The same cases in another run", where, legend=handles, height=0.7 + 0.3 * len(shown))
     for y, backend in enumerate(shown):

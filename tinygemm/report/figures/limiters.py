@@ -75,6 +75,8 @@ def limits(rows: pd.DataFrame) -> Figure:
     ax.set_xticks(range(len(shown)), [READINGS[name] for name in shown])
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
+    ax.xaxis.set_label_position("bottom")
+    ax.set_xlabel(f"percent of peak; what is busiest limits, from {BOUND:.0%} on")
     ax.set_xlim(-0.5, len(shown) + 2.7)
     ax.grid(visible=False)
     for spine in ax.spines.values():
