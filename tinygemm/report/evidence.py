@@ -7,7 +7,7 @@ import pandas as pd
 
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.intervals import sample_matrix
-from tinygemm.report.ratios import compare, geometric_mean, primary_cases, timed_cases
+from tinygemm.report.ratios import GROUP_SIZE, compare, geometric_mean, primary_cases, timed_cases
 from tinygemm.report.tables import BASELINE, SHAPE, problem_of, summarize
 from tinygemm.runs import Run, load_run, recorded_runs
 
@@ -38,7 +38,7 @@ def errors(run, M: int = 1) -> pd.DataFrame:
     cases = timed_cases(run.cases)
     shapes = pd.MultiIndex.from_frame(cases[["K", "N"]]).isin(list(STUDY_SHAPES))
     cases = cases[shapes & (cases["M"] == M) & cases["backend"].isin(BACKENDS)]
-    cases = cases[cases["group_size"].isin((0, 128))].assign(problem=problem_of(cases))
+    cases = cases[cases["group_size"].isin((0, GROUP_SIZE))].assign(problem=problem_of(cases))
     primary = primary_cases(cases)
     parts = []
     for way, change in WAYS.items():

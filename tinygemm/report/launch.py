@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES
-from tinygemm.report.ratios import compare, primary_cases, timed_cases
+from tinygemm.report.ratios import compare, primary_cases, timed_cases, usual
 from tinygemm.report.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, empty_node_us, problem_of
 
 SPEEDUP = ["speedup_vs_fp16", "speedup_vs_fp16_low", "speedup_vs_fp16_high"]
@@ -153,7 +153,5 @@ def chain(table: pd.DataFrame, M: int = 1, backends=(BASELINE, "int4-serial", "i
 
 
 def _cold(table: pd.DataFrame) -> pd.DataFrame:
-    """Timed cases with a cold L2 and random data, at the group size of the decode suite."""
-    rows = timed_cases(table)
-    rows = rows[(rows["l2_state"] == "cold") & (rows["operands"] == "random")]
-    return rows[rows["group_size"].isin((0, 128))]
+    rows = usual(table)
+    return rows[rows["l2_state"] == "cold"]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.intervals import sample_matrix
-from tinygemm.report.ratios import compare, geometric_mean, primary_cases
+from tinygemm.report.ratios import GROUP_SIZE, compare, geometric_mean, primary_cases
 from tinygemm.report.tables import SHAPE, problem_of
 from tinygemm.runs import DATA_ROOT
 
@@ -19,7 +19,6 @@ READS = ("int4-load-only", "int4-load-only-serial")
 TOKENS = (1, 2, 4, 8)
 PROBLEM = ["problem", *SHAPE]
 QUOTED = DATA_ROOT / "earlier" / "marlin-h200.csv"  # measured before runs were recorded
-GROUP_SIZE = 128  # what the peers and the quoted times are of
 
 
 def contest(run, quoted: Path | None = QUOTED) -> pd.DataFrame:

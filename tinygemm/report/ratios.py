@@ -8,7 +8,7 @@ from scipy.stats import bootstrap
 
 from tinygemm.report.intervals import BATCH, CONFIDENCE, RESAMPLES, SEED, median, ratio_of_medians, sample_matrix
 
-PLACE = ["M", "K", "N", "group_size", "launch", "l2_state", "operands"]  # what two backends must share to be compared
+GROUP_SIZE = 128  # of the decode cases; other sizes are a suite of their own
 
 
 def timed_cases(cases: pd.DataFrame) -> pd.DataFrame:
@@ -21,6 +21,13 @@ def primary_cases(cases: pd.DataFrame) -> pd.DataFrame:
     """The cases of the primary number: timed as a CUDA graph, L2 cold, random data."""
     timed = timed_cases(cases)
     return timed[(timed["launch"] == "graph") & (timed["l2_state"] == "cold") & (timed["operands"] == "random")]
+
+
+def usual(cases: pd.DataFrame) -> pd.DataFrame:
+    """The timed cases on random data, with a scale per 128 weights where they are quantised: one per contender, problem
+    and mode, so that a table by K, N and M has one number in each place."""
+    timed = timed_cases(cases)
+    return timed[(timed["operands"] == "random") & timed["group_size"].isin((0, GROUP_SIZE))]
 
 
 def compare(left: pd.DataFrame, right: pd.DataFrame, samples: pd.DataFrame, on: list[str]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from tinygemm.report import style
 from tinygemm.report.launch import gains
-from tinygemm.report.ratios import timed_cases
+from tinygemm.report.ratios import usual
 from tinygemm.report.tables import BASELINE, LATENCY
 
 LOST = "#C5221F"
@@ -66,9 +66,8 @@ def host_floor(table: pd.DataFrame, K: int = 4096, M: int = 1, backends=HOST_LIN
     table: report_table(run)
     """
     style.require(table, ["backend", "M", "K", "N", "launch", "l2_state", *LATENCY], "host_floor")
-    rows = timed_cases(table)
-    rows = rows[(rows["K"] == K) & (rows["M"] == M) & (rows["l2_state"] == "cold") & (rows["operands"] == "random")]
-    rows = rows[rows["backend"].isin(backends) & rows["group_size"].isin((0, 128))]
+    rows = usual(table)
+    rows = rows[(rows["K"] == K) & (rows["M"] == M) & (rows["l2_state"] == "cold") & rows["backend"].isin(backends)]
     rows = rows.drop_duplicates(["backend", "launch", "N"]).sort_values("N")
     if not {"eager", "graph"} <= set(rows["launch"]):
         raise ValueError(f"host_floor: the table has no case timed both as a graph and from Python at K = {K}, M = {M}")

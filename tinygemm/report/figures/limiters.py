@@ -14,6 +14,7 @@ from tinygemm.hardware import GPUS, gpu_key
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import style
 from tinygemm.report.limiters import BOUND, NOT_A_STALL, STALLS
+from tinygemm.report.ratios import usual
 from tinygemm.report.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, primary
 
 READINGS = {
@@ -146,8 +147,8 @@ def roofline_regimes(table: pd.DataFrame, shapes=STUDY_SHAPES, backends=(BASELIN
     table: report_table(run); the memory roof is the copy bandwidth of the run, the compute roof the published FP16 peak
     """
     style.require(table, [*SHAPE, "backend", "flops", "bytes_min", "tflop_s"], "roofline_regimes")
-    rows = primary(table)
-    rows = rows[rows["backend"].isin(backends) & rows["group_size"].isin((0, 128))]
+    rows = primary(usual(table))
+    rows = rows[rows["backend"].isin(backends)]
     panels = style.shapes_present(rows, shapes)
     rows = rows[pd.MultiIndex.from_frame(rows[["K", "N"]]).isin(panels)].drop_duplicates(["backend", *SHAPE])
     copy = copy_bandwidth_gb_s(table)

@@ -41,6 +41,16 @@ CHAIN = {
 }
 
 
+def narrowest(table: pd.DataFrame) -> dict:
+    """One call of the tuned kernel at the narrow shape: shape, eager_us and graph_us; NaN where it was not timed so."""
+    rows = launch.gains(table)
+    if rows.empty:
+        return {"shape": "–", "eager_us": float("nan"), "graph_us": float("nan")}
+    K, N = launch.ends(rows)[0]
+    row = rows[(rows["K"] == K) & (rows["N"] == N)].iloc[0]
+    return {"shape": style.shape_name((K, N)), "eager_us": row["eager_us"], "graph_us": row["graph_us"]}
+
+
 def host_bound(table: pd.DataFrame, K: int = 4096) -> Markdown:
     """Up to which N the host sets the time of an eager call, for FP16 and for the tuned kernel."""
     sentences = []
