@@ -119,12 +119,14 @@ def test_metrics_are_found_by_the_name_that_ncu_gives_them(run):
     more = {L2: (40.0, "%"), TENSOR: (20.0, "%")} | {
         WAITS.format(reason): (value, "") for reason, value in {"long_scoreboard": 6.0, "barrier": 2.0}.items()
     }
+    more["sm__maximum_warps_per_active_cycle_pct"] = (50.0, "%")
     more["smsp__inst_executed.sum"] = (1e6, "inst")
-    more["smsp__inst_executed_pipe_alu.sum"] = (5e5, "inst")
+    more["sm__inst_executed_pipe_alu.sum"] = (5e5, "inst")
     rows = limiters.readings(counted(run, {"int4": more}))
     row = at(rows, "int4")
     assert row["l2"] == pytest.approx(0.40)
     assert row["tensor"] == pytest.approx(0.20)
+    assert row["occupancy"] == pytest.approx(0.50)
     assert row["stall_long_scoreboard"] == pytest.approx(0.75)
     assert row["limiter"] == "latency: waiting for memory"
     assert row["per_weight"] == pytest.approx(32e6 / (4096 * 14336))

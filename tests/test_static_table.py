@@ -4,12 +4,14 @@ import pandas as pd
 import pytest
 import triton
 
+from tinygemm.cli import main
 from tinygemm.hardware import gpu_spec
 from tinygemm.harness.static_cost import config_cost
 from tinygemm.harness.static_table import OPCODES, PROBLEMS, static_row
 from tinygemm.kernel.configs import STATIC, LaunchConfig, select
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
 from tinygemm.report.limiters import CONFIG, static_file
+from tinygemm.report.limiters import STATIC as STATIC_COLUMNS
 
 pytestmark = pytest.mark.aot
 HINT = "run `tinygemm static-cost --gpu {}`"
@@ -37,6 +39,16 @@ def test_a_row_of_the_committed_table_is_what_compiling_gives(file, backend):
     row = table[(table["backend"] == backend) & (table["M"] == M) & (table["K"] == K) & (table["N"] == N)].iloc[0]
     assert row["triton"] == triton.__version__, HINT.format(file.stem)
     assert row.to_dict() == pytest.approx(expected), HINT.format(file.stem)
+
+
+def test_the_command_writes_a_table_that_the_report_can_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("tinygemm.harness.static_table.PROBLEMS", PROBLEMS[:1])
+    with pytest.raises(SystemExit) as ended:
+        main(["static-cost", "--gpu", "h200", "--csv", str(tmp_path / "counts.csv")])
+    assert ended.value.code == 0
+    written = pd.read_csv(tmp_path / "counts.csv")
+    assert list(written["backend"]) == ["int4-static", "int4"]
+    assert {*STATIC_COLUMNS, "per_weight", "per_weight_high"} <= set(written.columns)
 
 
 def test_the_classes_add_up_and_the_whole_is_more_than_the_loop():

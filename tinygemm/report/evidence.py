@@ -22,7 +22,9 @@ WAYS = {
 }
 PRIMARY = {"launch": "graph", "l2_state": "cold", "operands": "random"}
 # kernels that this project does not change from run to run: libraries, copies, and one that only reads
-UNCHANGED = (BASELINE, "aten-int4mm", "copy", "empty-node", "int4-load-only")
+UNCHANGED = (
+    BASELINE, "aten-int4mm", "gemlite", "marlin", "bitsandbytes-nf4", "copy", "empty-node", "int4-load-only",
+)  # fmt: skip
 # Two medians of one distribution differ by less than the half-width of one's 95 % interval with this probability:
 # their difference has sqrt(2) times the standard error, and P(|z| < 1.96 / sqrt(2)) = 0.834.
 EXPECTED_INSIDE = 0.834

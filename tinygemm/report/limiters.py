@@ -16,7 +16,7 @@ from tinygemm.runs import DATA_ROOT
 # Nsight Compute's own rules (section SpeedOfLight): below 60 % of peak neither compute nor memory limits a kernel.
 BOUND = 0.60
 MARGIN = 0.02  # counters of a few calls have no interval: nearer than this to the line, the answer is not sure
-FEW_WARPS = 0.25  # of those that fit: with less than 4 of 16 per scheduler, waits are hardly hidden
+FEW_WARPS = 0.25  # of those an SM can hold: with less than 4 of 16 per scheduler, waits are hardly hidden
 WARP = 32
 
 # what a column of the table is read from, by ncu's name of the metric
@@ -28,6 +28,7 @@ BUSY = {
     "issue": r"issue_active\.avg\.pct",
     "warps": r"warps_active\.avg\.pct",
 }
+OCCUPANCY = r"maximum_warps_per_active_cycle_pct"  # what registers and shared memory leave room for
 STALL = re.compile(r"stalled?_(\w+?)_per_(?:warp|issue)_active")
 PIPE = re.compile(r"^sm(?:sp)?__(?:inst_executed_pipe|sass_thread_inst_executed_op)_(\w+?)(?:_pred_on)?\.sum$")
 EXECUTED = "smsp__inst_executed.sum"
@@ -64,7 +65,7 @@ def limiter(busy: dict[str, float], stalls: dict[str, float] | None = None, prog
     1. Of DRAM, L2 and SM the busiest limits it, if it is busy for at least 60 %. If that is the SM: its tensor cores or
        its issue slots, if they are, too.
     2. Otherwise latency does: because there are fewer programs than SMs, or else for the reason for which its warps
-       wait most; with few warps, if less than a quarter of those that fit are resident.
+       wait most; with few warps, if less than a quarter of those that an SM can hold are resident.
 
     busy:            dram, l2, sm, tensor, issue, warps in 0..1, as far as they were read (NaN or absent: not)
     stalls:          reason, as ncu names it -> share of the warps' time in 0..1
@@ -102,15 +103,15 @@ def is_sure(busy: dict[str, float]) -> bool:
 def readings(run) -> pd.DataFrame:
     """Every profiled case with what its counters say, in the order of the study's shapes, then M.
 
-    returns: the columns of tables.counters_table, then dram, l2, sm, tensor, issue, warps (0..1; NaN: not collected),
-             programs_per_sm, per_weight (thread instructions executed per weight), stall_<reason> (shares that add up
+    returns: the columns of tables.counters_table, then dram, l2, sm, tensor, issue, warps, occupancy (at most; 0..1;
+             NaN: not collected), programs_per_sm, per_weight (thread instructions executed per weight), stall_<reason> (shares that add up
              to 1), pipe_<name> (thread instructions per weight), limiter, sure
     """
     if run.counters.empty:
         return pd.DataFrame()
     rows = counters_table(run)
     named = {column: NCU_NAMES.get(column, column) for column in rows.columns}
-    for name, pattern in BUSY.items():
+    for name, pattern in (BUSY | {"occupancy": OCCUPANCY}).items():
         found = [column for column, metric in named.items() if re.search(pattern, metric)]
         rows[name] = rows[found].bfill(axis=1).iloc[:, 0].astype(float) if found else np.nan
     weights = rows["K"] * rows["N"]

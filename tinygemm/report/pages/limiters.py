@@ -18,6 +18,7 @@ COUNTERS = {
     "tensor": ("Tensor", ".0%"),
     "issue": ("Issue", ".0%"),
     "warps": ("Warps", ".0%"),
+    "occupancy": ("Warps, at most", ".0%"),
     "programs_per_sm": ("Programs per SM", ".1f"),
     "traffic_ratio": ("Bytes / least", ".2f"),
     "limit": ("Limit", ""),
@@ -39,8 +40,8 @@ def rule() -> Markdown:
         f"1. Of DRAM, L2 and SM, the busiest limits the kernel if it is busy for at least {BOUND:.0%} of the time. "
         f"If that is the SM, it is its tensor cores or its issue slots, where they are that busy, too.\n"
         f"2. Otherwise *latency* limits it. The reason is that there are fewer programs than SMs, or else what its "
-        f"warps wait for most. *Few warps* is added where less than {FEW_WARPS:.0%} of the warps that fit are "
-        f"resident.\n\n"
+        f"warps wait for most. *Few warps* is added where less than {FEW_WARPS:.0%} of the warps that an "
+        f"SM can hold are resident.\n\n"
         f"Where a counter is within {MARGIN * 100:.0f} points of deciding otherwise, the answer carries a question "
         f"mark, and no claim rests on it."
     )
