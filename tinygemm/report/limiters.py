@@ -103,9 +103,9 @@ def is_sure(busy: dict[str, float]) -> bool:
 def readings(run) -> pd.DataFrame:
     """Every profiled case with what its counters say, in the order of the study's shapes, then M.
 
-    returns: the columns of tables.counters_table, then dram, l2, sm, tensor, issue, warps, occupancy (at most; 0..1;
-             NaN: not collected), programs_per_sm, per_weight (thread instructions executed per weight), stall_<reason> (shares that add up
-             to 1), pipe_<name> (thread instructions per weight), limiter, sure
+    returns: the columns of tables.counters_table, then dram, l2, sm, tensor, issue, warps, occupancy (at most), all in
+             0..1, NaN where not collected; programs_per_sm; per_weight (thread instructions executed per weight);
+             stall_<reason> (shares that add up to 1); pipe_<name> (thread instructions per weight); limiter, sure
     """
     if run.counters.empty:
         return pd.DataFrame()
