@@ -12,7 +12,7 @@ NAMED = 6  # counterexamples that a sentence names; the table of the page has th
 def at_least(claim: str, rows: pd.DataFrame, bound: float, missing: str) -> Verdict:
     """Holds where the whole interval of every row is at or above the bound; one row wholly below it refutes.
 
-    rows:    name (of the case), value, low, high, bound is for all; a value without an interval stands for itself
+    rows:    name (of the case), value, low, high; a value without an interval stands for itself
     missing: the sentence of a run that has no such rows
     """
     return _bounded(claim, rows, bound, missing, sign=1)

@@ -43,12 +43,13 @@ def faster_than_peers(run, rows: pd.DataFrame) -> Verdict:
         return Verdict(claim, UNDECIDED, "This run timed no other INT4 kernel.", {})
     mean = peers.mean_over_peers(run, best)
     least = at_least(claim, _named(best), LEAST_OVER_PEERS, "")
-    absent = [peer for peer in peers.PEERS if peer not in set(rows["backend"])]
-    complete = len(best) == len(STUDY_SHAPES) * len(peers.TOKENS) and not absent
+    cases = len(STUDY_SHAPES) * len(peers.TOKENS)
+    timed = rows["backend"].value_counts()
+    absent = [f"{peer} ({timed.get(peer, 0)})" for peer in peers.PEERS if timed.get(peer, 0) < cases]
     if mean["high"] < MEAN_OVER_PEERS or least.state == FAILS:
         state = FAILS
     else:
-        sure = mean["low"] >= MEAN_OVER_PEERS and least.state == HOLDS and complete
+        sure = mean["low"] >= MEAN_OVER_PEERS and least.state == HOLDS and not absent
         state = HOLDS if sure else UNDECIDED
     row = best.loc[best["value"].idxmin()]
     sentence = (
@@ -58,12 +59,12 @@ def faster_than_peers(run, rows: pd.DataFrame) -> Verdict:
     )
     below = best[best["high"].fillna(best["value"]) < LEAST_OVER_PEERS].sort_values("value")
     if len(below):
-        cases = [f"{r['value']:.2f}× at {case_name(r)} ({r['backend']})" for _, r in below.iterrows()]
-        sentence += f" Under {LEAST_OVER_PEERS:g}×: {listed(cases)}."
+        told = [f"{r['value']:.2f}× at {case_name(r)} ({r['backend']})" for _, r in below.iterrows()]
+        sentence += f" Under {LEAST_OVER_PEERS:g}×: {listed(told)}."
     if quoted := int((best["kind"] == "quoted").sum()):
         sentence += f" In {quoted} of the cases the best peer is Marlin by its quoted time, not by this run."
     if absent:
-        sentence += f" Not among the contenders: {', '.join(absent)}."
+        sentence += f" Not a contender in all {cases} cases: {', '.join(absent)}."
     numbers = {"mean": mean["value"], "mean_low": mean["low"], "mean_high": mean["high"], "least": row["value"]}
     numbers |= {"n": len(best), "n_quoted": quoted}
     return Verdict(claim, state, sentence, {name: float(value) for name, value in numbers.items()})
