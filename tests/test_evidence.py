@@ -149,6 +149,12 @@ def test_repeats_name_their_runs_and_the_days_between(run, tmp_path):
     assert table.loc[1, "days"] == 0, "synthetic runs start at the same time"
 
 
+def test_samples_are_shown_of_the_wide_projection_or_of_the_largest_weight(run):
+    assert evidence.wide(run.cases) == STUDY_SHAPES[2]
+    others = run.cases[run.cases["N"] != STUDY_SHAPES[2][1]]
+    assert evidence.wide(others) == STUDY_SHAPES[3]
+
+
 def test_clocks_are_told_or_said_to_be_unread(run):
     assert "SM clock 1,980 MHz" in pages.evidence.clocks(run).data
     blind = run.cases.assign(sm_clock_mhz=np.nan, power_w=np.nan, temp_c=np.nan)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -115,6 +117,13 @@ def spread(rows: pd.DataFrame) -> dict[str, float]:
         np.exp(log.median()) - 1, np.sqrt(max(0.0, observed - stated.median())),
     )  # fmt: skip
     return {"n": float(len(rows))} | {name: float(value) for name, value in zip(names, values, strict=True)}
+
+
+def wide(table: pd.DataFrame, M: int = 1) -> tuple[int, int]:
+    """The wide projection of the study as (K, N), or the largest weight that was timed at M."""
+    rows = table[(table["M"] == M) & (table["backend"] == BASELINE)]
+    shapes = list(zip(rows["K"], rows["N"], strict=True))
+    return STUDY_SHAPES[2] if STUDY_SHAPES[2] in shapes else max(shapes, key=math.prod)
 
 
 def clocks(run) -> dict[str, float]:
