@@ -41,14 +41,17 @@ CHAIN = {
 }
 
 
-def narrowest(table: pd.DataFrame) -> dict:
-    """One call of the tuned kernel at the narrow shape: shape, eager_us and graph_us; NaN where it was not timed so."""
+def narrowest(table: pd.DataFrame) -> Markdown:
+    """One call of the tuned kernel at the narrow shape, from Python and in a graph."""
     rows = launch.gains(table)
     if rows.empty:
-        return {"shape": "–", "eager_us": float("nan"), "graph_us": float("nan")}
+        return Markdown("*This run did not time the tuned kernel both from Python and as a graph.*")
     K, N = launch.ends(rows)[0]
     row = rows[(rows["K"] == K) & (rows["N"] == N)].iloc[0]
-    return {"shape": style.shape_name((K, N)), "eager_us": row["eager_us"], "graph_us": row["graph_us"]}
+    return Markdown(
+        f"At {style.shape_name((K, N))} a call of the tuned kernel takes {row['eager_us']:.1f} µs from Python and "
+        f"{row['graph_us']:.1f} µs as a node of a graph."
+    )
 
 
 def host_bound(table: pd.DataFrame, K: int = 4096) -> Markdown:
@@ -84,11 +87,15 @@ def overlaps(run) -> pd.DataFrame:
     return rows.assign(name=rows["backend"].map(style.name), shape=shape, interval=interval)
 
 
-def step_facts(step: pd.DataFrame) -> dict[str, float]:
-    """A token's matrix products in ms: fp16_graph_ms, int4_graph_ms, fp16_eager_ms, int4_eager_ms; or NaN."""
-    last = step.iloc[-1] if len(step) else {}
-    return {
-        f"{short}_{mode}_ms": float(last.get(f"{backend}_{mode}", float("nan"))) / 1e3
-        for short, backend in (("fp16", "fp16-cublas"), ("int4", "int4"))
-        for mode in ("graph", "eager")
-    }
+def token(step: pd.DataFrame) -> Markdown:
+    """What the products of a token take in all, from Python and in graphs."""
+    if step.empty:
+        return Markdown("*This run did not time every projection of the step.*")
+    total = step.iloc[-1]
+    fp16, int4 = (
+        [total[f"{backend}_{mode}"] / 1e3 for mode in ("eager", "graph")] for backend in ("fp16-cublas", "int4")
+    )
+    return Markdown(
+        f"So a token's products take {fp16[0]:.2f} ms in FP16 and {int4[0]:.2f} ms in INT4 from Python, and "
+        f"{fp16[1]:.2f} ms and {int4[1]:.2f} ms in graphs."
+    )
