@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic
+from derived import counted
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
@@ -17,8 +18,11 @@ from tinygemm.report import (
     causes,
     costmodel,
     decomposition,
+    evidence,
     figures,
+    limiters,
     literature,
+    peers,
     projections,
     published,
     regimes,
@@ -70,7 +74,43 @@ DRAW = {
     "projected_speedups": lambda run, table: figures.projected_speedups(predict.speedups(costmodel.fit(run), table)),
     "published_vs_projected": lambda run, table: figures.published_vs_projected(predict.compared(costmodel.fit(run))),
     "samples_spread": lambda run, table: figures.samples_spread(table, run.samples),
+    "limits": lambda run, table: figures.limits(limiters.readings(run)),
+    "stalls": lambda run, table: figures.stalls(limiters.readings(counted(run, STALLS))),
+    "instruction_mix": lambda run, table: figures.instruction_mix(counts(run)),
+    "roofline_regimes": lambda run, table: figures.roofline_regimes(table),
+    "launch_gain": lambda run, table: figures.launch_gain(table),
+    "host_floor": lambda run, table: figures.host_floor(table),
+    "peer_times": lambda run, table: draw_peers(run, table),
+    "fraction_of_reads": lambda run, table: figures.fraction_of_reads(
+        {name: peers.fraction_of_reads(run, name) for name in peers.READS}, table
+    ),
+    "method_errors": lambda run, table: draw_errors(run, table),
+    "run_to_run": lambda run, table: figures.run_to_run(evidence.halves(run), run, run),
 }
+WAIT = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
+REASONS = ("selected", "not_selected", "long_scoreboard", "short_scoreboard", "barrier", "wait", "math_pipe_throttle")
+STALLS = {
+    backend: {WAIT.format(reason): (1.0 + i, "") for i, reason in enumerate(REASONS)}
+    for backend in ("fp16-cublas", "int4-static", "int4")
+}
+
+
+def counts(run):
+    """Readings with instructions, executed and in machine code."""
+    pipes = {f"smsp__inst_executed_pipe_{pipe}.sum": (1e6, "inst") for pipe in ("alu", "fma", "lsu")}
+    executed = pipes | {"smsp__inst_executed.sum": (4e6, "inst")}
+    rows = limiters.readings(counted(run, {"int4": executed, "int4-static": executed}))
+    return rows.assign(static_low=rows["per_weight"], static_high=1.2 * rows["per_weight"])
+
+
+def draw_peers(run, table):
+    rows = peers.contest(run)
+    return figures.peer_times(rows, peers.mean_over_peers(run, peers.best_peers(rows)), table)
+
+
+def draw_errors(run, table):
+    rows, again = evidence.errors(run), evidence.halves(run)
+    return figures.method_errors(evidence.mean_errors(run, rows), rows, {"second half / first": again}, table)
 
 
 # a GPU with a ninth of the bandwidth, on which the tuned kernel loses at the narrow shape

@@ -79,6 +79,8 @@ def costs():
 # yardsticks are no products: the clock alone chose their configs, and the fastest for two shapes keeps a register or
 # two in memory
 YARDSTICK_SPILLS = 4
+# nothing was tuned for the other formats: the assembler may put a few registers aside before the loop begins
+FORMAT_SPILLS = 8
 
 
 def assert_fits(cost, spills=0):
@@ -129,7 +131,8 @@ def test_every_config_of_the_tables_fits_its_gpu_and_compiles_to_the_intended_lo
 @pytest.mark.parametrize(("gpu", "config", "problem", "symmetric"), other_formats(), ids=name)
 def test_other_group_sizes_and_zeros_compile_to_the_same_loop(costs, gpu, config, problem, symmetric):
     cost = costs[gpu, config, problem, symmetric]
-    assert_fits(cost)
+    assert_fits(cost, FORMAT_SPILLS)
+    assert cost.loop_count("LDL") + cost.loop_count("STL") == 0, "the loop spills registers"
     assert_intended_loop(cost, config)
 
 

@@ -1,6 +1,6 @@
 """What chapters put on their pages beside figures: `shared` serves them all, each topic has a module of its own."""
 
-from tinygemm.report.pages import causes, decomposition, regimes
+from tinygemm.report.pages import causes, decomposition, evidence, launch, limiters, peers, regimes
 from tinygemm.report.pages.literature import all_published, latencies, method_moves_it
 from tinygemm.report.pages.models import advise, every_case
 from tinygemm.report.pages.predict import model_of
@@ -10,7 +10,6 @@ from tinygemm.report.pages.shared import (
     choices,
     conditions,
     contenders,
-    counters,
     dequantisation,
     dropdown,
     errors,
@@ -19,7 +18,8 @@ from tinygemm.report.pages.shared import (
     intensities,
     lacks,
     no_counters,
-    overlap,
+    not_collected,
+    not_timed,
     projections,
     quote,
     serial_walk,
@@ -38,21 +38,25 @@ __all__ = [
     "choices",
     "conditions",
     "contenders",
-    "counters",
     "decomposition",
     "dequantisation",
     "dropdown",
     "errors",
     "every_case",
+    "evidence",
     "facts",
     "glue",
     "intensities",
     "lacks",
     "latencies",
+    "launch",
+    "limiters",
     "method_moves_it",
     "model_of",
     "no_counters",
-    "overlap",
+    "not_collected",
+    "not_timed",
+    "peers",
     "projections",
     "quote",
     "regimes",

@@ -164,19 +164,6 @@ def choices(table: pd.DataFrame, M: int = 1) -> dict:
     return {name: latency.get(mode, float("nan")) for name, mode in modes.items()} | {"shape": f"{K}×{N}"}
 
 
-def overlap(table: pd.DataFrame, M: int = 1) -> Markdown:
-    """What starting a call before the previous one has finished gains, at the narrow and the wide shape."""
-    rows = tables.primary(table)
-    latency = rows[rows["M"] == M].set_index(["K", "N", "backend"])["latency_us_p50"]
-    sentences = [
-        f"At {K}×{N} the tuned kernel takes {latency[K, N, 'int4']:.2f} µs per call with the overlap "
-        f"and {latency[K, N, 'int4-serial']:.2f} µs without."
-        for K, N in (NARROW, WIDE)
-        if {(K, N, "int4"), (K, N, "int4-serial")} <= set(latency.index)
-    ]
-    return Markdown(" ".join(sentences) or "*This run did not time `int4-serial`.*")
-
-
 def serial_walk(table: pd.DataFrame, M: int = 1) -> Markdown:
     """How the time of the simple kernel follows N and K: the experiment on what makes it slow."""
     rows = tables.primary(table)
@@ -258,18 +245,6 @@ def by_tokens(table: pd.DataFrame, backend: str = "int4") -> pd.DataFrame:
     return wide.assign(shape=wide["K"].astype(str) + "×" + wide["N"].astype(str)).rename_axis(columns=None)
 
 
-def counters(run, M: int = 1) -> pd.DataFrame:
-    """tables.counters_table(run) at one M, with a name and a shape; metrics that were not collected are NaN."""
-    columns = ["n_kernels", "frac_dram", "frac_sm", "frac_issue", "frac_warps", "traffic_ratio"]
-    if run.counters.empty:
-        return pd.DataFrame(columns=["name", "shape", *columns])
-    rows = tables.counters_table(run)
-    rows = rows[rows["M"] == M]
-    rows = rows.reindex(columns=[*dict.fromkeys([*rows.columns, *columns])]).sort_values(["K", "N"], kind="stable")
-    shape = rows["K"].astype(str) + "×" + rows["N"].astype(str)
-    return rows.assign(name=rows["backend"].map(style.name), shape=shape)
-
-
 def no_counters() -> Markdown:
     """What stands where the counters would, for a run that has none."""
     return Markdown("*This run has no hardware counters: Nsight Compute was missing, or was not allowed to read them.*")
@@ -278,6 +253,16 @@ def no_counters() -> Markdown:
 def lacks(what: str) -> Markdown:
     """What stands where something would that the run did not time."""
     return Markdown(f"*This run did not time {what}.*")
+
+
+def not_timed(*names: str) -> Markdown:
+    """What stands where cases would, for a run that has none of them."""
+    return lacks(", ".join(f"`{name}`" for name in names))
+
+
+def not_collected(what: str) -> Markdown:
+    """What stands where a figure of counters would, for a run whose profiler did not collect them."""
+    return Markdown(f"*The counters of this run do not say: {what}.*")
 
 
 def dropdown(title: str, content: Markdown) -> Markdown:
