@@ -70,13 +70,6 @@ def test_an_error_matters_if_it_is_clearly_larger_than_five_percent(run, way, fa
     assert judge(run)[way].state == UNDECIDED
 
 
-def test_a_run_of_the_first_schema_was_fed_random_data(run):
-    """It has no column that says so."""
-    old = dataclasses.replace(run, cases=run.cases.drop(columns="operands", errors="ignore"))
-    assert evidence.errors(old).empty
-    assert len(evidence.halves(old)) == len(run.cases[run.cases["status"] == "ok"])
-
-
 # --- the same again -------------------------------------------------------------------------------------------------
 
 
