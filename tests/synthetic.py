@@ -17,10 +17,24 @@ from tinygemm.runs import SCHEMA_VERSION, Case, Counter, Run, RunWriter, Sample,
 
 COMMIT = "5e6f0c1" + "0" * 33
 PRODUCTS = (
-    "fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4-gemv", "int4-splitk", "int4",
+    "fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4-ring", "int4-splitk", "int4",
     "int4-serial", "int4-no-dequant", "int4-load-only", "aten-int4mm",
 )  # fmt: skip
 GUESTS = ("gemlite", "bitsandbytes-nf4", "marlin")
+# the experiments beside the decode cases: (shapes, m_list, backends, modes), as write_run takes them
+CAUSES = (
+    (*((4096, N) for N in (512, 1024, 2048, 4096, 14336)), *((K, 4096) for K in (1024, 2048, 8192, 14336))), (1,),
+    ("int4-static", "int4", "int4-no-dequant", "int4-naive-dequant", "int4-no-split", "int4-more-split",
+     "int4-load-only"), (("graph", "cold"), ("eager", "cold")),
+)  # fmt: skip
+REGIMES = (
+    tuple((K, N) for K in (1024, 4096, 14336, 28672) for N in (256, 1024, 4096, 14336, 57344)), (1, 8),
+    ("fp16-cublas", "fp16-triton", "int4", "int4-static", "int4-no-dequant"), (("graph", "cold"),),
+)  # fmt: skip
+CROSSOVER = (
+    STUDY_SHAPES, (1, 2, 4, 8, 16, 32, 64, 128, 256), ("fp16-cublas", "dequant-fp16", "int4-fused", "int4"),
+    (("graph", "cold"),),
+)  # fmt: skip
 GPUS = {
     "h200": {
         "key": "h200", "name": "NVIDIA H200", "compute_capability": "9.0", "sm_count": 132, "l2_bytes": 62914560,
@@ -74,9 +88,9 @@ class Truth:
             "dequant-only": lambda: 2.5 + 1.1 * (fp16 + int4),
             "dequant-fp16": lambda: 7.3 + 2.05 * fp16 + 1.1 * int4,
             "int4-static": lambda: 8.2 * problem.K / 4096 + 1.5 * int4,
-            "int4-gemv": lambda: 1.30 * load_only,
+            "int4-ring": lambda: 1.30 * load_only,
             "int4-splitk": lambda: 1.38 * load_only,
-            "int4": lambda: (1.30 if problem.M == 1 else 1.38) * load_only,
+            "int4": lambda: min(formulas["int4-fused"](), formulas["dequant-fp16"]()),
             "int4-serial": lambda: 0.6 + (1.30 if problem.M == 1 else 1.38) * load_only,
             "int4-no-dequant": lambda: 1.15 * load_only,
             "int4-load-only": lambda: load_only,
@@ -91,6 +105,9 @@ class Truth:
             "int4-bf16": lambda: 1.33 * load_only,
             "int4-asymmetric": lambda: 1.38 * load_only,
             "int4-searched": lambda: 1.27 * load_only,
+            "int4-step-naive": lambda: 0.9 + 1.63 * load_only,
+            "int4-step-lop3": lambda: 0.9 + 1.45 * load_only,
+            "int4-step-early": lambda: 0.4 + 1.38 * load_only,
         }
         factor = self.factors.get((backend, problem.K, problem.N), self.factors.get(backend, 1.0))
         device = formulas[backend]() * factor
@@ -115,6 +132,7 @@ def write_run(
     modes: tuple[tuple[str, ...], ...] = (("graph", "cold"), ("graph", "hot"), ("eager", "cold"), ("eager", "hot")),
     n_samples: int = 30,
     counters: bool = True,
+    suites: tuple[tuple, ...] = (),
     dirty: bool = False,
     minute: str = "2026-11-23T1412Z",
     seed: int = 0,
@@ -124,6 +142,7 @@ def write_run(
     modes:  (launch, l2_state), or (launch, l2_state, operands)
     shapes: (K, N), or (K, N, group_size); the counters are of the wide and the narrow study shape where they are
             among them
+    suites: more of (shapes, m_list, backends, modes); a case that several want is timed once
     """
     truth, rng = truth or Truth(), np.random.default_rng(seed)
     run_id = f"{minute}-{COMMIT[:7]}" + ("-dirty" if dirty else "")
@@ -143,9 +162,13 @@ def write_run(
     writer = RunWriter(path, header)
     _write_ideals(writer, truth, n_samples, rng)
     problems = [GemmProblem(M, N, K, *group) for K, N, *group in shapes for M in m_list]
-    for problem in problems:
-        for mode in modes:
-            _write_group(writer, truth, problem, *mode, backends=backends, n_samples=n_samples, rng=rng)
+    groups: dict[tuple, dict] = {}
+    for suite_shapes, suite_m, suite_backends, suite_modes in ((shapes, m_list, backends, modes), *suites):
+        wanted = [GemmProblem(M, N, K, *group) for K, N, *group in suite_shapes for M in suite_m]
+        for group in ((problem, *mode) for problem in wanted for mode in suite_modes):
+            groups.setdefault(group, {}).update(dict.fromkeys(suite_backends))
+    for group, contenders in groups.items():
+        _write_group(writer, truth, *group, backends=tuple(contenders), n_samples=n_samples, rng=rng)
     if counters:
         writer.write_counters(*_counters(truth, problems, backends))
     return writer.finish()
@@ -197,7 +220,7 @@ def _write_group(writer, truth, problem, launch, l2_state, operands="random", *,
     cases, samples = [], []
     for backend in backends:
         identity = case_id(backend, problem, launch, l2_state, operands)
-        if backend == "int4-gemv" and problem.M > 1:
+        if backend == "int4-ring" and problem.M > 8:
             cases.append(_unsupported(identity, backend, problem, launch, l2_state))
             continue
         latency = truth.latency_us(backend, problem, launch, l2_state, operands)
@@ -210,7 +233,7 @@ def _write_group(writer, truth, problem, launch, l2_state, operands="random", *,
 def _unsupported(identity, backend, problem, launch, l2_state) -> Case:
     return Case(
         identity, backend, "", "", problem.M, problem.N, problem.K, problem.group_size, "float16",
-        problem.int4_bits_per_weight(), l2_state, launch, "unsupported", "the GEMV form serves M = 1 only",
+        problem.int4_bits_per_weight(), l2_state, launch, "unsupported", "the ring serves up to 8 tokens",
     )  # fmt: skip
 
 
@@ -229,9 +252,10 @@ def _case(identity, backend, problem, launch, l2_state, n_samples) -> Case:
             measured |= dict(zip(("max_err", "rms_err"), errors, strict=True))
     config = {}
     if backend.startswith("int4"):
-        form = {"int4-static": "static", "int4-splitk": "splitk"}.get(backend, "gemv")
+        form = {"int4-static": "static", "int4-splitk": "splitk"}.get(backend, "ring")
         config = {"form": form, "block_m": 16, "block_n": 128, "block_k": 128, "num_warps": 2, "num_stages": 3}
-        config |= {"split_k": 1 if form == "static" else 4, "config_source": "table"}
+        split_k = {"int4-static": 1, "int4-no-split": 1, "int4-more-split": 8}.get(backend, 4)
+        config |= {"split_k": split_k, "config_source": "table"}
     return Case(
         identity, backend, layer.model if layer else "", layer.layer if layer else "",
         problem.M, problem.N, problem.K, problem.group_size if quantised else 0,

@@ -154,7 +154,7 @@ def test_every_term_of_the_latency_model_has_a_word(model):
 
 @pytest.mark.parametrize(
     ("term", "value", "word"),
-    [("serial_ns", 20.0, "serial walk"), ("weight_ps", 900.0, "dequantisation"), ("tile_ps", 900.0, "multiplication"),
+    [("serial_ns", 20.0, "serial walk"), ("weight_ps", 900.0, "dequantisation"), ("tile_ps", 900.0, "tensor cores"),
      ("start_us", 50.0, "launch"), ("efficiency", 0.02, "memory")],
 )  # fmt: skip
 def test_the_longest_term_is_the_limit(model, term, value, word):

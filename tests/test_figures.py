@@ -7,13 +7,28 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic
+from derived import counted
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from tinygemm.problem import STUDY_SHAPES
-from tinygemm.report import costmodel, figures, literature, projections, published, style, tables
+from tinygemm.report import (
+    causes,
+    costmodel,
+    decomposition,
+    evidence,
+    figures,
+    limiters,
+    literature,
+    peers,
+    projections,
+    published,
+    regimes,
+    style,
+    tables,
+)
 from tinygemm.report.counters import summarize_counters
 from tinygemm.report.figures.method import MAX_ERR_BOUND
 from tinygemm.report.pages import predict
@@ -21,7 +36,8 @@ from tinygemm.report.pages import predict
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return synthetic.load(tmp_path_factory.mktemp("run"), m_list=(1, 8))
+    suites = (synthetic.CAUSES, synthetic.REGIMES, synthetic.CROSSOVER)
+    return synthetic.load(tmp_path_factory.mktemp("run"), m_list=(1, 8), suites=suites)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +55,13 @@ DRAW = {
     "roofline": lambda run, table: figures.roofline(table),
     "percent_of_peak": lambda run, table: figures.percent_of_peak(tables.counters_table(run)),
     "dequant_breakdown": lambda run, table: figures.dequant_breakdown(table),
-    "ladder": lambda run, table: figures.ladder(tables.ladder(run)),
+    "waterfall": lambda run, table: figures.waterfall(decomposition.steps(run), table),
+    "cause_removed": lambda run, table: figures.cause_removed(causes.removals(run)),
+    "cause_along": lambda run, table: figures.cause_along(causes.removals(run)),
+    "time_along": lambda run, table: figures.time_along(table),
+    "fitted_terms": lambda run, table: figures.fitted_terms(causes.contributions(run, causes.fit(run)), table),
+    "speedup_map": lambda run, table: figures.speedup_map(regimes.speedups(run)),
+    "crossover": lambda run, table: figures.crossover(regimes.by_tokens(table)),
     "launch_cost": lambda run, table: figures.launch_cost(table),
     "cold_vs_hot": lambda run, table: figures.cold_vs_hot(table),
     "correctness": lambda run, table: figures.correctness(table),
@@ -52,7 +74,43 @@ DRAW = {
     "projected_speedups": lambda run, table: figures.projected_speedups(predict.speedups(costmodel.fit(run), table)),
     "published_vs_projected": lambda run, table: figures.published_vs_projected(predict.compared(costmodel.fit(run))),
     "samples_spread": lambda run, table: figures.samples_spread(table, run.samples),
+    "limits": lambda run, table: figures.limits(limiters.readings(run)),
+    "stalls": lambda run, table: figures.stalls(limiters.readings(counted(run, STALLS))),
+    "instruction_mix": lambda run, table: figures.instruction_mix(counts(run)),
+    "roofline_regimes": lambda run, table: figures.roofline_regimes(table),
+    "launch_gain": lambda run, table: figures.launch_gain(table),
+    "host_floor": lambda run, table: figures.host_floor(table),
+    "peer_times": lambda run, table: draw_peers(run, table),
+    "fraction_of_reads": lambda run, table: figures.fraction_of_reads(
+        {name: peers.fraction_of_reads(run, name) for name in peers.READS}, table
+    ),
+    "method_errors": lambda run, table: draw_errors(run, table),
+    "run_to_run": lambda run, table: figures.run_to_run(evidence.halves(run), run, run),
 }
+WAIT = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
+REASONS = ("selected", "not_selected", "long_scoreboard", "short_scoreboard", "barrier", "wait", "math_pipe_throttle")
+STALLS = {
+    backend: {WAIT.format(reason): (1.0 + i, "") for i, reason in enumerate(REASONS)}
+    for backend in ("fp16-cublas", "int4-static", "int4")
+}
+
+
+def counts(run):
+    """Readings with instructions, executed and in machine code."""
+    pipes = {f"smsp__inst_executed_pipe_{pipe}.sum": (1e6, "inst") for pipe in ("alu", "fma", "lsu")}
+    executed = pipes | {"smsp__inst_executed.sum": (4e6, "inst")}
+    rows = limiters.readings(counted(run, {"int4": executed, "int4-static": executed}))
+    return rows.assign(static_low=rows["per_weight"], static_high=1.2 * rows["per_weight"])
+
+
+def draw_peers(run, table):
+    rows = peers.contest(run)
+    return figures.peer_times(rows, peers.mean_over_peers(run, peers.best_peers(rows)), table)
+
+
+def draw_errors(run, table):
+    rows, again = evidence.errors(run), evidence.halves(run)
+    return figures.method_errors(evidence.mean_errors(run, rows), rows, {"second half / first": again}, table)
 
 
 # a GPU with a ninth of the bandwidth, on which the tuned kernel loses at the narrow shape
@@ -65,7 +123,9 @@ def slow_run(tmp_path_factory):
     return synthetic.load(tmp_path_factory.mktemp("slow"), gpu="a10g", truth=SLOW, m_list=(1, 8), modes=modes)
 
 
-@pytest.fixture(scope="module", params=[*DRAW, "a10g headline", "a10g decode_latency", "a10g roofline", "a10g ladder"])
+@pytest.fixture(
+    scope="module", params=[*DRAW, "a10g headline", "a10g decode_latency", "a10g roofline", "a10g waterfall"]
+)
 def drawn(request, run, table) -> Figure:
     if request.param.startswith("a10g "):
         run = request.getfixturevalue("slow_run")
@@ -211,6 +271,15 @@ def test_speedup_lines_pass_through_the_table(table):
     (line,) = [ln for ln in fig.axes[1].lines if ln.get_marker() == "o" and mpl.colors.to_hex(ln.get_color()) == colour]
     np.testing.assert_array_equal(line.get_xdata(), rows["N"])
     np.testing.assert_allclose(line.get_ydata().astype(float), rows["speedup_vs_fp16"])
+
+
+def test_speedup_against_n_stays_at_the_k_of_the_study(tmp_path):
+    shapes = [(4096, 1024), (4096, 4096), *((3072, N) for N in (512, 1024, 2048, 4096))]
+    run = synthetic.load(tmp_path, m_list=(1,), shapes=shapes, backends=("fp16-cublas", "int4"))
+    (text,) = [
+        text for text, _ in texts(figures.speedup_vs_n(tables.report_table(run))) if "K\N{NO-BREAK SPACE}=" in text
+    ]
+    assert "K\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}4096" in text
 
 
 def test_breakdown_shows_the_tuned_kernel_above_its_twins(table):

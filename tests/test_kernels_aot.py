@@ -1,5 +1,6 @@
 """Every launch config of the tables, compiled for its GPU on any machine: its cost, and what it must not do."""
 
+import json
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from tinygemm.hardware import gpu_spec
+from tinygemm.harness import predicted_table
 from tinygemm.harness.static_cost import (
     SHARED_RESERVED,
     config_cost,
@@ -77,6 +79,8 @@ def costs():
 # yardsticks are no products: the clock alone chose their configs, and the fastest for two shapes keeps a register or
 # two in memory
 YARDSTICK_SPILLS = 4
+# nothing was tuned for the other formats: the assembler may put a few registers aside before the loop begins
+FORMAT_SPILLS = 8
 
 
 def assert_fits(cost, spills=0):
@@ -127,7 +131,8 @@ def test_every_config_of_the_tables_fits_its_gpu_and_compiles_to_the_intended_lo
 @pytest.mark.parametrize(("gpu", "config", "problem", "symmetric"), other_formats(), ids=name)
 def test_other_group_sizes_and_zeros_compile_to_the_same_loop(costs, gpu, config, problem, symmetric):
     cost = costs[gpu, config, problem, symmetric]
-    assert_fits(cost)
+    assert_fits(cost, FORMAT_SPILLS)
+    assert cost.loop_count("LDL") + cost.loop_count("STL") == 0, "the loop spills registers"
     assert_intended_loop(cost, config)
 
 
@@ -197,3 +202,15 @@ def test_any_number_of_tokens_is_served_by_few_binaries(gpu, K, N):
             seen = tuple(value for parameter, value in numbers if not parameter.do_not_specialize)
             binaries.add((one.kernel, seen, *one.constants.items(), *one.options.items()))
     assert len(binaries) <= len(M_BUCKETS)
+
+
+def test_a_predicted_table_holds_what_keeps_its_registers(tmp_path, monkeypatch):
+    """For 16 tokens the rough model's favourites spill on an A10G."""
+    problem, spec = GemmProblem(16, 4096, 4096), gpu_spec("a10g")
+    monkeypatch.setattr(predicted_table, "REPORT_SHAPES", ((problem.K, problem.N),))
+    monkeypatch.setattr(predicted_table, "DECODE_M", (problem.M,))
+    rows = predicted_table.predict_table("a10g", tmp_path / "a10g.json")
+    assert json.loads((tmp_path / "a10g.json").read_text())["source"] == "predicted"
+    assert {"splitk", "fp16"} >= {row["config"].form for row in rows} > {"fp16"}
+    for row in rows:
+        assert config_cost(row["config"], problem, spec).spills == 0

@@ -265,6 +265,19 @@ def counters(shape_list, group_size, asymmetric, backend, out_dir, metrics, kern
     _write_csv(_frame([dataclasses.asdict(row) for row in rows]), out_dir / "counters.csv")
 
 
+@commands.command("static-cost")
+@_option("gpu", required=True, help="Key of the GPU to compile for, such as h200 or a10g; it need not be here.")
+@_option("csv", type=OUTPUT_FILE, help="Table to write; data/static/<gpu>.csv, which the report reads, without it.")
+def static_cost(gpu, csv):
+    """Count the instructions per weight of the kernels that get profiled, in their machine code; needs no GPU."""
+    from tinygemm.harness.static_table import static_rows
+    from tinygemm.report.limiters import static_file
+
+    csv = csv or static_file(gpu)
+    _check_writable(csv)
+    _write_csv(_frame(static_rows(gpu)), csv)
+
+
 # --- plotting -------------------------------------------------------------------------------------------------------
 
 

@@ -49,6 +49,12 @@ PROVENANCE = """\
 
 What could not be read, or is not installed, is null. Host names, users, paths and serial numbers are not recorded.
 
+## What is no run
+
+`static/<gpu>.csv` holds instructions per weight, counted in the machine code of the kernels that get profiled:
+`tinygemm static-cost --gpu <gpu>` compiles them without a GPU and writes it again. `earlier/` holds times that were
+measured before runs were recorded, with method and note; the report quotes them as such.
+
 ## ncu/
 
 The CSV files of Nsight Compute as it wrote them, from which counters.csv was read.

@@ -19,7 +19,7 @@ YES, NO, TIE, CANNOT, KEPT = "yes", "no", "tie", "cannot", "kept in FP16"
 # the terms of the cost model, in words; what a call from Python waits for is judged before them
 LIMITERS = {
     "start": "launch", "token": "launch", "serial": "serial walk", "memory": "memory", "unpack": "dequantisation",
-    "multiply": "multiplication",
+    "multiply": "tensor cores",
 }  # fmt: skip
 HOST = "Python's launch"
 LM_HEAD = "lm_head"

@@ -8,7 +8,7 @@ import pandas as pd
 from tinygemm.models import MODELS, TENSOR_PARALLEL, possible_degrees, projections
 from tinygemm.problem import GemmProblem
 from tinygemm.report.intervals import interval_table, median, sample_matrix
-from tinygemm.report.tables import BASELINE, problem_of
+from tinygemm.report.tables import BASELINE, in_mode, problem_of
 
 FP16 = (BASELINE, "fp16-triton")
 MODEL_M = (1, 2, 4, 8)
@@ -49,10 +49,7 @@ def against_best_fp16(run, backend: str = "int4") -> pd.DataFrame:
 
     returns: problem, M, K, N, group_size, state, fp16_backend, fp16_us, int4_us, speedup, speedup_low, speedup_high
     """
-    cases = run.cases
-    cases = cases[(cases["status"] == "ok") & (cases["launch"] == "graph") & (cases["l2_state"] == "cold")]
-    # runs of the first schema have random operands only, and no column that says so
-    cases = cases[cases.get("operands", pd.Series("random", index=cases.index)) == "random"]
+    cases = run.cases[(run.cases["status"] == "ok") & in_mode(run.cases)]
     cases = cases.assign(problem=problem_of(cases))
     ids = cases.pivot(index="problem", columns="backend", values="case_id").reindex(columns=[*FP16, backend])
     pairs = ids.astype("string").dropna(subset=[BASELINE, backend]).reset_index().rename_axis(columns=None)

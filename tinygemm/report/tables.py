@@ -18,9 +18,6 @@ GROUP = ["problem", "launch", "l2_state", "operands"]  # contenders of one group
 SHAPE = ["M", "K", "N"]
 LATENCY = ["latency_us_p50", "latency_us_low", "latency_us_high"]
 
-# from what a user has today to the tuned kernel; each adjacent pair differs by one thing, named by the factor
-LADDER = ((BASELINE, "fp16-triton", "kernel"), ("fp16-triton", "int4", "fewer bits"), (BASELINE, "int4", "total"))
-
 
 def report_table(run) -> pd.DataFrame:
     """One row per case of a run, with everything the figures draw: `summarize`, `ideals` and `speedups` joined.
@@ -33,7 +30,7 @@ def report_table(run) -> pd.DataFrame:
     table = ideals(summarize(run.cases, run.samples))
     speedup = speedups(run.cases, run.samples).rename(columns=lambda name: name.replace("speedup", "speedup_vs_fp16"))
     table = table.merge(speedup, on="case_id", how="left", validate="one_to_one")
-    return table.assign(**_origin(run))
+    return table.assign(**origin(run))
 
 
 def only(run: Run, keep: pd.Series) -> Run:
@@ -189,31 +186,6 @@ def breakdown(run, fused: str = "int4", launch: str = "graph", l2_state: str = "
     return result.assign(dequant_share=result["dequant_in_kernel_us"] / result["fused_us"])
 
 
-def ladder(run, launch: str = "graph", l2_state: str = "cold") -> pd.DataFrame:
-    """The speedup of `int4` as a product of two factors, one row per problem and factor.
-
-    kernel = fp16-cublas / fp16-triton: what our kernel structure gains with FP16 weights;
-    fewer bits = fp16-triton / int4: what 4-bit weights gain in that structure, dequantisation paid; total: the product
-
-    returns: problem, M, K, N, launch, l2_state, operands, factor, value, low, high, gpu, run_id; no rows for a problem
-             of which one of the three backends was not timed
-    """
-    cases = run.cases[in_mode(run.cases, launch, l2_state)]
-    timed = _timed(cases)
-    rows = []
-    for problem, group in timed.groupby("problem", sort=False):
-        if {backend for pair in LADDER for backend in pair[:2]} <= set(group["backend"]):
-            rows += [(problem, *step) for step in LADDER]
-    plan = pd.DataFrame(rows, columns=["problem", "left", "right", "factor"])
-    ids = timed.set_index(["problem", "backend"])["case_id"]
-    for side in ("left", "right"):
-        plan[side] = [ids[key] for key in zip(plan["problem"], plan[side], strict=True)]
-    values = interval_table(plan, sample_matrix(cases, run.samples), ratio_of_medians, ["left", "right"])
-    shapes = timed[[*GROUP, *SHAPE]].drop_duplicates()
-    result = shapes.merge(values, on="problem", validate="one_to_many").drop(columns=["left", "right"])
-    return result.assign(**_origin(run))
-
-
 def paired(
     cases: pd.DataFrame, samples: pd.DataFrame, left: str, right: str, statistic=ratio_of_medians
 ) -> pd.DataFrame:
@@ -281,10 +253,10 @@ def problem_of(table: pd.DataFrame) -> pd.Series:
     return table["case_id"].str.split("/").str[1]
 
 
-def _timed(cases: pd.DataFrame) -> pd.DataFrame:
-    return cases[cases["status"] == "ok"].assign(problem=problem_of(cases))
-
-
-def _origin(run) -> dict[str, str]:
+def origin(run) -> dict[str, str]:
     """Where the numbers of a recorded run come from; nothing for cases that were only timed."""
     return {"gpu": run.gpu["name"], "run_id": run.run_id} if isinstance(run, Run) else {}
+
+
+def _timed(cases: pd.DataFrame) -> pd.DataFrame:
+    return cases[cases["status"] == "ok"].assign(problem=problem_of(cases))

@@ -1,4 +1,4 @@
-"""Why: the roofline, the share of each peak, the cost of dequantising, and the factors a speedup is made of."""
+"""Why: the roofline, the share of each peak, and the cost of dequantising."""
 
 from __future__ import annotations
 
@@ -29,10 +29,6 @@ PARTS = {
     "fused_us": "int4",
     "no_dequant_us": "int4-no-dequant",
     "load_only_us": "int4-load-only",
-}
-FACTORS = {
-    "kernel": style.COLOURS["fp16-triton"],
-    "fewer bits": style.COLOURS["int4"],
 }
 
 
@@ -194,62 +190,3 @@ def _breakdown_bars(ax: Axes, rows: pd.DataFrame, bars) -> None:
     ax.margins(x=0.16)
     ax.set_xlim(left=0)
     ax.grid(axis="y", visible=False)
-
-
-@style.figure
-def ladder(steps: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> Figure:
-    """What the speedup of the tuned kernel is made of: factors on a log axis, end to end, so that lengths add up.
-
-    steps: tables.ladder(run)
-    """
-    style.require(steps, ["problem", *SHAPE, "factor", "value"], "ladder")
-    rows = steps[(steps["M"] == M) & pd.MultiIndex.from_frame(steps[["K", "N"]]).isin(list(shapes))]
-    if rows.empty:
-        raise ValueError(f"ladder: no factors at M = {M} for {', '.join(f'{K}×{N}' for K, N in shapes)}")
-    factors = [factor for factor in FACTORS if factor in set(rows["factor"])]
-    handles = [Patch(color=FACTORS[factor], label=factor) for factor in factors]
-    where = style.conditions(rows, f"M = {M}", "total = product of the factors")
-    panels = [shape for shape in shapes if ((rows["K"] == shape[0]) & (rows["N"] == shape[1])).any()]
-    fig, ax = style.canvas("What the speedup is made of", where, legend=handles, height=0.7 + 0.8 * len(panels))
-    ends = [1.0]
-    for y, (K, N) in enumerate(panels):
-        mine = rows[(rows["K"] == K) & (rows["N"] == N)].set_index("factor")
-        reached = 1.0
-        for level, factor in enumerate(factor for factor in factors if factor in mine.index):
-            value, at = mine.loc[factor, "value"], y - 0.26 + level * 0.24
-            ax.barh(at, reached * value - reached, 0.2, left=reached, color=FACTORS[factor], zorder=2)
-            place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "size": 9}
-            text = ax.annotate(f"×{value:.2f}", (max(reached, reached * value), at), path_effects=style.HALO, **place)
-            text.set_zorder(5)  # above the line of the total
-            reached *= value
-            ends.append(reached)
-        _total(ax, y, mine.loc[["total"]])
-    ax.axvline(1, color=style.COLOURS[BASELINE], lw=1.4)
-    ax.set_xscale("log")
-    ax.set_yticks(range(len(panels)), [f"{K}×{N}" for K, N in panels])
-    left, right = 0.93 * min(ends), 1.25 * max(ends)
-    ticks = [tick for tick in (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6) if left < tick < right]
-    ax.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
-    ax.minorticks_off()
-    ax.set(
-        xlim=(left, right), ylim=(len(panels) - 0.3, -0.5), xlabel="speedup over FP16 (cuBLAS), log scale", ylabel="K×N"
-    )
-    ax.grid(axis="y", visible=False)
-    return fig
-
-
-def _total(ax: Axes, y: float, row: pd.DataFrame) -> None:
-    """The whole speedup as a line through the factors of a problem, with its interval and number below."""
-    total = float(row["value"].iloc[0])
-    ax.vlines(total, y - 0.38, y + 0.38, color=style.IDEAL, lw=1.6, zorder=3)
-    interval = style.spread(row.rename(columns={"low": "value_low", "high": "value_high"}), "value")
-    ax.errorbar(total, y + 0.38, xerr=interval, fmt="none", ecolor=style.INK, elinewidth=1, capsize=2, zorder=3)
-    place = {
-        "xytext": (0, -3),
-        "textcoords": "offset points",
-        "ha": "center",
-        "va": "top",
-        "size": 10,
-        "weight": "bold",
-    }
-    ax.annotate(f"{total:.2f}×", (total, y + 0.38), path_effects=style.HALO, **place)

@@ -54,13 +54,15 @@ def speedup_vs_n(table: pd.DataFrame, K: int | None = None, m_list=(1, 8), backe
     """Finding A: the speedup over FP16 against N at one K, one panel per M.
 
     table:  report_table(run), or the CSV of `tinygemm bench`
-    K:      None takes the K with most values of N
+    K:      None takes that of the study, 4096, or else the K with most values of N
     m_list: those of them that the table has are shown; all of the table's if it has none
     """
     style.require(table, [*CASE, *SPEEDUP, "bits_per_weight"], "speedup_vs_n")
     rows = primary(table)
     rows = rows[rows["backend"].isin(backends)].dropna(subset=["speedup_vs_fp16"])
-    K = rows.groupby("K")["N"].nunique().idxmax() if K is None and len(rows) else K
+    if K is None and len(rows):
+        counts = rows.groupby("K")["N"].nunique()
+        K = STUDY_SHAPES[0][0] if counts.get(STUDY_SHAPES[0][0], 0) > 1 else counts.idxmax()
     rows = rows[rows["K"] == K]
     if rows.empty:
         raise ValueError(
@@ -249,8 +251,13 @@ def _ideal(rows: pd.DataFrame) -> float:
 
 
 def _n_axis(ax: Axes, values) -> None:
+    """A logarithmic axis that names each N but those too near to the one before, whose names would run together."""
+    named = list(values[:1])
+    for value in values[1:]:
+        if value >= 1.3 * named[-1]:
+            named.append(value)
     ax.set_xscale("log", base=2)
-    ax.set_xticks(values, [f"{N / 1024:.3g}k" if N >= 1024 else str(N) for N in values])
+    ax.set_xticks(named, [f"{N / 1024:.3g}k" if N >= 1024 else str(N) for N in named])
     ax.minorticks_off()
     ax.set_xlabel("N, output features (1k = 1024)")
 

@@ -21,12 +21,23 @@ WHAT = {
     "dequant-fp16": "writes the weight back in FP16, then multiplies",
     "dequant-only": "only writes the weight back in FP16",
     "int4-static": "the simple fused kernel",
-    "int4-splitk": "the tensor-core form with K split",
-    "int4-gemv": "the form for M = 1",
+    "int4-splitk": "the tensor-core form whose weights wait in registers",
+    "int4-ring": "the tensor-core form whose weights wait in shared memory, for up to 8 tokens",
     "int4": "the tuned kernel: the form that the library selects",
     "int4-serial": "the tuned kernel, started only when the kernel before it has finished",
     "int4-no-dequant": "the tuned kernel with its dequantisation left out: it multiplies with the raw bits",
+    "int4-naive-dequant": "the tuned kernel that dequantises by shift, mask and convert",
+    "int4-no-split": "the tuned kernel with one program for the whole K of a tile",
+    "int4-more-split": "the tuned kernel with K split over twice the programs",
+    "int4-fused": "the tuned kernel at any number of tokens, also where the library would dequantise first",
+    "int4-searched": "the fastest of the tuning candidates for this very shape",
+    "int4-bf16": "the tuned kernel with bfloat16 activations",
+    "int4-asymmetric": "the tuned kernel with a zero point for every group",
+    "int4-step-naive": "K split over warps and programs, tensor cores, dequantised by shift, mask and convert",
+    "int4-step-lop3": "the same, dequantised by lop3",
+    "int4-step-early": "the same, weights requested before the kernel before it has finished",
     "int4-load-only": "reads the INT4 bytes, computes nothing",
+    "int4-load-only-serial": "the same, started only when the kernel before it has finished",
     "aten-int4mm": "PyTorch's own INT4 kernel",
     "gemlite": "GemLite, a Triton library",
     "marlin": "Marlin, a CUDA kernel",
@@ -51,9 +62,14 @@ def card(letter: str, verdicts: dict[str, Verdict]) -> Markdown:
     """
     tuned = verdicts[letter]
     judged = [verdicts[key] for key in (letter, f"{letter}_static") if key in verdicts]
-    answers = [f"{_badge(verdict)} {verdict.sentence}" for verdict in judged]
+    answers = [f"{badge(verdict)} {verdict.sentence}" for verdict in judged]
     title = f"{letter}. {tuned.claim}" if len(letter) == 1 else tuned.claim
     return Markdown("\n".join([f":::{{admonition}} {title}", ":class: finding", "", "\n\n".join(answers), ":::"]))
+
+
+def badge(verdict: Verdict) -> str:
+    """The state of a verdict as a coloured word."""
+    return f"{{{BADGE[verdict.state]}}}`{verdict.state}`"
 
 
 def table(frame: pd.DataFrame, columns: dict[str, tuple[str, str]], name: str, caption: str) -> Markdown:
@@ -138,24 +154,14 @@ def intensities(table: pd.DataFrame, M: int = 1) -> dict[str, float]:
 def choices(table: pd.DataFrame, M: int = 1) -> dict:
     """One call of the tuned kernel at the narrow shape, timed in every way: graph_us, eager_us, cold_us, hot_us."""
     K, N = NARROW
-    rows = table[(table["backend"] == "int4") & (table["M"] == M) & (table["K"] == K) & (table["N"] == N)]
+    rows = table[(table["M"] == M) & (table["K"] == K) & (table["N"] == N) & (table["operands"] == "random")]
+    # at the group size of the comparison with FP16, if a run has others too
+    beside = rows["problem"].isin(rows.loc[rows["backend"] == BASELINE, "problem"])
+    rows = rows[(rows["backend"] == "int4") & beside]
     latency = rows.set_index(["launch", "l2_state"])["latency_us_p50"]
     modes = {"graph_us": ("graph", "cold"), "eager_us": ("eager", "cold"), "cold_us": ("graph", "cold")}
     modes |= {"hot_us": ("graph", "hot")}
     return {name: latency.get(mode, float("nan")) for name, mode in modes.items()} | {"shape": f"{K}×{N}"}
-
-
-def overlap(table: pd.DataFrame, M: int = 1) -> Markdown:
-    """What starting a call before the previous one has finished gains, at the narrow and the wide shape."""
-    rows = tables.primary(table)
-    latency = rows[rows["M"] == M].set_index(["K", "N", "backend"])["latency_us_p50"]
-    sentences = [
-        f"At {K}×{N} the tuned kernel takes {latency[K, N, 'int4']:.2f} µs per call with the overlap "
-        f"and {latency[K, N, 'int4-serial']:.2f} µs without."
-        for K, N in (NARROW, WIDE)
-        if {(K, N, "int4"), (K, N, "int4-serial")} <= set(latency.index)
-    ]
-    return Markdown(" ".join(sentences) or "*This run did not time `int4-serial`.*")
 
 
 def serial_walk(table: pd.DataFrame, M: int = 1) -> Markdown:
@@ -209,7 +215,7 @@ def errors(table: pd.DataFrame) -> pd.DataFrame:
 def projections(table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
     """The four projections of the earlier study in this run: shape, then latencies and speedups of each kernel."""
     rows = tables.primary(table)
-    rows = rows[rows["M"] == M].set_index(["K", "N", "backend"])
+    rows = rows[rows["M"] == M].set_index(["K", "N", "backend"]).sort_index()
     result = []
     for K, N in STUDY_SHAPES:
         one = rows.loc[(K, N)] if (K, N) in rows.index.droplevel("backend") else rows.iloc[:0].droplevel(["K", "N"])
@@ -239,21 +245,29 @@ def by_tokens(table: pd.DataFrame, backend: str = "int4") -> pd.DataFrame:
     return wide.assign(shape=wide["K"].astype(str) + "×" + wide["N"].astype(str)).rename_axis(columns=None)
 
 
-def counters(run, M: int = 1) -> pd.DataFrame:
-    """tables.counters_table(run) at one M, with a name and a shape; metrics that were not collected are NaN."""
-    columns = ["n_kernels", "frac_dram", "frac_sm", "frac_issue", "frac_warps", "traffic_ratio"]
-    if run.counters.empty:
-        return pd.DataFrame(columns=["name", "shape", *columns])
-    rows = tables.counters_table(run)
-    rows = rows[rows["M"] == M]
-    rows = rows.reindex(columns=[*dict.fromkeys([*rows.columns, *columns])]).sort_values(["K", "N"], kind="stable")
-    shape = rows["K"].astype(str) + "×" + rows["N"].astype(str)
-    return rows.assign(name=rows["backend"].map(style.name), shape=shape)
-
-
 def no_counters() -> Markdown:
     """What stands where the counters would, for a run that has none."""
     return Markdown("*This run has no hardware counters: Nsight Compute was missing, or was not allowed to read them.*")
+
+
+def lacks(what: str) -> Markdown:
+    """What stands where something would that the run did not time."""
+    return Markdown(f"*This run did not time {what}.*")
+
+
+def not_timed(*names: str) -> Markdown:
+    """What stands where cases would, for a run that has none of them."""
+    return lacks(", ".join(f"`{name}`" for name in names))
+
+
+def not_collected(what: str) -> Markdown:
+    """What stands where a figure of counters would, for a run whose profiler did not collect them."""
+    return Markdown(f"*The counters of this run do not say: {what}.*")
+
+
+def dropdown(title: str, content: Markdown) -> Markdown:
+    """Content that a click unfolds: the whole of a table of which the chapter shows the point."""
+    return Markdown(f"::::{{dropdown}} {title}\n\n{content.data}\n::::")
 
 
 def twins(table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
@@ -280,10 +294,6 @@ def dequantisation(parts: pd.DataFrame, M: int = 1) -> dict[str, float]:
     K, N = WIDE
     row = parts[(parts["M"] == M) & (parts["K"] == K) & (parts["N"] == N)].iloc[0]
     return {name: row[name] for name in ("dequant_only_us", "fused_us")}
-
-
-def _badge(verdict: Verdict) -> str:
-    return f"{{{BADGE[verdict.state]}}}`{verdict.state}`"
 
 
 def _cell(value, spec: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from tinygemm.report.tables import breakdown, counters_table, in_mode, only, report_table, suite
+from tinygemm.report.verdicts import causes, decomposition, regimes
 from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED, Verdict
+from tinygemm.report.verdicts.evidence import of_evidence
 from tinygemm.report.verdicts.findings import (
     bottleneck_shifts,
     dequantisation_decides,
@@ -12,10 +14,28 @@ from tinygemm.report.verdicts.findings import (
     narrow_loses_to_dequantisation,
     wide_helps,
 )
+from tinygemm.report.verdicts.launch import of_launch
+from tinygemm.report.verdicts.limiters import of_limiters
 from tinygemm.report.verdicts.literature import at_least_published
 from tinygemm.report.verdicts.models import never_slower
+from tinygemm.report.verdicts.peers import of_peers
 
-__all__ = ["FAILS", "HOLDS", "UNDECIDED", "Verdict", "at_least_published", "never_slower", "of_run"]
+__all__ = [
+    "FAILS",
+    "HOLDS",
+    "UNDECIDED",
+    "Verdict",
+    "at_least_published",
+    "causes",
+    "decomposition",
+    "never_slower",
+    "of_evidence",
+    "of_launch",
+    "of_limiters",
+    "of_peers",
+    "of_run",
+    "regimes",
+]
 
 
 def of_run(run) -> dict[str, Verdict]:

@@ -1,0 +1,217 @@
+"""Finding C decided: each planted cause is found by its removal, terms are recovered, and the verdicts flip."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+
+from tinygemm.problem import STUDY_SHAPES, GemmProblem
+from tinygemm.report import causes, pages
+from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
+from tinygemm.report.verdicts import causes as verdicts
+
+NARROW, _, WIDE, TALL = STUDY_SHAPES
+EXPERIMENT = (
+    "int4-static", "int4", "int4-no-dequant", "int4-naive-dequant", "int4-no-split", "int4-more-split",
+    "int4-load-only",
+)  # fmt: skip
+SWEEP = [*((4096, N) for N in (512, 1024, 2048, 4096, 14336)), *((K, 4096) for K in (1024, 2048, 8192, 14336))]
+MODES = (("graph", "cold"), ("eager", "cold"))
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(factors=None, shapes=STUDY_SHAPES, backends=EXPERIMENT, modes=MODES, **truth):
+        truth = synthetic.Truth(factors=factors or {}, **truth)
+        return synthetic.load(
+            tmp_path, truth=truth, m_list=(1,), shapes=shapes, backends=backends, modes=modes, counters=False
+        )
+
+    return load
+
+
+def saved(run, removal, shape):
+    rows = causes.removals(run).set_index(["removal", "K", "N"])
+    return rows.loc[(removal, *shape)]
+
+
+# --- removals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("removal", [*causes.CAUSES, *causes.LEFTOVERS])
+def test_a_removal_saves_the_planted_share_within_its_interval(load, removal):
+    run, truth = load(), synthetic.Truth()
+    (left, with_it), (right, without) = (causes.CAUSES | causes.LEFTOVERS)[removal]
+    for K, N in STUDY_SHAPES:
+        problem = GemmProblem(1, N, K)
+        planted = 1 - truth.latency_us(right, problem, without) / truth.latency_us(left, problem, with_it)
+        row = saved(run, removal, (K, N))
+        assert row["value"] == pytest.approx(planted, abs=0.015)
+        assert row["low"] <= row["value"] <= row["high"]
+
+
+def test_what_gets_slower_saves_less_than_nothing(load):
+    assert saved(load(), "half of the split of K", NARROW)["high"] < 0
+
+
+# --- the verdict could go any way -----------------------------------------------------------------------------------
+
+# what is planted at the narrow shape, and the answer called from Python and in a graph
+PLANTED = {
+    "launch": ({}, FAILS, "it is the launch", FAILS, "it is too little parallelism"),
+    "parallelism": ({("int4-no-split", *NARROW): 8.0}, FAILS, "too little", FAILS, "too little parallelism"),
+    "dequantisation": ({("int4-naive-dequant", *NARROW): 6.0}, HOLDS, "it is dequantisation", HOLDS, "dequantisation"),
+    "dequantisation in a graph": (
+        {("int4-naive-dequant", *NARROW): 2.0}, FAILS, "it is the launch", HOLDS, "it is dequantisation",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("factors", "called", "answer", "in_graph", "graph_answer"), PLANTED.values(), ids=PLANTED)
+def test_the_answer_follows_the_planted_cause(load, factors, called, answer, in_graph, graph_answer):
+    found = verdicts.of_run(load(factors))
+    eager, graph = found["cause_narrow"], found["cause_narrow_graph"]
+    assert (eager.state, graph.state) == (called, in_graph)
+    assert answer in eager.sentence
+    assert graph_answer in graph.sentence
+    card = pages.causes.card("narrow", found).data
+    assert eager.sentence in card
+    assert graph.sentence in card
+
+
+def test_every_regime_has_its_own_answer(load):
+    found = verdicts.of_run(load({("int4-no-split", *WIDE): 0.8}))
+    assert found["cause_wide"].state == HOLDS
+    assert found["cause_tall_graph"].state == FAILS
+    assert found["cause_wide"].numbers["dequantisation_value"] > found["cause_wide"].numbers["launch_high"]
+
+
+def test_no_removal_that_saves_time_decides_nothing(load):
+    truth, problem = synthetic.Truth(), GemmProblem(1, NARROW[1], NARROW[0])
+    level = {
+        ("int4-no-split", *NARROW): 0.9
+        * truth.latency_us("int4", problem)
+        / truth.latency_us("int4-no-split", problem),
+        ("int4-naive-dequant", *NARROW): 0.7,
+    }
+    verdict = verdicts.of_run(load(level))["cause_narrow_graph"]
+    assert verdict.state == UNDECIDED
+    assert "no removal certainly saves time" in verdict.sentence
+
+
+def test_two_causes_that_save_the_same_cannot_be_told_apart(load):
+    truth, problem = synthetic.Truth(noise=0.05), GemmProblem(1, NARROW[1], NARROW[0])
+    dequant = truth.latency_us("int4-naive-dequant", problem) / truth.latency_us("int4-no-dequant", problem)
+    split = truth.latency_us("int4-no-split", problem) / truth.latency_us("int4", problem)
+    verdict = verdicts.of_run(load({("int4-naive-dequant", *NARROW): split / dequant}, noise=0.05))[
+        "cause_narrow_graph"
+    ]
+    assert verdict.state == UNDECIDED
+    assert "cannot be told apart" in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("missing", "word"), [("int4-naive-dequant", "dequantisation"), ("int4-no-split", "parallelism")]
+)
+def test_a_cause_that_was_not_varied_is_named_and_decides_nothing(load, missing, word):
+    run = load(backends=[backend for backend in EXPERIMENT if backend != missing])
+    verdict = verdicts.of_run(run)["cause_narrow"]
+    assert verdict.state == UNDECIDED
+    assert "did not vary" in verdict.sentence
+    assert word in verdict.sentence
+
+
+# --- the terms of the time ------------------------------------------------------------------------------------------
+
+
+def test_the_fit_finds_the_planted_walk_of_the_simple_kernel(load):
+    terms = causes.fit(load(shapes=SWEEP)).set_index(["kernel", "launch", "term"])
+    row = terms.loc[("simple", "graph", "walk")]
+    assert row["value"] == pytest.approx(8.2 / 32, rel=0.02)  # Truth: 8.2 us per 4096 inputs, which are 32 steps of 128
+    assert row["low"] < 8.2 / 32 < row["high"]
+    assert terms.loc[("simple", "graph", "start"), "value"] == pytest.approx(0, abs=0.3)
+    assert row["median_error"] < 0.02
+
+
+def as_planted(run, start, walk, per_mb, dequantisation):
+    """The run with the times of its tuned kernels replaced by a sum of planted terms, and a little noise."""
+    table = run.cases[run.cases["backend"].isin(causes.FAMILIES["tuned"])].set_index("case_id")
+    unpacks = table["backend"].map({"int4-no-dequant": 0, "int4-naive-dequant": 2}).fillna(1)  # naive: twice as dear
+    weights = table["K"] * table["N"] / 1e6
+    planted = (
+        start + walk * np.ceil(table["K"] / table["split_k"] / table["block_k"]) + per_mb * table["bytes_min"] / 1e6
+    )
+    planted = planted + dequantisation * weights * unpacks
+    noise = 1 + 0.002 * np.random.default_rng(0).standard_normal(len(run.samples))
+    samples = run.samples.assign(latency_us=run.samples["case_id"].map(planted) * noise)
+    return dataclasses.replace(run, cases=run.cases[run.cases["case_id"].isin(table.index)], samples=samples.dropna())
+
+
+@pytest.mark.parametrize("dequantisation", [0.0, 0.05])
+def test_the_fit_tells_dequantisation_from_bytes_and_the_walk_from_the_start(load, dequantisation):
+    run = as_planted(load(shapes=SWEEP), start=2.0, walk=0.2, per_mb=0.25, dequantisation=dequantisation)
+    terms = causes.fit(run)
+    found = terms[terms["launch"] == "graph"].set_index("term")
+    planted = {"start": 2.0, "walk": 0.2, "bytes": 0.25, "dequantisation": dequantisation}
+    planted["doing it the naive way"] = dequantisation  # once more
+    for term, value in planted.items():
+        assert found.loc[term, "value"] == pytest.approx(value, rel=0.02, abs=0.001)
+        assert found.loc[term, "low"] <= found.loc[term, "value"] <= found.loc[term, "high"]
+    assert found["worst_error"].max() < 0.01
+
+
+def test_contributions_add_up_to_the_measured_time(load):
+    run = load(shapes=SWEEP)
+    parts = causes.contributions(run, causes.fit(run))
+    sums = parts.groupby(["kernel", "K", "N"])[["fitted_us", "measured_us"]].agg(
+        {"fitted_us": "sum", "measured_us": "first"}
+    )
+    assert len(sums) == 2 * len(STUDY_SHAPES)
+    np.testing.assert_allclose(sums["fitted_us"], sums["measured_us"], rtol=0.25)
+    simple = sums.loc["simple"]
+    np.testing.assert_allclose(simple["fitted_us"], simple["measured_us"], rtol=0.03)
+
+
+def test_two_values_of_k_are_too_few_to_tell_a_walk_from_a_start(load):
+    assert causes.fit(load()).empty  # the study shapes alone
+
+
+@pytest.mark.parametrize(("factor", "state"), [(1.0, HOLDS), (0.02, FAILS)])
+def test_the_walk_verdict_follows_the_fit(load, factor, state):
+    run = load(shapes=SWEEP)
+    terms = causes.fit(run)
+    walk = (terms["kernel"] == "simple") & (terms["term"] == "walk")
+    terms.loc[walk, ["value", "low", "high"]] *= factor
+    verdict = verdicts.simple_kernel_walks(terms, causes.contributions(run, terms))
+    assert verdict.state == state
+    assert verdicts.simple_kernel_walks(terms.iloc[:0], pd.DataFrame()).state == UNDECIDED
+
+
+def test_programs_walk_the_part_of_k_that_their_split_leaves(load):
+    table = causes.programs(load()).set_index(["backend", "K", "N"])
+    assert table.loc[("int4-no-split", *TALL), "k_per_program"] == 14336
+    assert table.loc[("int4", *TALL), "k_per_program"] == 14336 / 4
+    assert table.loc[("int4-more-split", *TALL), "k_per_program"] == 14336 / 8
+    assert table.loc[("int4", *TALL), "steps"] == 14336 / 4 / 128
+    assert table.loc[("int4", *WIDE), "programs"] == 14336 / 128 * 4
+    assert table.loc[("int4", *WIDE), "programs_per_sm"] == pytest.approx(448 / 132)
+
+
+# --- what a page shows ----------------------------------------------------------------------------------------------
+
+
+def test_the_tables_of_a_run_without_the_experiment_are_empty(load):
+    run = load(backends=("int4-static", "int4", "int4-no-dequant"))
+    rows = causes.removals(run)
+    assert set(rows["removal"]) == {"launch", "the lop3 dequantisation"}
+    assert pages.causes.savings(rows).empty
+    assert pages.causes.splits(run).empty
+    assert causes.contributions(run, causes.fit(run)).empty
+
+
+def test_the_table_of_savings_has_every_shape_of_the_sweep(load):
+    shown = pages.causes.savings(causes.removals(load(shapes=SWEEP)))
+    assert len(shown) == len(SWEEP)
+    assert shown.notna().all(axis=None)

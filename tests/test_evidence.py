@@ -1,0 +1,154 @@
+"""The method's errors: each planted error is found with its size, and two runs agree only if they do."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import synthetic
+from derived import also, primary, slowed
+
+from tinygemm.problem import STUDY_SHAPES
+from tinygemm.report import evidence, pages, verdicts
+from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
+
+BACKENDS = ("fp16-cublas", "int4", "aten-int4mm")
+MODES = (("graph", "cold"),)
+CHANGES = {
+    "hot L2": {"l2_state": "hot"},
+    "warm L2": {"l2_state": "warm"},
+    "zeros": {"operands": "zeros"},
+    "do_bench": {"launch": "do_bench"},
+    "eager": {"launch": "eager"},
+}
+
+
+def load(root, minute="2026-11-23T1412Z", seed=0, factors=None, **settings):
+    truth = synthetic.Truth(drift=0.002, noise=0.002, factors=factors or {})
+    settings = {"shapes": STUDY_SHAPES, "m_list": (1, 2, 4), "backends": BACKENDS, "modes": MODES} | settings
+    return synthetic.load(root, truth=truth, counters=False, minute=minute, seed=seed, **settings)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return load(tmp_path_factory.mktemp("run"))
+
+
+def otherwise(run, way, factor, keep=None):
+    """The run, its products timed in another way as well."""
+    for backend in ("fp16-cublas", "int4"):
+        run = also(run, primary(run, backend), factor, keep=keep, **{"operands": "random"} | CHANGES[way])
+    return run
+
+
+def judge(run, within=None, between=None):
+    empty = evidence.halves(run).iloc[:0]
+    within, between = (empty if rows is None else rows for rows in (within, between))
+    return verdicts.of_evidence(evidence.errors(run), within, between)
+
+
+# --- ways of timing -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", CHANGES)
+def test_every_way_is_compared_with_the_primary_number(run, way):
+    changed = otherwise(run, way, 0.8, keep=12)
+    rows = evidence.errors(changed)
+    assert set(rows["way"]) == {way}
+    assert len(rows) == 2 * len(STUDY_SHAPES)
+    np.testing.assert_allclose(rows["value"], 0.8, rtol=0.01)
+    assert ((rows["low"] <= rows["value"]) & (rows["value"] <= rows["high"])).all()
+    mean = evidence.mean_errors(changed, rows)
+    assert set(mean["backend"]) == {"fp16-cublas", "int4"}
+    np.testing.assert_allclose(mean["value"], 0.8, rtol=0.01)
+
+
+@pytest.mark.parametrize("way", CHANGES)
+@pytest.mark.parametrize(("factor", "state"), [(0.9, HOLDS), (1.1, HOLDS), (1.01, FAILS), (1.05, UNDECIDED)])
+def test_an_error_matters_if_it_is_clearly_larger_than_five_percent(run, way, factor, state):
+    verdict = judge(otherwise(run, way, factor))[way]
+    assert verdict.state == state
+    assert judge(run)[way].state == UNDECIDED
+
+
+# --- the same again -------------------------------------------------------------------------------------------------
+
+
+def test_halves_of_a_steady_run_agree_and_those_of_a_drifting_one_do_not(run):
+    assert judge(run, within=evidence.halves(run))["steady"].state == HOLDS
+    late = run.samples["sample"] >= 15
+    drifting = run.samples.assign(latency_us=run.samples["latency_us"] * np.where(late, 1.02, 1.0))
+    rows = evidence.halves(dataclasses.replace(run, samples=drifting))
+    verdict = judge(run, within=rows)["steady"]
+    assert verdict.state == FAILS
+    assert verdict.numbers["shift"] == pytest.approx(0.02, rel=0.1)
+
+
+def test_older_runs_are_those_of_the_same_gpu_before_this_one(tmp_path):
+    first, second, third = (
+        load(tmp_path, minute=minute, shapes=STUDY_SHAPES[:1], m_list=(1,))
+        for minute in ("2026-11-22T1000Z", "2026-11-23T1000Z", "2026-11-24T1000Z")
+    )
+    load(tmp_path, minute="2026-11-22T1100Z", gpu="a10g", shapes=STUDY_SHAPES[:1], m_list=(1,))
+    assert [other.run_id for other in evidence.older_runs(third)] == [second.run_id, first.run_id]
+    assert evidence.older_runs(first) == []
+
+
+def test_two_runs_of_the_same_code_agree_and_a_slower_gpu_does_not(run, tmp_path):
+    again = load(tmp_path / "again", seed=7)
+    rows = evidence.agreement(again, run)
+    assert len(rows) == len(run.cases[run.cases["status"] == "ok"])
+    assert judge(run, between=rows)["repeated"].state == HOLDS
+    throttled = slowed(again, again.cases["status"] == "ok", 1.03)
+    verdict = judge(run, between=evidence.agreement(throttled, run))["repeated"]
+    assert verdict.state == FAILS
+    assert verdict.numbers["shift"] == pytest.approx(0.03, rel=0.1)
+    assert judge(run)["repeated"].state == UNDECIDED
+
+
+def test_a_kernel_that_changed_between_the_runs_is_no_error_of_the_method(run, tmp_path):
+    faster = load(tmp_path / "faster", seed=7, factors={"int4": 0.7})
+    rows = evidence.agreement(faster, run)
+    assert judge(run, between=rows)["repeated"].state == HOLDS
+    table = pages.evidence.by_backend(rows).set_index("backend")
+    assert table.loc["int4", "middle"] == pytest.approx(0.7, rel=0.01)
+    assert table.loc["int4", "code"] == "may have changed"
+    assert table.loc["aten-int4mm", "code"] == "the same"
+
+
+def test_the_same_backend_in_another_variant_is_not_the_same_code(run, tmp_path):
+    again = load(tmp_path / "again", seed=7)
+    aten = again.cases["backend"] == "aten-int4mm"
+    cases = again.cases.assign(config_source=again.cases["config_source"].where(~aten, "inner_k_tiles=2"))
+    rows = evidence.agreement(dataclasses.replace(again, cases=cases), run)
+    assert not rows.loc[rows["backend"] == "aten-int4mm", "unchanged"].any()
+    assert rows.loc[rows["backend"] == "fp16-cublas", "unchanged"].all()
+
+
+def test_the_spread_that_intervals_leave_out_is_the_planted_one(run, tmp_path):
+    """Every case of the second run is off by its own 1 %, which no sample of either run can show."""
+    again = load(tmp_path / "again", seed=7)
+    rng = np.random.default_rng(0)
+    off = dict(zip(again.cases["case_id"], 1 + 0.01 * rng.standard_normal(len(again.cases)), strict=True))
+    latency = again.samples["latency_us"] * again.samples["case_id"].map(off)
+    again = dataclasses.replace(again, samples=again.samples.assign(latency_us=latency))
+    assert evidence.spread(evidence.agreement(again, run))["beyond"] == pytest.approx(0.01, rel=0.35)
+    assert evidence.spread(evidence.halves(run))["beyond"] < 0.001
+
+
+def test_repeats_name_their_runs_and_the_days_between(run, tmp_path):
+    later = load(tmp_path / "later", minute="2026-11-25T1412Z")
+    table = pages.evidence.repeats(later, evidence.halves(later), [run], [evidence.agreement(later, run)])
+    assert run.run_id in table.loc[1, "pair"]
+    assert table.loc[1, "days"] == 0, "synthetic runs start at the same time"
+
+
+def test_samples_are_shown_of_the_wide_projection_or_of_the_largest_weight(run):
+    assert evidence.wide(run.cases) == STUDY_SHAPES[2]
+    others = run.cases[run.cases["N"] != STUDY_SHAPES[2][1]]
+    assert evidence.wide(others) == STUDY_SHAPES[3]
+
+
+def test_clocks_are_told_or_said_to_be_unread(run):
+    assert "SM clock 1,980 MHz" in pages.evidence.clocks(run).data
+    blind = run.cases.assign(sm_clock_mhz=np.nan, power_w=np.nan, temp_c=np.nan)
+    assert "could not read" in pages.evidence.clocks(dataclasses.replace(run, cases=blind)).data

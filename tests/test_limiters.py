@@ -1,0 +1,198 @@
+"""What limits a kernel: the rule case by case, the counters it reads, and the verdicts that rest on it."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+from derived import counted
+
+from tinygemm.problem import STUDY_SHAPES
+from tinygemm.report import limiters, pages, verdicts
+from tinygemm.report.limiters import limiter
+from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
+
+BACKENDS = ("fp16-cublas", "int4-static", "int4")
+MODES = (("graph", "cold"),)
+NAN = float("nan")
+L2 = "lts__throughput.avg.pct_of_peak_sustained_elapsed"
+TENSOR = "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active"
+WAITS = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return load(tmp_path_factory.mktemp("run"))
+
+
+def load(root, **truth):
+    return synthetic.load(
+        root, m_list=(1,), shapes=STUDY_SHAPES, backends=BACKENDS, modes=MODES, truth=synthetic.Truth(**truth)
+    )
+
+
+def at(rows, backend, K=4096, N=14336):
+    return rows[(rows["backend"] == backend) & (rows["K"] == K) & (rows["N"] == N)].iloc[0]
+
+
+# --- the rule -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("busy", "stalls", "programs_per_sm", "answer"),
+    [
+        ({"dram": 0.84, "l2": 0.40, "sm": 0.30}, {}, NAN, "DRAM"),
+        ({"dram": 0.60, "sm": 0.30}, {}, NAN, "DRAM"),
+        ({"dram": 0.62, "l2": 0.80, "sm": 0.30}, {}, NAN, "L2"),
+        ({"dram": 0.62, "sm": 0.75, "tensor": 0.70, "issue": 0.3}, {}, NAN, "tensor cores"),
+        ({"dram": 0.62, "sm": 0.75, "tensor": 0.20, "issue": 0.7}, {}, NAN, "issue slots"),
+        ({"dram": 0.62, "sm": 0.75, "tensor": 0.20, "issue": 0.3}, {}, NAN, "SM"),
+        ({"dram": 0.59, "sm": 0.30, "issue": 0.9}, {}, NAN, "latency"),
+        ({"dram": 0.47, "sm": 0.30}, {"long_scoreboard": 0.5, "barrier": 0.2}, NAN, "latency: waiting for memory"),
+        ({"dram": 0.47, "sm": 0.30}, {"long_scoreboard": 0.2, "barrier": 0.5}, NAN, "latency: waiting at a barrier"),
+        ({"dram": 0.47, "sm": 0.30}, {"selected": 0.6, "not_selected": 0.3, "wait": 0.1}, NAN,
+         "latency: waiting out fixed latencies"),
+        ({"dram": 0.47, "sm": 0.30, "warps": 0.2}, {"long_scoreboard": 0.5}, 3.4,
+         "latency: waiting for memory, few warps"),
+        ({"dram": 0.01, "sm": 0.05, "warps": 0.06}, {"long_scoreboard": 0.5}, 0.12,
+         "latency: fewer programs than SMs, few warps"),
+        ({"dram": 0.47, "sm": 0.30, "warps": 0.2}, None, NAN, "latency: few warps"),
+        ({"dram": NAN, "sm": NAN}, {}, NAN, "not known"),
+    ],
+)  # fmt: skip
+def test_the_rule_names_the_limiter(busy, stalls, programs_per_sm, answer):
+    assert limiter(busy, stalls, programs_per_sm) == answer
+
+
+@pytest.mark.parametrize(
+    ("busy", "sure"),
+    [
+        ({"dram": 0.84, "sm": 0.30}, True),
+        ({"dram": 0.61, "sm": 0.30}, False),
+        ({"dram": 0.59, "sm": 0.30}, False),
+        ({"dram": 0.40, "sm": 0.39}, True),
+        ({"dram": 0.84, "sm": 0.83}, False),
+        ({"dram": NAN}, False),
+    ],
+)
+def test_an_answer_that_two_points_could_change_is_not_sure(busy, sure):
+    assert limiters.is_sure(busy) is sure
+
+
+def test_the_rule_on_the_page_has_the_numbers_of_the_rule():
+    text = pages.limiters.rule().data
+    for number in (limiters.BOUND, limiters.FEW_WARPS):
+        assert f"{number:.0%}" in text
+    assert f"within {limiters.MARGIN * 100:.0f} points" in text
+
+
+# --- what it reads --------------------------------------------------------------------------------------------------
+
+
+def test_readings_are_the_planted_counters(run):
+    rows = limiters.readings(run)
+    assert len(rows) == 6, "three kernels at the narrow and the wide shape"
+    assert at(rows, "int4")["dram"] == pytest.approx(0.55)
+    assert at(rows, "int4")["warps"] == pytest.approx(0.35)
+    assert at(rows, "fp16-cublas")["limiter"] == "DRAM"
+    assert rows[["l2", "tensor", "per_weight"]].isna().all(axis=None), "not collected"
+
+
+def test_readings_of_a_run_without_counters_are_no_rows(tmp_path):
+    bare = synthetic.load(tmp_path, m_list=(1,), shapes=STUDY_SHAPES[:1], modes=MODES, counters=False)
+    assert limiters.readings(bare).empty
+    found = verdicts.of_limiters(limiters.with_static(limiters.readings(bare), limiters.static_file("h200")))
+    assert {verdict.state for verdict in found.values()} == {UNDECIDED}
+
+
+def test_programs_per_sm_follow_from_the_launch_config(run):
+    """112 tiles of 128 columns, four programs each, on 132 SMs; the simple kernel does not split K."""
+    rows = limiters.readings(run)
+    assert at(rows, "int4")["programs_per_sm"] == pytest.approx(14336 / 128 * 4 / 132)
+    assert at(rows, "int4-static", N=1024)["programs_per_sm"] == pytest.approx(8 / 132)
+    assert at(rows, "int4-static", N=1024)["limiter"].startswith("latency: fewer programs than SMs")
+    assert np.isnan(at(rows, "fp16-cublas")["programs_per_sm"])
+
+
+def test_metrics_are_found_by_the_name_that_ncu_gives_them(run):
+    more = {L2: (40.0, "%"), TENSOR: (20.0, "%")} | {
+        WAITS.format(reason): (value, "") for reason, value in {"long_scoreboard": 6.0, "barrier": 2.0}.items()
+    }
+    more["sm__maximum_warps_per_active_cycle_pct"] = (50.0, "%")
+    more["smsp__inst_executed.sum"] = (1e6, "inst")
+    more["sm__inst_executed_pipe_alu.sum"] = (5e5, "inst")
+    rows = limiters.readings(counted(run, {"int4": more}))
+    row = at(rows, "int4")
+    assert row["l2"] == pytest.approx(0.40)
+    assert row["tensor"] == pytest.approx(0.20)
+    assert row["occupancy"] == pytest.approx(0.50)
+    assert row["stall_long_scoreboard"] == pytest.approx(0.75)
+    assert row["limiter"] == "latency: waiting for memory"
+    assert row["per_weight"] == pytest.approx(32e6 / (4096 * 14336))
+    assert row["pipe_alu"] == pytest.approx(16e6 / (4096 * 14336))
+
+
+# --- machine code ---------------------------------------------------------------------------------------------------
+
+
+def static_counts(run, tmp_path, low, high):
+    """A file of static counts for the launch configs of the run."""
+    rows = limiters.readings(run)
+    rows = rows[rows["backend"] == "int4"]
+    file = tmp_path / "static.csv"
+    rows[limiters.STATIC].assign(per_weight=low, per_weight_high=high).to_csv(file, index=False)
+    return file
+
+
+@pytest.mark.parametrize(("low", "high", "state"), [(1.8, 2.2, HOLDS), (2.3, 2.6, FAILS), (1.0, 1.5, FAILS)])
+def test_executed_and_static_counts_agree_within_the_range_of_the_machine_code(run, tmp_path, low, high, state):
+    executed = {"int4": {"smsp__inst_executed.sum": (2 * 4096 * 14336 / 32, "inst")}}
+    wide = counted(run, executed)
+    narrow = wide.counters["case_id"].str.contains("N1024") & (wide.counters["metric"] == "smsp__inst_executed.sum")
+    wide.counters.loc[narrow, "value"] *= 1024 / 14336
+    rows = limiters.with_static(limiters.readings(wide), static_counts(wide, tmp_path, low, high))
+    assert at(rows, "int4")["per_weight"] == pytest.approx(2)
+    verdict = verdicts.of_limiters(rows)["static"]
+    assert verdict.state == state
+    assert verdict.numbers["n"] == 2
+
+
+def test_static_counts_of_another_launch_config_do_not_apply(run, tmp_path):
+    file = static_counts(run, tmp_path, 1.8, 2.2)
+    table = pd.read_csv(file)
+    table.assign(split_k=table["split_k"] + 1).to_csv(file, index=False)
+    rows = limiters.with_static(limiters.readings(run), file)
+    assert rows["static_low"].isna().all()
+    assert verdicts.of_limiters(rows)["static"].state == UNDECIDED
+
+
+# --- verdicts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dram", "sm", "shift", "latency"),
+    [
+        ({"fp16-cublas": 0.84, "int4": 0.55}, {}, HOLDS, HOLDS),
+        ({"fp16-cublas": 0.84, "int4": 0.75}, {}, FAILS, FAILS),
+        ({"fp16-cublas": 0.30, "int4": 0.20}, {}, FAILS, HOLDS),
+        ({"fp16-cublas": 0.84, "int4": 0.55}, {"int4": 0.8}, HOLDS, FAILS),
+        ({"fp16-cublas": 0.84, "int4": 0.59}, {}, UNDECIDED, UNDECIDED),
+    ],
+)
+def test_the_verdicts_follow_the_counters(tmp_path, dram, sm, shift, latency):
+    planted = synthetic.Truth()
+    run = load(tmp_path, dram=planted.dram | dram, sm=planted.sm | sm)
+    found = verdicts.of_limiters(limiters.with_static(limiters.readings(run), tmp_path / "absent.csv"))
+    assert found["shift"].state == shift
+    assert found["latency"].state == latency
+    assert found["traffic"].state == HOLDS
+
+
+def test_bytes_that_move_twice_are_seen(run):
+    twice = run.counters["metric"].eq("dram__bytes_read.sum") & run.counters["case_id"].str.startswith("int4/")
+    counters = run.counters.assign(value=run.counters["value"].where(~twice, 2 * run.counters["value"]))
+    rows = limiters.readings(dataclasses.replace(run, counters=counters))
+    verdict = verdicts.of_limiters(limiters.with_static(rows, limiters.static_file("h200")))["traffic"]
+    assert verdict.state == FAILS
+    assert "int4" in verdict.sentence

@@ -1,0 +1,159 @@
+"""Peers and targets: every verdict is given by a planted answer and flipped by the opposite one."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+from derived import also, primary, slowed
+
+from tinygemm.problem import STUDY_SHAPES
+from tinygemm.report import pages, peers, verdicts
+from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
+
+BACKENDS = ("fp16-cublas", "int4", "int4-load-only")
+MODES = (("graph", "cold"),)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run without peers, of which the tests make what they need: every ratio below is to its `int4`."""
+    return synthetic.load(
+        tmp_path_factory.mktemp("run"), m_list=(1, 2, 4, 8, 16), shapes=STUDY_SHAPES, backends=BACKENDS, modes=MODES,
+        truth=synthetic.Truth(drift=0.0, noise=0.001), counters=False,
+    )  # fmt: skip
+
+
+def with_peers(run, **factors):
+    """Peers that take `factor` times as long as the tuned kernel."""
+    for name, factor in ({"aten_int4mm": 2.0, "gemlite": 2.2, "marlin": 2.4} | factors).items():
+        run = also(run, primary(run, "int4"), factor, backend=name.replace("_", "-"))
+    return run
+
+
+def verdict_of(run, key):
+    return verdicts.of_peers(run)[key]
+
+
+def test_the_kernel_wins_where_every_best_peer_is_clearly_slower(plain):
+    verdict = verdict_of(with_peers(plain), "peers")
+    assert verdict.state == HOLDS
+    assert verdict.numbers["mean"] == pytest.approx(2.0, rel=0.01)
+    assert verdict.numbers["n"] == 16
+
+
+def test_a_mean_below_the_target_refutes(plain):
+    assert verdict_of(with_peers(plain, aten_int4mm=1.5), "peers").state == FAILS
+
+
+def test_one_case_below_its_target_refutes_and_is_named(plain):
+    run = with_peers(plain)
+    run = slowed(run, run.cases["case_id"].eq("aten-int4mm/M2-K4096-N1024-g128/graph-cold"), 0.55)
+    verdict = verdict_of(run, "peers")
+    assert verdict.numbers["mean"] > 1.6
+    assert verdict.state == FAILS
+    assert "1.10× at 4096×1024, M = 2 (aten-int4mm)" in verdict.sentence
+
+
+def test_without_a_contender_the_claim_cannot_hold_but_it_can_fail(plain):
+    run = also(plain, primary(plain, "int4"), 2.0, backend="aten-int4mm")
+    rows = peers.contest(run, quoted=None)
+    verdict = verdicts.peers.faster_than_peers(run, rows)
+    assert verdict.state == UNDECIDED
+    assert "all 16 cases: gemlite (0), marlin (0)" in verdict.sentence
+    run = also(plain, primary(plain, "int4"), 1.2, backend="aten-int4mm")
+    assert verdicts.peers.faster_than_peers(run, peers.contest(run, quoted=None)).state == FAILS
+    assert verdict_of(plain, "peers").state == UNDECIDED
+
+
+def test_a_quoted_time_stands_only_where_the_peer_was_not_measured_on_that_gpu(plain, tmp_path):
+    file = tmp_path / "marlin.csv"
+    quoted = [("h200", M, K, N, value) for K, N in STUDY_SHAPES for M, value in ((1, 5.0), (8, 4.0))]
+    pd.DataFrame(quoted, columns=["gpu", "M", "K", "N", "value"]).to_csv(file, index=False)
+    run = also(plain, primary(plain, "int4"), 2.0, backend="aten-int4mm")
+    rows = peers.contest(run, file)
+    marlin = rows[rows["backend"] == "marlin"]
+    assert len(marlin) == 16
+    assert set(marlin["kind"]) == {"quoted"}
+    assert marlin[["low", "high"]].isna().all(axis=None)
+    between = marlin.set_index("M")["other_us"]
+    assert set(between[1]) == {5.0}
+    assert set(between[2]) == {4.0}, "between two quoted values the shorter stands, against us"
+    measured = peers.contest(with_peers(plain), file)
+    assert set(measured["kind"]) == {"measured"}
+    assert peers.contest(run, None)["backend"].unique().tolist() == ["aten-int4mm"]
+
+
+def test_the_best_peer_is_the_fastest_and_the_mean_is_over_the_best(plain):
+    run = with_peers(plain, gemlite=1.8)
+    run = also(run, primary(run, "int4"), 0.5, backend="bitsandbytes-nf4")
+    rows = peers.contest(run)
+    best = peers.best_peers(rows)
+    assert set(best["backend"]) == {"gemlite"}, "another format is never the best peer"
+    assert len(best) == 16
+    assert peers.mean_over_peers(run, best)["value"] == pytest.approx(1.8, rel=0.01)
+
+
+def test_the_quoted_file_of_the_project_is_whole():
+    table = pd.read_csv(peers.QUOTED)
+    assert set(zip(table["K"], table["N"], strict=True)) == set(STUDY_SHAPES)
+    assert set(table["M"]) == {1, 8}
+    assert (table["value"] > 0).all()
+    assert table[["method", "note"]].notna().all(axis=None)
+
+
+@pytest.mark.parametrize(("factor", "state"), [(1.05, HOLDS), (1.25, FAILS), (1 / 0.9, UNDECIDED)])
+def test_the_share_of_reading_alone_is_judged_on_every_shape(plain, factor, state):
+    """At M = 1 nine tenths of the speed are asked for, so a kernel may take 1.11 times as long."""
+    run = also(plain, primary(plain, "int4"), 1 / factor, backend="int4-load-only-serial")
+    verdict = verdict_of(run, "reads_serial_1")
+    assert verdict.state == state
+    assert verdict.numbers["n"] == 4
+
+
+def test_the_share_of_reading_alone_is_not_asked_of_runs_without_it(plain):
+    assert verdict_of(plain, "reads_serial_1").state == UNDECIDED
+    assert verdict_of(plain, "reads_1").state == FAILS, "planted: 1.3 times the time of the reads"
+
+
+def test_sixteen_tokens_cost_no_more_than_eight_where_they_do_not(plain):
+    assert verdict_of(plain, "sixteen").state == HOLDS
+    at = primary(plain, "int4") & (plain.cases["M"] == 16) & (plain.cases["K"] == 14336)
+    verdict = verdict_of(slowed(plain, at, 1.4), "sixteen")
+    assert verdict.state == FAILS
+    assert "14336×4096" in verdict.sentence
+
+
+@pytest.mark.parametrize(("factor", "state"), [(1.02, HOLDS), (1.2, FAILS)])
+@pytest.mark.parametrize(("variant", "backend"), [("bfloat16", "int4-bf16"), ("asymmetric", "int4-asymmetric")])
+def test_a_format_may_cost_a_little(plain, variant, backend, factor, state):
+    run = also(plain, primary(plain, "int4"), factor, backend=backend)
+    assert verdict_of(run, variant).state == state
+    assert verdict_of(plain, variant).state == UNDECIDED
+
+
+@pytest.mark.parametrize(("factor", "state"), [(1.15, HOLDS), (1.4, FAILS)])
+def test_other_group_sizes_may_cost_their_bytes(plain, factor, state):
+    """Groups of 32 read 4.5 bits per weight instead of 4.125, a ratio of 1.09."""
+    moved = (plain.cases["bytes_min"] * 4.5 / 4.125)[primary(plain, "int4")].round().astype(int)
+    run = also(plain, primary(plain, "int4"), factor, group_size=32, bytes_min=moved)
+    assert verdict_of(run, "groups").state == state
+    assert set(peers.formats(run)["variant"]) == {"groups of 32"}
+    np.testing.assert_allclose(peers.formats(run)["bytes_ratio"], 4.5 / 4.125, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("factor", "state"), [(0.97, HOLDS), (0.8, FAILS)])
+def test_the_rule_is_judged_against_the_best_candidate(plain, factor, state):
+    run = also(plain, primary(plain, "int4"), factor, backend="int4-searched")
+    assert verdict_of(run, "heldout").state == state
+    assert verdict_of(plain, "heldout").state == UNDECIDED
+
+
+def test_the_page_shows_every_case_and_marks_what_is_quoted(plain):
+    rows = peers.contest(also(plain, primary(plain, "int4"), 2.0, backend="aten-int4mm"))
+    table = pages.peers.contest(rows)
+    assert len(table) == 16
+    assert table["marlin"].str.contains("quoted").all()
+    assert not table["aten-int4mm"].str.contains("quoted").any()
+    reads = pages.peers.reads(plain)
+    assert reads["serial_value"].isna().all()
+    assert reads["overlap_value"].notna().all()

@@ -1,0 +1,60 @@
+"""The committed counts of machine code: they are those of this commit's kernels."""
+
+import pandas as pd
+import pytest
+import triton
+
+from tinygemm.cli import main
+from tinygemm.hardware import gpu_spec
+from tinygemm.harness.static_cost import config_cost
+from tinygemm.harness.static_table import OPCODES, PROBLEMS, static_row
+from tinygemm.kernel.configs import STATIC, LaunchConfig, select
+from tinygemm.problem import STUDY_SHAPES, GemmProblem
+from tinygemm.report.limiters import CONFIG, static_file
+from tinygemm.report.limiters import STATIC as STATIC_COLUMNS
+
+pytestmark = pytest.mark.aot
+HINT = "run `tinygemm static-cost --gpu {}`"
+FILES = sorted(static_file("h200").parent.glob("*.csv"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_committed_table_is_of_the_configs_that_are_selected_today(file):
+    table = pd.read_csv(file).set_index(["backend", "M", "K", "N"])
+    assert len(table) == 2 * len(PROBLEMS)
+    for problem in PROBLEMS:
+        row = table.loc[("int4", problem.M, problem.K, problem.N)]
+        config = select(problem, file.stem)[0]
+        assert [row[name] for name in CONFIG] == [getattr(config, name) for name in CONFIG], HINT.format(file.stem)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("backend", ["int4", "int4-static"])
+def test_a_row_of_the_committed_table_is_what_compiling_gives(file, backend):
+    table = pd.read_csv(file)
+    (K, N), M = STUDY_SHAPES[2], 1
+    problem = GemmProblem(M, N, K)
+    config = select(problem, file.stem)[0] if backend == "int4" else STATIC
+    expected = static_row(backend, problem, config, config_cost(config, problem, gpu_spec(file.stem)))
+    row = table[(table["backend"] == backend) & (table["M"] == M) & (table["K"] == K) & (table["N"] == N)].iloc[0]
+    assert row["triton"] == triton.__version__, HINT.format(file.stem)
+    assert row.to_dict() == pytest.approx(expected), HINT.format(file.stem)
+
+
+def test_the_command_writes_a_table_that_the_report_can_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("tinygemm.harness.static_table.PROBLEMS", PROBLEMS[:1])
+    with pytest.raises(SystemExit) as ended:
+        main(["static-cost", "--gpu", "h200", "--csv", str(tmp_path / "counts.csv")])
+    assert ended.value.code == 0
+    written = pd.read_csv(tmp_path / "counts.csv")
+    assert list(written["backend"]) == ["int4-static", "int4"]
+    assert {*STATIC_COLUMNS, "per_weight", "per_weight_high"} <= set(written.columns)
+
+
+def test_the_classes_add_up_and_the_whole_is_more_than_the_loop():
+    problem = GemmProblem(1, 1024, 4096)
+    config = LaunchConfig("splitk", block_m=8, block_n=32, block_k=256, split_k=16, num_warps=1, num_stages=1)
+    row = static_row("int4", problem, config, config_cost(config, problem, gpu_spec("h200")))
+    assert sum(row[kind] for kind in (*OPCODES, "other")) == pytest.approx(row["per_weight"], abs=1e-3)
+    assert row["tensor"] == pytest.approx(1 / 8), "one mma.m16n8k16 takes eight weights of each thread"
+    assert row["per_weight_high"] > row["per_weight"]

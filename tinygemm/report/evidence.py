@@ -1,0 +1,169 @@
+"""How large every error of the method is: the same calls timed in other ways, and the same cases in another run."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from tinygemm.problem import STUDY_SHAPES
+from tinygemm.report.intervals import sample_matrix
+from tinygemm.report.ratios import GROUP_SIZE, compare, geometric_mean, primary_cases, timed_cases
+from tinygemm.report.tables import BASELINE, SHAPE, problem_of, summarize
+from tinygemm.runs import Run, load_run, recorded_runs
+
+BACKENDS = (BASELINE, "int4")
+# the primary number is a graph, cold, random; each error changes one of the three
+WAYS = {
+    "hot L2": {"l2_state": "hot"},
+    "warm L2": {"l2_state": "warm"},
+    "zeros": {"operands": "zeros"},
+    "do_bench": {"launch": "do_bench"},
+    "eager": {"launch": "eager"},
+}
+PRIMARY = {"launch": "graph", "l2_state": "cold", "operands": "random"}
+# kernels that this project does not change from run to run: libraries, copies, and one that only reads
+UNCHANGED = (
+    BASELINE, "aten-int4mm", "gemlite", "marlin", "bitsandbytes-nf4", "copy", "empty-node", "int4-load-only",
+)  # fmt: skip
+# Two medians of one distribution differ by less than the half-width of one's 95 % interval with this probability:
+# their difference has sqrt(2) times the standard error, and P(|z| < 1.96 / sqrt(2)) = 0.834.
+EXPECTED_INSIDE = 0.834
+CONFIG = ["form", "block_m", "block_n", "block_k", "split_k", "num_warps", "num_stages", "config_source"]
+
+
+def errors(run, M: int = 1) -> pd.DataFrame:
+    """The same call timed in another way over the primary number, at the projections of the earlier study.
+
+    returns: way, backend, M, K, N, left_us (the other way), right_us (primary), value = left / right, low, high,
+             left_id, right_id; no rows for a way that was not timed
+    """
+    cases = timed_cases(run.cases)
+    shapes = pd.MultiIndex.from_frame(cases[["K", "N"]]).isin(list(STUDY_SHAPES))
+    cases = cases[shapes & (cases["M"] == M) & cases["backend"].isin(BACKENDS)]
+    cases = cases[cases["group_size"].isin((0, GROUP_SIZE))].assign(problem=problem_of(cases))
+    primary = primary_cases(cases)
+    parts = []
+    for way, change in WAYS.items():
+        wanted = PRIMARY | change
+        mine = cases[(cases[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+        parts.append(compare(mine, primary, run.samples, ["backend", "problem", *SHAPE]).assign(way=way))
+    return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+
+
+def mean_errors(run, rows: pd.DataFrame) -> pd.DataFrame:
+    """The geometric mean of each error over the shapes: way, backend, value, low, high, n (shapes).
+
+    rows: errors(run)
+    """
+    matrix = sample_matrix(run.cases[run.cases["case_id"].isin({*rows["left_id"], *rows["right_id"]})], run.samples)
+    found = [
+        {"way": way, "backend": backend, "n": len(group)} | geometric_mean(group, matrix)
+        for (way, backend), group in rows.groupby(["way", "backend"], sort=False)
+    ]
+    return pd.DataFrame(found, columns=["way", "backend", "n", "value", "low", "high"])
+
+
+def halves(run) -> pd.DataFrame:
+    """The second half of the samples of every primary case over the first: how steady the run was.
+
+    returns: the columns of `agreement`
+    """
+    cases = primary_cases(run.cases)
+    cases = cases[cases["n_samples"] >= 4]
+    position = run.samples.groupby("case_id")["sample"].transform("rank", method="first")
+    size = run.samples.groupby("case_id")["sample"].transform("size")
+    parts = [run.samples[position <= size // 2], run.samples[position > size - size // 2]]
+    sides = [_summary(cases.assign(n_samples=cases["n_samples"] // 2), _renumbered(part)) for part in parts]
+    return _joined(*sides)
+
+
+def older_runs(run: Run) -> list[Run]:
+    """The runs of the same GPU that were recorded before this one, in the same folder, newest first."""
+    folders = recorded_runs(run.gpu["key"], run.path.resolve().parent.parent)
+    earlier = [path for path in folders if path.name < run.run_id and not path.name.endswith("-dirty")]
+    return [load_run(path) for path in reversed(earlier)]
+
+
+def agreement(newer: Run, older: Run) -> pd.DataFrame:
+    """Every case that two runs share, the newer one over the older one.
+
+    returns: case_id, backend, problem, M, K, N, launch, l2_state, new_us, old_us, each with _low and _high, ratio =
+             new / old, inside (0, 0.5 or 1: how many of the two medians lie in the interval of the other), overlap (the
+             intervals do), unchanged (code that is not ours, or only reads, in the same launch config or variant)
+    """
+    return _joined(*(_summary(timed_cases(run.cases), run.samples) for run in (older, newer)))
+
+
+def spread(rows: pd.DataFrame) -> dict[str, float]:
+    """How two runs differ: n, inside and overlap (fractions), typical and worst (relative differences: their median and
+    their 95th percentile), shift (the median of new / old, less 1), and beyond: the relative spread that would have to
+    be added to the intervals to explain the differences.
+
+    rows: `agreement` or `halves`; all NaN without rows
+    """
+    names = ("inside", "overlap", "typical", "worst", "shift", "beyond")
+    if rows.empty:
+        return {"n": 0.0} | dict.fromkeys(names, float("nan"))
+    log = np.log(rows["ratio"])
+    stated = sum(((rows[f"{side}_high"] - rows[f"{side}_low"]) / (2 * 1.96 * rows[f"{side}_us"])) ** 2
+                 for side in ("new", "old"))  # fmt: skip
+    # robust: a few cases that ran another algorithm must not speak for all
+    observed = (1.4826 * (log - log.median()).abs().median()) ** 2
+    difference = (rows["ratio"] - 1).abs()
+    values = (
+        rows["inside"].mean(), rows["overlap"].mean(), difference.median(), difference.quantile(0.95),
+        np.exp(log.median()) - 1, np.sqrt(max(0.0, observed - stated.median())),
+    )  # fmt: skip
+    return {"n": float(len(rows))} | {name: float(value) for name, value in zip(names, values, strict=True)}
+
+
+def wide(table: pd.DataFrame, M: int = 1) -> tuple[int, int]:
+    """The wide projection of the study as (K, N), or the largest weight that was timed at M."""
+    rows = table[(table["M"] == M) & (table["backend"] == BASELINE)]
+    shapes = list(zip(rows["K"], rows["N"], strict=True))
+    return STUDY_SHAPES[2] if STUDY_SHAPES[2] in shapes else max(shapes, key=math.prod)
+
+
+def clocks(run) -> dict[str, float]:
+    """What the GPU did while timing: sm_low, sm_high (MHz), power_low, power_high (W), temp_low, temp_high (degrees C),
+    max_sm (MHz, what it may do); NaN where it was not read."""
+    timed = run.cases[run.cases["status"] == "ok"]
+    columns = {"sm": "sm_clock_mhz", "power": "power_w", "temp": "temp_c"}
+    ends = {f"{name}_{end}": float(getattr(timed[column], kind)())
+            for name, column in columns.items() for end, kind in (("low", "min"), ("high", "max"))}  # fmt: skip
+    return ends | {"max_sm": float(run.gpu.get("max_sm_clock_mhz") or float("nan"))}
+
+
+def _summary(cases: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
+    return summarize(cases, samples[samples["case_id"].isin(cases["case_id"])])
+
+
+def _renumbered(samples: pd.DataFrame) -> pd.DataFrame:
+    return samples.assign(sample=samples.groupby("case_id").cumcount())
+
+
+def _config(table: pd.DataFrame) -> pd.Series:
+    """The launch config of each case, or the variant that won, as one word."""
+    return table[CONFIG].apply(lambda row: "/".join(map(str, row)), axis=1)
+
+
+def _joined(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    names = ["latency_us_p50", "latency_us_low", "latency_us_high"]
+    keys = ["case_id", "backend", "problem", *SHAPE, "launch", "l2_state"]
+    sides = [
+        table[[*keys, *names]]
+        .rename(columns=dict(zip(names, (f"{s}_us", f"{s}_low", f"{s}_high"), strict=True)))
+        .assign(**{f"{s}_config": _config(table)})
+        for s, table in (("old", old), ("new", new))
+    ]
+    both = sides[0].merge(sides[1], on=keys, validate="one_to_one")
+    medians = [
+        both[f"{name}_us"].between(both[f"{other}_low"], both[f"{other}_high"])
+        for name, other in (("new", "old"), ("old", "new"))
+    ]
+    inside = (medians[0].astype(float) + medians[1]) / 2
+    overlap = (both["new_low"] <= both["old_high"]) & (both["old_low"] <= both["new_high"])
+    unchanged = both["backend"].isin(UNCHANGED) & (both["new_config"] == both["old_config"])
+    return both.assign(ratio=both["new_us"] / both["old_us"], inside=inside, overlap=overlap, unchanged=unchanged)

@@ -1,0 +1,56 @@
+"""The tables of the chapter on where the speedup comes from: factors with their intervals, and shares of the gain."""
+
+from __future__ import annotations
+
+import pandas as pd
+from IPython.display import Markdown
+
+from tinygemm.report import decomposition
+from tinygemm.report.pages.shared import lacks
+
+FACTORS = {
+    "launch": "launch",
+    "kernel": "kernel",
+    "fewer bytes": "fewer bytes",
+    "multiply, wait": "multiply, wait",
+    "dequantise": "dequantise",
+    "total": "between graphs",
+    "total with launch": "eager FP16 to graph INT4",
+}
+BESIDE = {
+    "fewer bytes": "fewer bytes",
+    "fewer bytes, serial": "fewer bytes, one call after the other",
+    "dequantise, multiply": "dequantise and multiply",
+    "dequantise, multiply, serial": "the same, one call after the other",
+    "fewer bits": "fewer bits: both",
+    "launch of INT4": "launch of INT4",
+    "eager total": "between eager calls",
+}
+
+
+def factors(steps: pd.DataFrame, columns: dict[str, str] = FACTORS) -> pd.DataFrame:
+    """Each decode case of a run and its factors, as text with intervals: shape, M, then one column per step.
+
+    steps: decomposition.steps(run); problems without a path from FP16 to INT4 are left out
+    """
+    complete = [problem for problem, rows in steps.groupby("problem", sort=False) if len(decomposition.path(rows))]
+    rows = steps[steps["problem"].isin(complete) & steps["step"].isin(columns)]
+    cells = [f"{row.value:.2f} ({row.low:.2f}–{row.high:.2f})" for row in rows.itertuples()]
+    wide = rows.assign(cell=cells).pivot(index=["problem", "K", "N", "M"], columns="step", values="cell")
+    wide = wide.reindex(columns=list(columns)).reset_index().sort_values(["K", "N", "M"]).rename_axis(columns=None)
+    return wide.assign(shape=wide["K"].astype(str) + "×" + wide["N"].astype(str))
+
+
+def factor_columns(columns: dict[str, str] = FACTORS) -> dict[str, tuple[str, str]]:
+    """The columns of `factors` for pages.table."""
+    return {"shape": ("K×N", ""), "M": ("M", "d")} | {step: (heading, "") for step, heading in columns.items()}
+
+
+def has_path(steps: pd.DataFrame, M: int) -> bool:
+    """Whether any problem of these tokens was timed all the way from FP16 to INT4."""
+    return any(len(decomposition.path(rows)) for _, rows in steps[steps["M"] == M].groupby("problem"))
+
+
+def no_path() -> Markdown:
+    """What stands where the figure would, for a run without such a problem."""
+    return lacks("every step from FP16 to INT4 at any projection of these tokens")

@@ -1,0 +1,102 @@
+"""What the chapter on the method's errors puts on its page: every error in a table, and how runs agree."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pandas as pd
+from IPython.display import Markdown
+
+from tinygemm.report import evidence, style
+
+ERRORS = {
+    "way": ("Timed so", ""),
+    "name": ("Backend", ""),
+    "shape": ("K×N", ""),
+    "left_us": ("µs", ".2f"),
+    "right_us": ("primary, µs", ".2f"),
+    "value": ("ratio", ".3f"),
+    "interval": ("95 % interval", ""),
+}
+REPEATS = {
+    "pair": ("Compared", ""),
+    "days": ("Days apart", ".1f"),
+    "n": ("Cases", ".0f"),
+    "inside": ("Median inside", ".0%"),
+    "overlap": ("Intervals overlap", ".0%"),
+    "shift": ("Shift of all", "+.2%"),
+    "typical": ("Differ by, median", ".2%"),
+    "worst": ("95th percentile", ".2%"),
+    "beyond": ("Spread left out", ".2%"),
+}
+CHANGED = {
+    "name": ("Backend", ""),
+    "code": ("Code", ""),
+    "n": ("Cases", ".0f"),
+    "middle": ("new / old, median", ".3f"),
+    "low": ("least", ".3f"),
+    "high": ("most", ".3f"),
+    "inside": ("Median inside", ".0%"),
+}
+
+
+def errors(rows: pd.DataFrame) -> pd.DataFrame:
+    """evidence.errors with names, shapes and intervals in words."""
+    shape = rows["K"].astype(str) + "×" + rows["N"].astype(str)
+    interval = [f"{low:.3f} to {high:.3f}" for low, high in zip(rows["low"], rows["high"], strict=True)]
+    return rows.assign(name=rows["backend"].map(style.name), shape=shape, interval=interval)
+
+
+def repeats(run, within: pd.DataFrame, older: list, between: list[pd.DataFrame]) -> pd.DataFrame:
+    """One row per second measurement: the halves of this run, then each older run, with unchanged code only.
+
+    older:   evidence.older_runs(run)
+    between: evidence.agreement of each
+    """
+    rows = [{"pair": "the two halves of this run", "days": float("nan")} | evidence.spread(within)]
+    for other, frame in zip(older, between, strict=True):
+        days = (_time(run) - _time(other)).total_seconds() / 86400
+        unchanged = frame[frame["unchanged"]]
+        rows.append({"pair": f"run {other.run_id}, same code", "days": days} | evidence.spread(unchanged))
+    return pd.DataFrame(rows)
+
+
+def by_backend(rows: pd.DataFrame) -> pd.DataFrame:
+    """evidence.agreement by backend: how the newer run differs, and whether the code could have changed."""
+    groups = rows.groupby("backend", sort=False)
+    table = groups.agg(
+        n=("ratio", "size"), middle=("ratio", "median"), low=("ratio", "min"), high=("ratio", "max"),
+        inside=("inside", "mean"), unchanged=("unchanged", "all"),
+    )  # fmt: skip
+    table = table.reindex(style.in_order(table.index)).reset_index()
+    code = table["unchanged"].map({True: "the same", False: "may have changed"})
+    return table.assign(name=table["backend"].map(style.name), code=code)
+
+
+def clocks(run) -> Markdown:
+    """What the GPU's clocks, power and temperature did while cases were timed."""
+    found = evidence.clocks(run)
+    parts = {
+        "SM clock": (found["sm_low"], found["sm_high"], "MHz"),
+        "power": (found["power_low"], found["power_high"], "W"),
+        "temperature": (found["temp_low"], found["temp_high"], "°C"),
+    }
+    told = [
+        f"{name} {low:,.0f} {unit}" if low == high else f"{name} {low:,.0f} to {high:,.0f} {unit}"
+        for name, (low, high, unit) in parts.items()
+        if low == low and high == high
+    ]
+    if not told:
+        return Markdown("*This run could not read clocks, power and temperature.*")
+    most = found["max_sm"]
+    limit = f" The clock may reach {most:,.0f} MHz." if most == most else ""
+    return Markdown(f"While cases were timed: {', '.join(told)}.{limit} Each is the median during one group of cases.")
+
+
+def no_older_run() -> Markdown:
+    """What stands where two runs would be compared, while there is one."""
+    return Markdown("*No older run of this GPU is recorded to compare with.*")
+
+
+def _time(run) -> datetime:
+    return datetime.fromisoformat(run.provenance["started"])

@@ -1,0 +1,101 @@
+"""What the chapter on launching puts on its page beside its figures."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+from IPython.display import Markdown
+
+from tinygemm.report import launch, style
+
+STEP = {
+    "projection": ("Projection", ""),
+    "shape": ("K×N", ""),
+    "fp16-cublas_eager": ("FP16, from Python, µs", ",.1f"),
+    "int4_eager": ("INT4, from Python, µs", ",.1f"),
+    "fp16-cublas_graph": ("FP16, graph, µs", ",.1f"),
+    "int4_graph": ("INT4, graph, µs", ",.1f"),
+}
+HOST = {
+    "name": ("Backend", ""),
+    "host_us": ("from Python, µs", ".1f"),
+    "interval": ("95 % interval", ""),
+    "device_us": ("in a graph, µs", ".1f"),
+}
+OVERLAPS = {
+    "name": ("Backend", ""),
+    "shape": ("K×N", ""),
+    "left_us": ("one after the other, µs", ".2f"),
+    "right_us": ("overlapping, µs", ".2f"),
+    "value": ("ratio", ".2f"),
+    "interval": ("95 % interval", ""),
+}
+CHAIN = {
+    "shape": ("K×N", ""),
+    "fp16-cublas_bytes_us": ("FP16 bytes, µs", ".2f"),
+    "fp16-cublas_beside_us": ("beside, µs", ".2f"),
+    "int4_bytes_us": ("INT4 bytes, µs", ".2f"),
+    "int4_beside_us": ("beside, µs", ".2f"),
+    "int4-serial_beside_us": ("beside, no overlap, µs", ".2f"),
+}
+
+
+def narrowest(table: pd.DataFrame) -> Markdown:
+    """One call of the tuned kernel at the narrow shape, from Python and in a graph."""
+    rows = launch.gains(table)
+    if rows.empty:
+        return Markdown("*This run did not time the tuned kernel both from Python and as a graph.*")
+    K, N = launch.ends(rows)[0]
+    row = rows[(rows["K"] == K) & (rows["N"] == N)].iloc[0]
+    return Markdown(
+        f"At {style.shape_name((K, N))} a call of the tuned kernel takes {row['eager_us']:.1f} µs from Python and "
+        f"{row['graph_us']:.1f} µs as a node of a graph."
+    )
+
+
+def host_bound(table: pd.DataFrame, K: int = 4096) -> Markdown:
+    """Up to which N the host sets the time of an eager call, for FP16 and for the tuned kernel."""
+    sentences = []
+    for backend in ("fp16-cublas", "int4"):
+        found = launch.host_bound(table, backend, K=K)
+        if not found:
+            continue
+        name, host, last = style.name(backend), found["host_us"], found["last_bound_N"]
+        if math.isnan(last):
+            where = "the device needs longer at every N measured"
+        elif math.isnan(found["first_free_N"]):
+            where = f"the device needs less at every N measured, up to {found['widest_N']:.0f}"
+        else:
+            where = f"the device needs less up to N = {last:.0f}, and longer from N = {found['first_free_N']:.0f}"
+        sentences.append(f"{name} takes {host:.1f} µs at the narrowest N; {where}.")
+    return Markdown(" ".join(sentences) or f"*This run did not time K = {K} from Python and as a graph.*")
+
+
+def host(table: pd.DataFrame) -> pd.DataFrame:
+    """launch.host_costs with names, cheapest first."""
+    rows = launch.host_costs(table).sort_values("host_us")
+    interval = [f"{low:.1f} to {high:.1f}" for low, high in zip(rows["host_us_low"], rows["host_us_high"], strict=True)]
+    return rows.assign(name=rows["backend"].map(style.name), interval=interval)
+
+
+def overlaps(run) -> pd.DataFrame:
+    """launch.overlaps with names and shapes."""
+    rows = launch.overlaps(run)
+    shape = rows["K"].astype(str) + "×" + rows["N"].astype(str)
+    interval = [f"{low:.2f} to {high:.2f}" for low, high in zip(rows["low"], rows["high"], strict=True)]
+    return rows.assign(name=rows["backend"].map(style.name), shape=shape, interval=interval)
+
+
+def token(step: pd.DataFrame) -> Markdown:
+    """What the products of a token take in all, from Python and in graphs."""
+    if step.empty:
+        return Markdown("*This run did not time every projection of the step.*")
+    total = step.iloc[-1]
+    fp16, int4 = (
+        [total[f"{backend}_{mode}"] / 1e3 for mode in ("eager", "graph")] for backend in ("fp16-cublas", "int4")
+    )
+    return Markdown(
+        f"So a token's products take {fp16[0]:.2f} ms in FP16 and {int4[0]:.2f} ms in INT4 from Python, and "
+        f"{fp16[1]:.2f} ms and {int4[1]:.2f} ms in graphs."
+    )

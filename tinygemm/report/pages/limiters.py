@@ -1,0 +1,55 @@
+"""What the chapter on limits puts on its page: the rule that names a limiter, and every counter in a table."""
+
+from __future__ import annotations
+
+import pandas as pd
+from IPython.display import Markdown
+
+from tinygemm.report import style
+from tinygemm.report.limiters import BOUND, FEW_WARPS, MARGIN
+
+COUNTERS = {
+    "name": ("Kernel", ""),
+    "shape": ("K×N", ""),
+    "M": ("M", ".0f"),
+    "dram": ("DRAM", ".0%"),
+    "l2": ("L2", ".0%"),
+    "sm": ("SM", ".0%"),
+    "tensor": ("Tensor", ".0%"),
+    "issue": ("Issue", ".0%"),
+    "warps": ("Warps", ".0%"),
+    "occupancy": ("Warps, at most", ".0%"),
+    "programs_per_sm": ("Programs per SM", ".1f"),
+    "traffic_ratio": ("Bytes / least", ".2f"),
+    "limit": ("Limit", ""),
+}
+INSTRUCTIONS = {
+    "name": ("Kernel", ""),
+    "shape": ("K×N", ""),
+    "M": ("M", ".0f"),
+    "per_weight": ("Executed", ".2f"),
+    "static_low": ("Main loop", ".2f"),
+    "static_high": ("With all the rest once", ".2f"),
+    "agreement": ("Agree", ""),
+}
+
+
+def rule() -> Markdown:
+    """The rule by which limiters.limiter decides, with its numbers."""
+    return Markdown(
+        f"1. Of DRAM, L2 and SM, the busiest limits the kernel if it is busy for at least {BOUND:.0%} of the time. "
+        f"If that is the SM, it is its tensor cores or its issue slots, where they are that busy, too.\n"
+        f"2. Otherwise *latency* limits it. The reason is that there are fewer programs than SMs, or else what its "
+        f"warps wait for most. *Few warps* is added where less than {FEW_WARPS:.0%} of the warps that an "
+        f"SM can hold are resident.\n\n"
+        f"Where a counter is within {MARGIN * 100:.0f} points of deciding otherwise, the answer carries a question "
+        f"mark, and no claim rests on it."
+    )
+
+
+def table(rows: pd.DataFrame) -> pd.DataFrame:
+    """limiters.with_static(readings) with name, shape, limit (with its question mark) and agreement in words."""
+    shape = rows["K"].astype(str) + "×" + rows["N"].astype(str)
+    mark = rows["sure"].map({True: "", False: " (?)"})
+    words = rows["agrees"].map({True: "yes", False: "no"}).fillna("–")
+    return rows.assign(name=rows["backend"].map(style.name), shape=shape, limit=rows["limiter"] + mark, agreement=words)

@@ -1,0 +1,55 @@
+"""What the chapter on peers and targets puts on its page: every case in a table, with quoted times marked."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from tinygemm.report import peers, style
+
+
+def contest(rows: pd.DataFrame) -> pd.DataFrame:
+    """All cases of peers.contest, one row per problem: shape, M, int4_us, one column of text per other kernel, best
+    (name of the best peer), value and interval (best peer / int4)."""
+    best = peers.best_peers(rows)
+    others = [backend for backend in (*peers.PEERS, peers.CONTEXT) if backend in set(rows["backend"])]
+    texts = rows.assign(text=[_time(row) for _, row in rows.iterrows()])
+    wide = texts.pivot(index="problem", columns="backend", values="text").reindex(best["problem"])
+    result = best.assign(
+        shape=[style.shape_name(shape) for shape in zip(best["K"], best["N"], strict=True)],
+        best=best["backend"].map(style.name),
+        interval=[_interval(row) for _, row in best.iterrows()],
+    )
+    return result.assign(**{name: wide[name].fillna("–").to_numpy() for name in others})
+
+
+def contest_columns(rows: pd.DataFrame) -> dict[str, tuple[str, str]]:
+    """Columns of `contest` for pages.table: those kernels that were timed or quoted."""
+    others = [backend for backend in (*peers.PEERS, peers.CONTEXT) if backend in set(rows["backend"])]
+    columns = {"shape": ("K×N", ""), "M": ("M", ".0f"), "int4_us": ("tuned, µs", ".2f")}
+    columns |= {name: (f"{style.name(name)}, µs", "") for name in others}
+    return columns | {"value": ("best peer / tuned", ".2f"), "interval": ("95 % interval", "")}
+
+
+def reads(run) -> pd.DataFrame:
+    """One row per shape and M: shape, M, int4_us, then for the reads of each kind their time and the share reached."""
+    parts = []
+    for name, backend in {"overlap": peers.READS[0], "serial": peers.READS[1]}.items():
+        rows = peers.fraction_of_reads(run, backend).set_index(["M", "K", "N"])
+        parts.append(rows[["left_us", "value"]].add_prefix(f"{name}_").assign(**{f"{name}_int4": rows["right_us"]}))
+    both = pd.concat(parts, axis=1).sort_index().reset_index()
+    shape = both["K"].astype(str) + "×" + both["N"].astype(str)
+    return both.assign(shape=shape, int4_us=both["overlap_int4"].fillna(both["serial_int4"]))
+
+
+def ratio_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a comparison with their shape, and their interval in words."""
+    shape = rows["K"].astype(str) + "×" + rows["N"].astype(str)
+    return rows.assign(shape=shape, interval=[_interval(row) for _, row in rows.iterrows()])
+
+
+def _time(row: pd.Series) -> str:
+    return f"{row['other_us']:.2f}" if row["kind"] == "measured" else f"*{row['other_us']:.2f}* (quoted)"
+
+
+def _interval(row: pd.Series) -> str:
+    return "–" if pd.isna(row["low"]) else f"{row['low']:.2f} to {row['high']:.2f}"

@@ -1,0 +1,137 @@
+"""The tuned kernel against the other INT4 kernels, against reading its bytes alone, and against its own variants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from tinygemm.problem import STUDY_SHAPES
+from tinygemm.report.intervals import sample_matrix
+from tinygemm.report.ratios import GROUP_SIZE, compare, geometric_mean, primary_cases
+from tinygemm.report.tables import SHAPE, problem_of
+from tinygemm.runs import DATA_ROOT
+
+PEERS = ("aten-int4mm", "gemlite", "marlin")
+CONTEXT = "bitsandbytes-nf4"  # four bits, but another format: shown beside the peers, never one of them
+READS = ("int4-load-only", "int4-load-only-serial")
+TOKENS = (1, 2, 4, 8)
+PROBLEM = ["problem", *SHAPE]
+QUOTED = DATA_ROOT / "earlier" / "marlin-h200.csv"  # measured before runs were recorded
+
+
+def contest(run, quoted: Path | None = QUOTED) -> pd.DataFrame:
+    """`int4` against the others at the projections of the earlier study, M 1 to 8: one row per problem and contender.
+
+    quoted:  Marlin's times of an earlier measurement, which stand where the run has the GPU they are of and no Marlin
+    returns: problem, M, K, N, backend, other_us, int4_us, value (other / int4), low, high, kind ("measured" or
+             "quoted": without an interval), left_id, right_id
+    """
+    cases = _study(run)
+    rows = [
+        compare(_of(cases, name), _of(cases, "int4"), run.samples, PROBLEM).assign(backend=name, kind="measured")
+        for name in (*PEERS, CONTEXT)
+    ]
+    names = {"left_us": "other_us", "right_us": "int4_us"}
+    rows = pd.concat([part for part in rows if len(part)] or rows[:1], ignore_index=True).rename(columns=names)
+    if quoted is None or "marlin" in set(rows["backend"]) or not quoted.is_file():
+        return rows
+    table = pd.read_csv(quoted)
+    return _with_quoted(rows, table[table["gpu"] == run.gpu["key"]])
+
+
+def best_peers(rows: pd.DataFrame) -> pd.DataFrame:
+    """The fastest INT4 peer of each problem: rows of `contest`, in the order of the study, then by M."""
+    rows = rows[rows["backend"].isin(PEERS)].reset_index(drop=True)
+    rows = rows.loc[rows.groupby("problem", sort=False)["other_us"].idxmin()]
+    place = [STUDY_SHAPES.index(shape) for shape in zip(rows["K"], rows["N"], strict=True)]
+    return rows.assign(place=place).sort_values(["place", "M"]).drop(columns="place").reset_index(drop=True)
+
+
+def mean_over_peers(run, best: pd.DataFrame) -> dict[str, float]:
+    """The geometric mean of best peer / int4 over `best_peers`: value, low, high.
+
+    A quoted time has no samples and enters as a constant, so the interval is that of what was measured.
+    """
+    is_quoted = best["kind"] == "quoted"
+    left = best["left_id"].where(~is_quoted, "quoted/" + best["problem"])
+    measured = run.cases[run.cases["case_id"].isin({*left, *best["right_id"]})]
+    matrix = sample_matrix(measured, run.samples)
+    quoted = pd.Series(best["other_us"].to_numpy(), index=left)[is_quoted.to_numpy()]
+    constant = pd.DataFrame(dict.fromkeys(matrix.columns, quoted), index=quoted.index)
+    return geometric_mean(pd.DataFrame({"left_id": left, "right_id": best["right_id"]}), pd.concat([matrix, constant]))
+
+
+def fraction_of_reads(run, reads: str = READS[0], fused: str = "int4") -> pd.DataFrame:
+    """How much of the speed of reading alone a kernel reaches: problem, M, K, N, value = reads / fused, low, high, with
+    left_us (reads) and right_us (fused); every problem of the run at the group size of the peers."""
+    cases = _primary(run)
+    rows = compare(_of(cases, reads), _of(cases, fused), run.samples, PROBLEM)
+    return rows.sort_values(["M", "K", "N"]).reset_index(drop=True)
+
+
+def sixteen_over_eight(run) -> pd.DataFrame:
+    """Latency of `int4` at M = 16 divided by that at M = 8: K, N, value, low, high."""
+    int4 = _of(_primary(run), "int4")
+    return compare(int4[int4["M"] == 16], int4[int4["M"] == 8], run.samples, ["K", "N"])
+
+
+def formats(run) -> pd.DataFrame:
+    """Latency of the kernel in other formats divided by that in FP16 with symmetric groups of 128.
+
+    returns: variant (bfloat16, asymmetric, groups of 32, groups of 64, one group per row), M, K, N, value, low, high,
+             bytes_ratio: how many times the bytes must move
+    """
+    primary = primary_cases(run.cases)
+    base = _of(_primary(run), "int4")
+    variants = {name: _of(_primary(run), backend) for name, backend in VARIANTS.items()}
+    of_group = {f"groups of {size}" if size > 0 else "one group per row": size for size in (32, 64, -1)}
+    int4 = _of(primary, "int4")
+    variants |= {name: int4[int4["group_size"] == size] for name, size in of_group.items()}
+    moved = pd.concat([base, *variants.values()]).drop_duplicates("case_id").set_index("case_id")["bytes_min"]
+    rows = [compare(cases, base, run.samples, SHAPE).assign(variant=name) for name, cases in variants.items()]
+    rows = pd.concat([part for part in rows if len(part)] or rows[:1], ignore_index=True)
+    return rows.assign(bytes_ratio=rows["left_id"].map(moved) / rows["right_id"].map(moved))
+
+
+def heldout(run) -> pd.DataFrame:
+    """Latency of `int4` divided by that of the fastest candidate for the very shape, on shapes kept out of tuning:
+    problem, M, K, N, value, low, high."""
+    cases = _primary(run)
+    return compare(_of(cases, "int4"), _of(cases, "int4-searched"), run.samples, PROBLEM)
+
+
+VARIANTS = {"bfloat16": "int4-bf16", "asymmetric": "int4-asymmetric"}
+
+
+def _primary(run) -> pd.DataFrame:
+    """The primary cases at the group size of the peers, which FP16 cases of the same problems carry in their id."""
+    cases = primary_cases(run.cases)
+    cases = cases.assign(problem=problem_of(cases))
+    return cases[cases["problem"].str.endswith(f"-g{GROUP_SIZE}")]
+
+
+def _study(run) -> pd.DataFrame:
+    cases = _primary(run)
+    shapes = pd.MultiIndex.from_frame(cases[["K", "N"]]).isin(list(STUDY_SHAPES))
+    return cases[shapes & cases["M"].isin(TOKENS)]
+
+
+def _of(cases: pd.DataFrame, backend: str) -> pd.DataFrame:
+    return cases[cases["backend"] == backend]
+
+
+def _with_quoted(rows: pd.DataFrame, quoted: pd.DataFrame) -> pd.DataFrame:
+    """Quoted times beside the measured ones. Where M lies between two quoted values, the shorter of the two times
+    stands for it, so that the comparison errs against `int4`."""
+    found = []
+    for row in rows.drop_duplicates("problem")[[*PROBLEM, "int4_us", "right_id"]].to_dict("records"):
+        times = quoted[(quoted["K"] == row["K"]) & (quoted["N"] == row["N"])]
+        at = times[times["M"] == row["M"]]
+        between = times["M"].min() < row["M"] < times["M"].max()
+        if len(at) or between:
+            best = (at if len(at) else times)["value"].min()
+            known = {"backend": "marlin", "kind": "quoted", "other_us": best, "value": best / row["int4_us"]}
+            found.append(row | known | {"left_id": None, "low": np.nan, "high": np.nan})
+    return pd.concat([rows, pd.DataFrame(found)], ignore_index=True) if found else rows

@@ -1,0 +1,110 @@
+"""Finding C decided per regime: the cause whose removal saves most of the time, and what the simple kernel awaits."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from tinygemm.report import causes
+from tinygemm.report.causes import CAUSES, REGIMES
+from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED, Verdict
+
+REMOVED = {
+    "dequantisation": "removing all dequantisation from the naive form",
+    "too little parallelism": "splitting K over more programs",
+    "launch": "replaying a CUDA graph instead of launching from Python",
+}
+IN_GRAPH = tuple(cause for cause in CAUSES if cause != "launch")
+MOST = 1 / 2
+
+
+def of_run(run, M: int = 1) -> dict[str, Verdict]:
+    """cause_<regime>, called from Python; cause_<regime>_graph, with the launch gone already; and walk_narrow."""
+    rows, terms = causes.removals(run, M), causes.fit(run, M)
+    found = {"walk_narrow": simple_kernel_walks(terms, causes.contributions(run, terms, M))}
+    for regime in REGIMES:
+        found[f"cause_{regime}"] = dequantisation_comes_first(rows, regime, tuple(CAUSES))
+        found[f"cause_{regime}_graph"] = dequantisation_comes_first(rows, regime, IN_GRAPH)
+    return found
+
+
+def dequantisation_comes_first(rows: pd.DataFrame, regime: str, candidates: tuple[str, ...]) -> Verdict:
+    """Of the candidate causes, dequantisation is the one whose removal saves the largest share of the time.
+
+    It holds if dequantisation saves most, its interval excludes zero and those of the others lie below it; it does not
+    hold if another cause saves more with an interval above that of dequantisation and above zero.
+
+    rows: causes.removals(run, M)
+    """
+    shape = REGIMES[regime]
+    where = "in a CUDA graph" if "launch" not in candidates else "called from Python"
+    name = f"{shape[0]}×{shape[1]}"
+    claim = f"Dequantisation costs INT4 most at the {regime} projection, {name}, {where}"
+    here = rows[(rows["K"] == shape[0]) & (rows["N"] == shape[1]) & rows["cause"].isin(candidates)]
+    here = here.drop_duplicates("cause").set_index("cause").dropna(subset=["low"])
+    if missing := [cause for cause in candidates if cause not in here.index]:
+        return Verdict(claim, UNDECIDED, f"The run did not vary {_and(missing)} at {name}.", {})
+    here = here.sort_values("value", ascending=False)
+    first, dequantisation = here.iloc[0], here.loc["dequantisation"]
+    others = here.drop(index="dequantisation")
+    if first["low"] > 0 and first.name == "dequantisation" and (others["high"] < first["low"]).all():
+        state = HOLDS
+    elif ((others["low"] > 0) & (others["low"] > dequantisation["high"])).any():
+        state = FAILS
+    else:
+        state = UNDECIDED
+    shares = [f"{REMOVED[cause]} saves {_percent(row)}" for cause, row in here.iterrows()]
+    sentence = f"{shares[0][0].upper()}{shares[0][1:]} of the time; {'; '.join(shares[1:])}. {_answer(here, where)}"
+    numbers = {f"{_key(cause)}_{end}": float(row[end]) for cause, row in here.iterrows()
+               for end in ("value", "low", "high")}  # fmt: skip
+    return Verdict(claim, state, sentence, numbers)
+
+
+def simple_kernel_walks(terms: pd.DataFrame, contributions: pd.DataFrame) -> Verdict:
+    """Most of the simple kernel's time at the narrow projection is the walk of each program along K.
+
+    terms: causes.fit(run)        contributions: causes.contributions(run, terms)
+    """
+    claim = "At the narrow projection the simple kernel spends most of its time walking along K"
+    walk = terms[(terms["kernel"] == "simple") & (terms["launch"] == "graph") & (terms["term"] == "walk")]
+    if walk.empty or contributions.empty:
+        return Verdict(claim, UNDECIDED, "The run did not time int4-static at enough values of K and N for a fit.", {})
+    K, N = REGIMES["narrow"]
+    here = contributions[
+        (contributions["kernel"] == "simple") & (contributions["K"] == K) & (contributions["N"] == N)
+    ].set_index("term")
+    if here.empty:
+        return Verdict(claim, UNDECIDED, f"The run did not time int4-static at {K}×{N}.", {})
+    row, measured = walk.iloc[0], here.loc["walk", "measured_us"]
+    share, low, high = (
+        here.loc["walk", "fitted_us"] * row[end] / row["value"] / measured for end in ("value", "low", "high")
+    )
+    state = HOLDS if low > MOST else FAILS if high < MOST else UNDECIDED
+    sentence = (
+        f"At {K}×{N} the walk is {share:.0%} (95 % interval {low:.0%} to {high:.0%}) of its {measured:.1f} µs: "
+        f"each of the steps that a program takes along K costs {row['value']:.2f} µs, whatever N is."
+    )
+    numbers = {"share": share, "low": low, "high": high, "measured_us": measured, "walk_us": row["value"]}
+    return Verdict(claim, state, sentence, {name: float(value) for name, value in numbers.items()})
+
+
+def _answer(here: pd.DataFrame, where: str) -> str:
+    """Which cause it is, by the intervals of the first and of those that reach it."""
+    first = here.iloc[0]
+    if first["low"] <= 0:
+        return f"So no removal certainly saves time {where}."
+    level = [cause for cause, row in here.iterrows() if row["high"] >= first["low"]]
+    if len(level) > 1:
+        return f"So {_and(level)} cannot be told apart {where}."
+    return f"So {where} it is {first.name}." if first.name != "launch" else f"So {where} it is the launch."
+
+
+def _percent(row: pd.Series) -> str:
+    return f"{row['value']:.1%} ({row['low']:.1%} to {row['high']:.1%})"
+
+
+def _key(cause: str) -> str:
+    return cause.replace(" ", "_")
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
