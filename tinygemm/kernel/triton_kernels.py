@@ -123,33 +123,41 @@ def raw_word(word):
 @triton.jit
 def naive_pair(word, zero, p: tl.constexpr, DTYPE: tl.constexpr):
     """Pair p of a word the obvious way: shift, mask, convert, subtract; int32 [...] -> [..., 2]."""
-    low = ((word >> 4 * p) & 0xF).to(DTYPE) - zero.to(DTYPE)
-    high = ((word >> 4 * (p + 4)) & 0xF).to(DTYPE) - zero.to(DTYPE)
+    low = ((word >> 4 * p) & 0xF).to(DTYPE) - zero
+    high = ((word >> 4 * (p + 4)) & 0xF).to(DTYPE) - zero
     return tl.join(low, high)
 
 
 @triton.jit
 def dequantise(word, z0, z1, z2, z3, DTYPE: tl.constexpr, HAS_ZEROS: tl.constexpr, DEQUANT: tl.constexpr):
-    """int32 [...] -> `code - zero` in DTYPE as four [..., 2]; z0 .. z3: uint8 zeros of the four pairs, if HAS_ZEROS."""
+    """int32 [rows, 32, 4] -> `code - zero` in DTYPE as four [rows, 32, 4, 2].
+
+    z0 .. z3: zeros of the four pairs, if HAS_ZEROS: [rows, 32], uint8 or int32. What is made of them is made before it
+              is spread over the words: a tensor [rows, 32, 1] would be moved between lanes first.
+    """
     if DEQUANT == "none":
         p0 = raw_word(word)
         p1, p2, p3 = p0, p0, p0
     elif DEQUANT == "naive":
-        if not HAS_ZEROS:
-            z0 = tl.full(word.shape, 8, tl.int32)
+        if HAS_ZEROS:
+            z0, z1, z2, z3 = z0.to(DTYPE), z1.to(DTYPE), z2.to(DTYPE), z3.to(DTYPE)
+            z0, z1, z2, z3 = z0[:, :, None], z1[:, :, None], z2[:, :, None], z3[:, :, None]
+        else:
+            z0 = tl.full(word.shape, 8, DTYPE)
             z1, z2, z3 = z0, z0, z0
         p0, p1 = naive_pair(word, z0, 0, DTYPE), naive_pair(word, z1, 1, DTYPE)
         p2, p3 = naive_pair(word, z2, 2, DTYPE), naive_pair(word, z3, 3, DTYPE)
     elif DTYPE == tl.bfloat16:
         if HAS_ZEROS:
-            z0, z1, z2, z3 = z0.to(tl.int32), z1.to(tl.int32), z2.to(tl.int32), z3.to(tl.int32)
             z0, z1, z2, z3 = pair_zeros_bf16(z0), pair_zeros_bf16(z1), pair_zeros_bf16(z2), pair_zeros_bf16(z3)
+            z0, z1, z2, z3 = z0[:, :, None], z1[:, :, None], z2[:, :, None], z3[:, :, None]
         else:
             z0, z1, z2, z3 = -0x3CF73CF8, -0x3CF73CF8, -0x3CF73CF8, -0x3CF73CF8  # pair_zeros_bf16(8)
         p0, p1, p2, p3 = unpack_word_bf16(word, z0, z1, z2, z3)
     else:
         if HAS_ZEROS:
             z0, z1, z2, z3 = pair_zeros(z0)[0], pair_zeros(z1)[1], pair_zeros(z2)[0], pair_zeros(z3)[1]
+            z0, z1, z2, z3 = z0[:, :, None], z1[:, :, None], z2[:, :, None], z3[:, :, None]
         else:
             z0, z1, z2, z3 = 0x64086408, -0x2B7F2B80, 0x64086408, -0x2B7F2B80  # pair_zeros(8)
         p0, p1, p2, p3 = unpack_word(word, z0, z1, z2, z3)
@@ -158,8 +166,8 @@ def dequantise(word, z0, z1, z2, z3, DTYPE: tl.constexpr, HAS_ZEROS: tl.constexp
 
 @triton.jit
 def pair_zeros_bf16(zero):
-    """int32 zeros -> the bf16x2 constant that UNPACK_WORD_BF16 adds: -(128 + zero); 0xc300 is -128, spacing 1."""
-    return (0xC300 + zero) * 0x10001
+    """uint8 zeros -> the bf16x2 constant that UNPACK_WORD_BF16 adds: -(128 + zero); 0xc300 is -128, spacing 1."""
+    return (0xC300 + zero.to(tl.int32)) * 0x10001
 
 
 # --- shared memory: what Triton's language has no words for -----------------------------------------------------------
@@ -313,6 +321,21 @@ def load_step(ptrs, kb, last, row, rows, k, K, ALL_ROWS: tl.constexpr, ALL_K: tl
     if not ALL_K:
         mask = mask & (kb * 128 + k < K)
     return tl.load(ptrs, mask=mask, other=0)
+
+
+@triton.jit
+def load_zeros(zeros_ptr, offs, kb, last, row, rows, k, K, EVEN: tl.constexpr):
+    """The uint8 zeros at offs, as load_step loads them; int32.
+
+    Where N is even, as halves of 16-bit words: from the narrowest load on which a dot depends the compiler derives how
+    many k a lane holds side by side, and for bytes it would move every weight to another lane.
+    """
+    if EVEN:
+        pair = load_step(zeros_ptr.to(tl.pointer_type(tl.int16)) + offs // 2, kb, last, row, rows, k, K, True, True)
+        zero = (pair.to(tl.int32) >> (offs % 2 * 8)) & 0xFF
+    else:
+        zero = load_step(zeros_ptr + offs, kb, last, row, rows, k, K, False, False).to(tl.int32)
+    return zero
 
 
 @triton.jit
@@ -533,7 +556,7 @@ def kernel_gemm_packed_int4_splitk(
             g_kb = kb * SCALE_ROWS * N
             scales += (load_step(scales_ptr + g_kb + offs_g, kb, last, g_row, N, g_k, K, EVEN, EVEN),)
             if HAS_ZEROS:
-                zeros += (load_step(zeros_ptr + g_kb + offs_g, kb, last, g_row, N, g_k, K, EVEN, EVEN),)
+                zeros += (load_zeros(zeros_ptr, g_kb + offs_g, kb, last, g_row, N, g_k, K, EVEN),)
             else:
                 zeros += (scales[step],)
         if PDL:
@@ -548,7 +571,7 @@ def kernel_gemm_packed_int4_splitk(
             z0, z1, z2, z3 = per_pair(zeros[step], SUBGROUPS, ROWS, WARPS_K)
             x0, x1, x2, x3 = b_operands(xs[step], HALVES, WARPS_K, 4)
             acc = multiply_block(
-                acc, word, s0, s1, s2, s3, z0[:, :, None], z1[:, :, None], z2[:, :, None], z3[:, :, None],
+                acc, word, s0, s1, s2, s3, z0, z1, z2, z3,
                 x0, x1, x2, x3, GROUP, HAS_ZEROS, DEQUANT, ROWS, WARPS_K,
             )  # fmt: skip
 
@@ -717,7 +740,7 @@ def kernel_gemm_packed_int4_ring(
         word = tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(ROWS * WARPS_K, 32, 4)
         x0, x1, x2, x3 = b_operands(x.reshape(4 * WARPS_K * 8, 32), 1, WARPS_K, 4)
         acc = multiply_block(
-            acc, word, s0, s1, s2, s3, z0[:, :, None], z1[:, :, None], z2[:, :, None], z3[:, :, None],
+            acc, word, s0, s1, s2, s3, z0, z1, z2, z3,
             x0, x1, x2, x3, GROUP, HAS_ZEROS, DEQUANT, ROWS, WARPS_K,
         )  # fmt: skip
 
