@@ -225,6 +225,8 @@ class _Machine:
             self._declare_shared(rest)
         elif name.startswith(("cp.async.", "ld.shared.", "st.shared.", "bar.warp.sync")):
             self._access_shared(name, operands)
+        elif name == "prefetch.global.L2":  # there are no caches here
+            self._address(operands[0], "b64")
         elif name.startswith("griddepcontrol."):
             # the interpreter runs programs one after another: nothing to wait for, nobody to wake; $0 is a dummy
             self.write("$0", np.zeros(self.size, np.uint32))

@@ -172,7 +172,12 @@ def record(params, suites, resume, new, data_root):
 @commands.command()
 @_option("out", type=OUTPUT_FILE, help="Table to write; this GPU's own in tinygemm/kernel/configs/ without it.")
 @_option("workers", type=click.IntRange(min=0), default=0, help="Processes that compile; 0: one per core less one.")
-def tune(out, workers):
+@_option(
+    "shapes",
+    default="",
+    help="Only these weights, as 1,K,N;1,K,N;...: other rows of the table stay. The report's without it.",
+)
+def tune(out, workers, shapes):
     """Search launch configs for the report's shapes on this machine's GPU and write the table that kernels read.
 
     A search that was stopped goes on where it was.
@@ -187,15 +192,16 @@ def tune(out, workers):
     from tinygemm.harness import tune as search
     from tinygemm.kernel.configs import FORMS, YARDSTICKS
 
-    problems = [problem.GemmProblem(M, N, K) for K, N in problem.REPORT_SHAPES for M in problem.DECODE_M]
+    weights = [(each.K, each.N) for each in problem.parse_shape_list(shapes)] if shapes else problem.REPORT_SHAPES
+    problems = [problem.GemmProblem(M, N, K) for K, N in weights for M in problem.DECODE_M]
     forms = [form for form in (*FORMS, *YARDSTICKS) if form != "static"]
     versions = runs.software_versions()
     about = (
         f"{spec.name}, driver {hardware.snapshot()['driver']}, torch {versions['torch']}, triton {versions['triton']}, "
         f"{date.today():%Y-%m-%d}: `tinygemm tune`, cold L2, CUDA graphs, group 128"
     )
-    partial = out.with_name(f"{out.name}.partial")
-    _write(out, lambda aside: search.tune(problems, forms, spec.key, aside, about, workers, partial))
+    partial, kept = out.with_name(f"{out.name}.partial"), out if shapes and out.is_file() else None
+    _write(out, lambda aside: search.tune(problems, forms, spec.key, aside, about, workers, partial, kept))
 
 
 # --- profiling ------------------------------------------------------------------------------------------------------

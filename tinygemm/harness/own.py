@@ -123,11 +123,12 @@ def twin_variants(dequant: str = "fast", dependent_launch: bool = True, add_warp
 
 
 def no_split_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
-    """The tuned kernel with one program for the whole K of a tile: the same bytes, a longer walk."""
-    config, source = select(problem, gpu, form="fused")
-    if config.split_k == 1:
-        raise ValueError("int4 does not split K here")
-    return [_with_config(dataclasses.replace(config, split_k=1), f"{source}, split_k = 1")]
+    """The tuned kernel with K split over neither warps nor programs: one warp walks all of it, for the same bytes."""
+    config, source = select(problem, gpu, form="splitk")
+    one_warp = dataclasses.replace(
+        config, block_k=config.block_k // config.num_warps, split_k=1, num_warps=1, max_registers=0
+    )
+    return [_with_config(one_warp, f"{source}, one warp")]
 
 
 def more_split_variants(problem: GemmProblem, gpu: str) -> list[Variant]:

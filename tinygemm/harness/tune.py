@@ -14,7 +14,7 @@ from tinygemm.hardware import GpuSpec
 from tinygemm.harness import backends, compile, own, timing, verify
 from tinygemm.harness.progress import Progress, terms
 from tinygemm.harness.weights import Weights
-from tinygemm.kernel.configs import DEQUANTISE, LaunchConfig, write_table
+from tinygemm.kernel.configs import DEQUANTISE, LaunchConfig, read_table, write_table
 from tinygemm.kernel.forms import SHARED_BYTES
 from tinygemm.problem import GemmProblem
 
@@ -27,7 +27,7 @@ L2_OVER_DRAM = 3.0  # L2 bandwidth over DRAM bandwidth, of the order of both Amp
 COMPILE_K = 4096  # every candidate's block_k divides it, and K and K / 128 are divisible by 16 as in real shapes
 SPLITS = (1, 2, 3, 4, 6, 8, 10, 16)
 WORDS = {"splitk": (8, 16, 32), "load-only": (32, 64), "fp16": (32, 64)}
-WARPS_PER_SM = (3, 40)  # programs that leave most of the GPU idle, or queue many deep, are not worth timing
+WARPS_PER_SM = (0.9, 40)  # programs that leave most of the GPU idle, or queue many deep, are not worth timing
 
 
 def candidates(form: str, M: int) -> list[LaunchConfig]:
@@ -77,6 +77,7 @@ def tune(
     about: str,
     workers: int = 0,
     partial: Path | None = None,
+    kept: Path | None = None,
 ):
     """Measure every candidate of every form on every problem, cold, and write the table.
 
@@ -87,6 +88,7 @@ def tune(
     workers:  processes that compile; 0: one per core less one
     partial:  file that keeps what is measured until the table is written; a search that was stopped goes on from it,
               if it was of the same GPU, code and software
+    kept:     a table whose rows of other weights stay
     returns:  the rows written: M, K, N, latency_us and the fastest LaunchConfig of each form
     """
     import torch
@@ -110,7 +112,13 @@ def tune(
     fused = {
         (p.K, p.N): progress.ranked["splitk", p][0][1] for p in problems if p.M == FULL_M[-1] and "splitk" in forms
     }
-    write_table(path, rows, "table", about, _crossovers(fused, device.L2_cache_size))
+    crossovers = _crossovers(fused, device.L2_cache_size)
+    if kept:
+        old_rows, old_crossovers = read_table(kept)
+        searched = {(p.K, p.N) for p in problems}
+        rows = [row for row in old_rows if (row["K"], row["N"]) not in searched] + rows
+        crossovers = [row for row in old_crossovers if (row["K"], row["N"]) not in searched] + crossovers
+    write_table(path, rows, "table", about, crossovers)
     progress.close()
     return rows
 

@@ -331,6 +331,16 @@ def turn(step, first, steps):
 
 
 @triton.jit
+def prefetch_counter(counter_ptr, pid_n, SPLIT_K: tl.constexpr):
+    """Bring the counter of a split K into L2 while the weights are on their way: it was last used one replay ago."""
+    if SPLIT_K > 1:
+        address = (counter_ptr + pid_n).to(tl.int64)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
 def store_split(acc, out_ptr, partial_ptr, counter_ptr, offs_m, offs_n, M, N, pid_n, pid_k, SPLIT_K: tl.constexpr):
     """Store acc [BLOCK_N, BLOCK_M] as out[m, n]; with SPLIT_K > 1 the last program to arrive adds all shares, in order.
 
@@ -498,6 +508,7 @@ def kernel_gemm_packed_int4_splitk(
     PDL:   dependent launch: the first weights are requested while the kernel before this one still runs
     """
     pid_n, pid_k = tl.program_id(0), tl.program_id(1)
+    prefetch_counter(counter_ptr, pid_n, SPLIT_K)
 
     # which tile of `out` is mine, and which blocks of K
     ROWS: tl.constexpr = BLOCK_N // 8
@@ -641,6 +652,7 @@ def kernel_gemm_packed_int4_ring(
     requested again as soon as it has been read; a warp waits for its own copies only.
     """
     pid_n, pid_k = tl.program_id(0), tl.program_id(1)
+    prefetch_counter(counter_ptr, pid_n, SPLIT_K)
 
     # which tile of `out` is mine, which blocks of K, and where each warp's ring lies
     ROWS: tl.constexpr = BLOCK_N // 8
@@ -843,6 +855,7 @@ def kernel_gemm_fp16_splitk(
 ):  # fmt: skip
     """The FP16 twin of the splitk form: out[M, N] = x[M, K] @ weight[N, K].T in its tiles, shares and early request."""
     pid_n, pid_k = tl.program_id(0), tl.program_id(1)
+    prefetch_counter(counter_ptr, pid_n, SPLIT_K)
     ROWS: tl.constexpr = BLOCK_N // 8
     HALVES: tl.constexpr = BLOCK_M // 8
     first, last = k_range(KB, pid_k, WARPS_K, SPLIT_K)
