@@ -14,6 +14,7 @@ from tinygemm.kernel.configs import (
     STATIC,
     LaunchConfig,
     crossovers,
+    for_format,
     select,
     table,
     tables,
@@ -163,6 +164,16 @@ def test_the_ring_is_never_chosen_for_what_it_cannot_compute(planted, M, N, K, g
 def test_the_ring_serves_every_group_size_and_any_whole_tiles(planted, group_size):
     planted([(1, 4096, 4096, 5.0, RING), (1, 4096, 4096, 6.0, SPLITK)])
     assert select(GemmProblem(1, 4160, 8320, group_size), "h200")[0] == RING
+
+
+@pytest.mark.parametrize(("group_size", "symmetric", "half", "limit"), [
+    (128, True, True, 168), (-1, True, True, 168), (64, True, True, 0), (32, True, True, 0), (128, False, True, 0),
+    (128, True, False, 0),
+])  # fmt: skip
+def test_a_limit_of_registers_holds_for_what_it_was_tuned_for(group_size, symmetric, half, limit):
+    """More scales, zeros and bfloat16 take more registers; under the limit they would wait in memory."""
+    assert for_format(replace(SPLITK, max_registers=168), group_size, symmetric, half).max_registers == limit
+    assert for_format(SPLITK, group_size, symmetric, half) == SPLITK
 
 
 def test_every_table_is_of_a_known_gpu():

@@ -91,7 +91,7 @@ BACKENDS = {
         Backend(
             "int4-bf16",
             _any_problem,
-            own.selected_variants,
+            own.bf16_variants,
             _int4_bits,
             dtype="bfloat16",
             tolerance=verify.BF16_TOLERANCE,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 from tinygemm.harness.contender import Variant
-from tinygemm.kernel.configs import FORMS, select
+from tinygemm.kernel.configs import FORMS, for_format, select
 from tinygemm.problem import GemmProblem
 
 # tuning candidates that `int4-searched` races; the model that ranks them is rough, so far more than one
 SEARCHED = 16
 ASYMMETRIC_SEED = 2
+UNSPILLED = 168  # registers with which `int4-no-dequant` spills nothing, in any launch config that is searched
 
 # --- fp16 -----------------------------------------------------------------------------------------------------------
 
@@ -62,16 +63,21 @@ def asymmetric_form(packed):
     return quant.pack(quant.unpack(packed), packed.scales, zeros, packed.group_size)
 
 
-def selected_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+def selected_variants(problem: GemmProblem, gpu: str, symmetric: bool = True, half: bool = True) -> list[Variant]:
     """What a model gets: gemm selects, and its selection is on the clock when it is called from Python."""
     from tinygemm.kernel import gemm
 
     config, source = select(problem, gpu)
+    config = for_format(config, problem.group_size, symmetric, half)
     return [Variant(source, "packed", packed_form, lambda x, w: lambda: gemm.gemm(x, w), config)]
 
 
+def bf16_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+    return selected_variants(problem, gpu, half=False)
+
+
 def asymmetric_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
-    (selected,) = selected_variants(problem, gpu)
+    (selected,) = selected_variants(problem, gpu, symmetric=False)
     return [dataclasses.replace(selected, form="packed-asymmetric", build=asymmetric_form)]
 
 
@@ -108,6 +114,8 @@ def twin_variants(dequant: str = "fast", dependent_launch: bool = True, add_warp
         from tinygemm.kernel import twins
 
         config, source = select(problem, gpu, form=form)
+        if dequant == "none" and config.max_registers:  # under the tightest limit it keeps some in memory
+            config = dataclasses.replace(config, max_registers=UNSPILLED)
         bind = lambda x, w: lambda: twins.twin_gemm(x, w, config, dequant, dependent_launch, add_warps)  # noqa: E731
         return [Variant(source, "packed", packed_form, bind, config)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 
 from tinygemm.hardware import GPUS
@@ -177,6 +177,16 @@ def _content(gpu: str) -> tuple[dict, str]:
     name = gpu if (_folder() / f"{gpu}.json").is_file() else _nearest_table(gpu)
     content = json.loads((_folder() / f"{name}.json").read_text())
     return content, content["source"] if name == gpu else "rule"
+
+
+def for_format(config: LaunchConfig, group_size: int, symmetric: bool = True, half: bool = True) -> LaunchConfig:
+    """A selected config for this format of weight and activations: without a limit of registers that it does not fit.
+
+    Limits are tuned for one scale per 128 weights or more, no zeros and FP16. More scales, zeros and BF16 take more
+    registers, and would be kept in memory.
+    """
+    fits = symmetric and half and group_size in (TUNED_GROUP_SIZE, -1)
+    return config if fits or not config.max_registers else replace(config, max_registers=0)
 
 
 def serves(config: LaunchConfig, problem: GemmProblem) -> bool:

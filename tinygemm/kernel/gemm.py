@@ -9,7 +9,7 @@ import torch
 
 from tinygemm.hardware import gpu_key
 from tinygemm.kernel import forms, launch
-from tinygemm.kernel.configs import LaunchConfig, select
+from tinygemm.kernel.configs import LaunchConfig, for_format, select
 from tinygemm.kernel.quant import PackedInt4
 from tinygemm.problem import GemmProblem
 
@@ -43,7 +43,7 @@ def gemm(
 def fused_gemm(x: torch.Tensor, w: PackedInt4) -> torch.Tensor:
     """`gemm` by the fused kernel, however many rows x has: what dequantising first is compared with."""
     check(x, w)
-    return gemm(x, w, _selected(x.numel() // w.K, w.N, w.K, w.group_size, _gpu_key(x.device), "fused"))
+    return gemm(x, w, _config(x, w, "fused"))
 
 
 def dequantize_fp16(w: PackedInt4, dtype: torch.dtype = torch.float16) -> torch.Tensor:
@@ -81,7 +81,7 @@ def _gemm(x, w, config, dependent_launch) -> torch.Tensor:
     check(x, w)
     M = x.numel() // w.K
     if config is None:
-        config = _selected(M, w.N, w.K, w.group_size, _gpu_key(x.device))
+        config = _config(x, w)
     if config.form == "dequantise":
         return torch.nn.functional.linear(x, dequantize_fp16(w, x.dtype))
     stride_xm = _row_stride(x)
@@ -108,6 +108,11 @@ def _row_stride(x: torch.Tensor) -> int | None:
 def _gpu_key(device: torch.device) -> str:
     """The key of the GPU of a tensor; the interpreter on a CPU tunes for nobody and takes the H200's table."""
     return gpu_key(torch.cuda.get_device_name(device)) if device.type == "cuda" else "h200"
+
+
+def _config(x: torch.Tensor, w: PackedInt4, form: str | None = None) -> LaunchConfig:
+    config = _selected(x.numel() // w.K, w.N, w.K, w.group_size, _gpu_key(x.device), form)
+    return for_format(config, w.group_size, w.zeros is None, x.dtype == torch.float16)
 
 
 @functools.lru_cache(maxsize=4096)
