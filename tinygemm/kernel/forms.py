@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import replace
 
 import torch
 import triton
@@ -77,14 +76,11 @@ def _ring(config, M, w, stride_xm, pdl, dequant, add_warps) -> tuple[Launch, ...
 def _tiles_of_rows(kernel, config, M, w, stride_xm, constants, pdl) -> tuple[Launch, ...]:
     """One launch for each block_m rows of x."""
     grid = (triton.cdiv(w.N, config.block_n), config.split_k, 1)
-    # limits are searched for the plainest format; with more scales or zeros to hold, registers would spill
-    plain = w.zeros is None and w.group_length >= 128
-    chosen = options(config if plain else replace(config, max_registers=0), pdl)
 
     def rows(first: int) -> Launch:
         count = min(M - first, config.block_m)
         numbers, space = (count, w.N, w.K, w.qweight.shape[1], stride_xm), shares(config, count, w.N)
-        return Launch(kernel, grid, numbers, constants, chosen, space, first, count)
+        return Launch(kernel, grid, numbers, constants, options(config, pdl), space, first, count)
 
     return tuple(rows(first) for first in range(0, M, config.block_m))
 
