@@ -27,7 +27,7 @@ WHAT = {
     "int4-serial": "the tuned kernel, started only when the kernel before it has finished",
     "int4-no-dequant": "the tuned kernel with its dequantisation left out: it multiplies with the raw bits",
     "int4-naive-dequant": "the tuned kernel that dequantises by shift, mask and convert",
-    "int4-no-split": "the tuned kernel with one program for the whole K of a tile",
+    "int4-no-split": "the tuned kernel in which one warp walks all of K",
     "int4-more-split": "the tuned kernel with K split over twice the programs",
     "int4-fused": "the tuned kernel at any number of tokens, also where the library would dequantise first",
     "int4-searched": "the fastest of the tuning candidates for this very shape",
