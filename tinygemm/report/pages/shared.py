@@ -9,7 +9,6 @@ from tabulate import tabulate
 
 from tinygemm.hardware import GPUS
 from tinygemm.problem import LAYER_OF_SHAPE, STUDY_SHAPES
-from tinygemm.provenance import kernel_digest
 from tinygemm.report import style, tables
 from tinygemm.report.tables import BASELINE
 from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED, Verdict
@@ -103,7 +102,7 @@ def conditions(run, table: pd.DataFrame) -> pd.DataFrame:
         "Copy bandwidth, measured": f"{tables.copy_bandwidth_gb_s(table):,.0f} GB/s, read and written",
         "Empty graph node, measured": f"{tables.empty_node_us(table):.2f} µs",
         "Samples of one case": _span(timed["n_samples"]),
-        "Kernels": _kernels(run),
+        "Kernels": tables.kernels(run),
         "Recorded": f"{run.provenance['started']}, run `{run.run_id}`, commit `{run.provenance['commit'][:7]}`",
     }
     return pd.DataFrame({"condition": list(rows), "value": list(rows.values())})
@@ -302,16 +301,6 @@ def _cell(value, spec: str) -> str:
     if pd.isna(value):
         return "–"
     return format(value, spec)
-
-
-def _kernels(run) -> str:
-    """Whether the kernels of this checkout are those that were measured."""
-    measured = run.provenance.get("kernel_sha256")
-    if measured is None:
-        return "those of the commit below; this checkout may have others"
-    return (
-        "as in this checkout" if measured == kernel_digest() else "those of the commit below; they have changed since"
-    )
 
 
 def _known(value, pattern: str = "{}") -> str:
