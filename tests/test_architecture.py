@@ -17,7 +17,8 @@ LAYERS = {
     "tinygemm.problem": {"tinygemm.problem"},
     "tinygemm.models": {"tinygemm.problem", "tinygemm.models"},
     "tinygemm.hardware": {"tinygemm.problem", "tinygemm.hardware"},
-    "tinygemm.runs": {"tinygemm.problem", "tinygemm.hardware", "tinygemm.runs"},
+    "tinygemm.provenance": {"tinygemm.provenance"},
+    "tinygemm.runs": {"tinygemm.provenance", "tinygemm.problem", "tinygemm.hardware", "tinygemm.runs"},
     "tinygemm.kernel": {"tinygemm.problem", "tinygemm.hardware", "tinygemm.runs", "tinygemm.kernel"},
     "tinygemm.harness": {
         "tinygemm.problem",
@@ -27,7 +28,14 @@ LAYERS = {
         "tinygemm.kernel",
         "tinygemm.harness",
     },
-    "tinygemm.report": {"tinygemm.problem", "tinygemm.models", "tinygemm.hardware", "tinygemm.runs", "tinygemm.report"},
+    "tinygemm.report": {
+        "tinygemm.problem",
+        "tinygemm.models",
+        "tinygemm.hardware",
+        "tinygemm.provenance",
+        "tinygemm.runs",
+        "tinygemm.report",
+    },
     "tinygemm.clitools": set(),
     "tinygemm.commands_advise": {
         "tinygemm.models",

@@ -206,10 +206,14 @@ def test_a_wrong_kernel_makes_bench_fail_after_it_has_written_what_is_right(gpu,
     assert (tmp_path / "F.csv").is_file()
 
 
+CLEAN = ("3fa9c1e" + "0" * 33, False)
+
+
 def test_record_reads_a_parameter_file_and_tells_where_the_run_is(gpu, tmp_path, capsys, monkeypatch):
     from tinygemm.harness import sweep
 
     asked = []
+    monkeypatch.setattr(runs, "git_state", lambda: CLEAN)
     monkeypatch.setattr(sweep, "record", lambda *a, **k: asked.append((a, k)) or tmp_path / "h200" / "run")
     (tmp_path / "p.yaml").write_text(
         'source: live\ngpu: h200\nm_list: "1,4"\nshapes: "4096,1024"\nbackends: int4\nsuites: decode\nrep: 9\n'
@@ -230,7 +234,7 @@ def test_record_goes_on_with_an_unfinished_run_of_equal_terms_unless_told_to_sta
     from tinygemm.harness import sweep
 
     asked = []
-    monkeypatch.setattr(runs, "git_state", lambda: ("3fa9c1e" + "0" * 33, False))
+    monkeypatch.setattr(runs, "git_state", lambda: CLEAN)
     monkeypatch.setattr(sweep, "record", lambda *a, **k: asked.append(k["resume"]) or tmp_path)
     unfinished = runs.RunWriter.create(
         {"key": "h200"}, sweep.SweepPlan.from_parameters(rep=9).parameters(), "", tmp_path
@@ -247,12 +251,26 @@ def test_record_measures_the_suites_that_are_named(gpu, tmp_path, monkeypatch, c
     from tinygemm.harness import sweep
 
     asked = []
+    monkeypatch.setattr(runs, "git_state", lambda: CLEAN)
     monkeypatch.setattr(sweep, "record", lambda plan, *a, **k: asked.append(plan) or tmp_path)
     (tmp_path / "p.yaml").write_text("suites: decode\n")
     succeed("record", "-f", tmp_path / "p.yaml", "--suites", "heldout,method", "--data_root", tmp_path)
     assert {suite.name for suite in asked[0].suites} == {"heldout", "method"}
     told = refuse(capsys, "record", "--suites", "decode,modles", "--data_root", tmp_path)
     assert "unknown suite modles; known: decode, models" in told
+
+
+def test_record_refuses_uncommitted_code_before_it_measures_anything(gpu, tmp_path, monkeypatch, capsys):
+    from tinygemm.harness import sweep
+
+    asked = []
+    monkeypatch.setattr(runs, "git_state", lambda: (CLEAN[0], True))
+    monkeypatch.setattr(sweep, "record", lambda *a, **k: asked.append(a) or tmp_path)
+    told = refuse(capsys, "record", "--data_root", tmp_path)
+    assert "uncommitted changes, so the run could not be traced; commit them or pass --allow_dirty" in told
+    assert asked == []
+    succeed("record", "--data_root", tmp_path, "--allow_dirty")
+    assert len(asked) == 1
 
 
 def test_bench_times_as_others_do_where_it_is_told_to(gpu, tmp_path):
@@ -267,18 +285,20 @@ def test_tune_writes_a_table_that_says_how_it_was_made(gpu, tmp_path, monkeypatc
 
     asked = []
 
-    def search(problems, forms, key, path, about, workers, partial):
-        asked.append((len(problems), forms, key, partial.name))
+    def search(problems, forms, key, path, about, workers, partial, kept):
+        asked.append((len(problems), forms, key, partial.name, kept and kept.name))
         config = LaunchConfig("splitk", 8, 64, 256, 4, 2, 1)
         write_table(path, [{"M": 1, "K": 4096, "N": 1024, "latency_us": 3.7, "config": config}], "table", about)
 
     monkeypatch.setattr(tune, "tune", search)
     monkeypatch.setattr(hardware, "snapshot", lambda: {"driver": "580.159"})
     succeed("tune", "--out", tmp_path / "h200.json")
-    assert asked == [(45, ["splitk", "ring", "load-only", "fp16"], "h200", "h200.json.partial")]
+    assert asked == [(45, ["splitk", "ring", "load-only", "fp16"], "h200", "h200.json.partial", None)]
     table = json.loads((tmp_path / "h200.json").read_text())
     assert re.search(r"NVIDIA H200, driver 580.159, torch .*`tinygemm tune`", table["about"])
     assert [file.name for file in tmp_path.iterdir()] == ["h200.json"]
+    succeed("tune", "--out", tmp_path / "h200.json", "--shapes", "1,4096,512;1,14336,4096")
+    assert asked[1] == (10, ["splitk", "ring", "load-only", "fp16"], "h200", "h200.json.partial", "h200.json")
 
 
 def test_counters_prints_the_commands_it_would_run(capsys, tmp_path):
@@ -362,7 +382,7 @@ def test_a_shape_that_is_none_is_refused(gpu, tmp_path, capsys, command, shapes,
         (("profile", "--k", "100"), "K=100 must be divisible by group_size=128"),
         (("counters", "--backend", "copy", "--out_dir", "{tmp}/D"), "unknown backend copy"),
         (("record", "-f", "{tmp}/p.yaml"), "{tmp}/p.yaml"),
-        (("record", "--resume", "{tmp}/nowhere.partial"), "not an unfinished run"),
+        (("record", "--allow_dirty", "--resume", "{tmp}/nowhere.partial"), "not an unfinished run"),
         (("nonsense",), "No such command 'nonsense'"),
     ],
 )

@@ -75,6 +75,16 @@ def test_every_make_target_and_file_it_names_exists():
         assert (ROOT / name).exists(), name
 
 
+def test_every_command_it_names_exists(capsys):
+    from tinygemm.cli import commands
+
+    named = re.findall(r"tinygemm ([a-z-]+) (--.*?)(?: +#|$)", TEXT, re.MULTILINE)
+    assert named
+    for name, options in named:
+        known = {spelling for option in commands.commands[name].params for spelling in option.opts}
+        assert set(re.findall(r"--[a-z_-]+", options)) <= known
+
+
 def test_code_example_of_the_readme_runs():
     torch = pytest.importorskip("torch")
     (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)

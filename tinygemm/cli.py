@@ -147,7 +147,8 @@ def breakdown(csv, shape_list, group_size, asymmetric, rep, warmup, skip_correct
 @click.option("--resume", type=FOLDER, help="Unfinished run to go on with; one of equal terms is found by itself.")
 @click.option("--new", is_flag=True, help="Start a new run even so.")
 @_option("data_root", type=FOLDER, help="Folder that holds <gpu>/<run_id>/; the project's data/ without it.")
-def record(params, suites, resume, new, data_root):
+@_option("allow_dirty", is_flag=True, help="Measure uncommitted code; the book refuses such a run.")
+def record(params, suites, resume, new, data_root, allow_dirty):
     """Measure what the report explains and write it as a run in data/<gpu>/; a killed run can be resumed."""
     from tinygemm import runs
     from tinygemm.harness import sweep
@@ -155,7 +156,8 @@ def record(params, suites, resume, new, data_root):
     parameters = _read_params(params) if params else {}
     gpu = parameters.pop("gpu", "auto")
     root = data_root or Path(parameters.pop("data_root", "") or runs.DATA_ROOT)
-    for name in ("source", "run_dir", "allow_dirty", "data_root"):
+    allow_dirty = parameters.pop("allow_dirty", False) or allow_dirty
+    for name in ("source", "run_dir", "data_root"):
         parameters.pop(name, None)
     if suites:
         parameters["suites"] = suites
@@ -163,6 +165,8 @@ def record(params, suites, resume, new, data_root):
     here = _require_gpu()
     if gpu not in ("auto", here):
         raise ValueError(f"{params} is for {gpu}, but this machine's GPU is {here}")
+    if not allow_dirty:
+        runs.require_clean_tree("pass --allow_dirty")
     if resume is None and not new:
         resume = runs.RunWriter.unfinished(here, plan.parameters(), root)
     command = " ".join(["tinygemm", *sys.argv[1:]])

@@ -42,6 +42,7 @@ PROVENANCE = """\
 | `schema_version` | version of this schema |
 | `run_id`, `command`, `parameters` | the run, how it was recorded, and what decided which cases were measured |
 | `commit`, `dirty` | the code that measured, and whether it had uncommitted changes |
+| `kernel_sha256` | of kernels, launchers and launch configs: whether they have changed since (from schema 2 on) |
 | `gpu` | name, compute capability, SMs, bytes of L2 and memory, power limit, ECC, MIG, clocks, driver |
 | `software` | versions of Python, torch, triton, CUDA, ncu and the peers |
 | `started`, `finished` | UTC |

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from tinygemm.provenance import kernel_digest, software_versions
+
 # history: 1 = first schema; 2 = cases.csv has operands and max_registers, L2 may be warm, do_bench is a launch mode
 SCHEMA_VERSION = 2
 DATA_ROOT = Path(__file__).resolve().parent.parent / "data"
@@ -269,6 +271,7 @@ class RunWriter:
             "parameters": parameters,
             "commit": commit,
             "dirty": dirty,
+            "kernel_sha256": kernel_digest(),
             "gpu": gpu,
             "software": software_versions(),
             "started": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
@@ -429,29 +432,13 @@ def git_state() -> tuple[str, bool]:
         return "unknown", True
 
 
-def software_versions() -> dict:
-    """Versions that decide what was measured; null where a package or tool is absent."""
-    import platform
-    from importlib import metadata
+def require_clean_tree(otherwise: str) -> None:
+    """Raise a RunError where a run of this tree could not be traced to a commit, before minutes go into measuring it.
 
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "triton", "numpy", "pandas", "gemlite", "bitsandbytes"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    try:
-        import torch
-
-        versions["cuda"] = torch.version.cuda
-    except ImportError:
-        versions["cuda"] = None
-    try:
-        output = subprocess.run(["ncu", "--version"], capture_output=True, text=True, check=True).stdout
-        versions["ncu"] = output.strip().splitlines()[-1].removeprefix("Version ")
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        versions["ncu"] = None
-    return versions
+    otherwise: what a user may do who wants that run even so
+    """
+    if git_state()[1]:
+        raise RunError(f"the tree has uncommitted changes, so the run could not be traced; commit them or {otherwise}")
 
 
 def _write_atomically(file: Path, text: str) -> None:

@@ -66,11 +66,8 @@ def _measure(here: str | None, gpu: str, root: Path, allow_dirty: bool, sweep: d
     from tinygemm.harness.sweep import SweepPlan, record
 
     plan = SweepPlan.from_parameters(**sweep)
-    _, dirty = runs.git_state()
-    if dirty and not allow_dirty:
-        raise RunError(
-            "the tree has uncommitted changes, so the run could not be traced; commit them or set allow_dirty"
-        )
+    if not allow_dirty:
+        runs.require_clean_tree("set allow_dirty")
     unfinished = RunWriter.unfinished(here, plan.parameters(), root)
     return runs.load_run(record(plan, root, resume=unfinished, command=_command()), allow_dirty=allow_dirty)
 

@@ -232,6 +232,14 @@ def wait_copies(PENDING: tl.constexpr):
 
 
 @triton.jit
+def sync_warp():
+    """Every lane of the warp has read what stands above; what is below may overwrite it."""
+    tl.inline_asm_elementwise(
+        "bar.warp.sync 0xffffffff; mov.b32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def read_words(address):
     """Four int32 that lie side by side."""
     return tl.inline_asm_elementwise(
@@ -728,6 +736,7 @@ def kernel_gemm_packed_int4_ring(
         else:
             z0, z1, z2, z3 = s0, s1, s2, s3
         x = read_halves(x_at + slot, x_ptr.dtype.element_ty)
+        sync_warp()
         kb = tl.where(step + STAGES < steps, first + turn(step + STAGES, start, steps) * WARPS_K, last)
         stage_weights(
             ring + slot, qweight_ptr, scales_ptr, zeros_ptr, kb, last, pid_n, N, KB,

@@ -37,7 +37,7 @@ def findings(run) -> str:
         f"![Speedup of INT4 over FP16 at four decode projections on an {run.gpu['name']}]({FIGURE})",
         "",
         f"Measured on an {run.gpu['name']} at M = 1 with FP16 activations, one scale per 128 weights, cold L2,"
-        f" CUDA graph (run `{run.run_id}`):",
+        f" CUDA graph (run `{run.run_id}`; the kernels are {tables.kernels(run)}):",
         "",
         "| An earlier study's finding | tuned INT4 kernel | simple INT4 kernel |",
         "|---|---|---|",

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
+from tinygemm.provenance import kernel_digest
 from tinygemm.report.counters import summarize_counters
 from tinygemm.report.intervals import difference_of_medians, interval_table, median, ratio_of_medians, sample_matrix
 from tinygemm.runs import Run
@@ -251,6 +252,14 @@ def counters_table(run) -> pd.DataFrame:
 def problem_of(table: pd.DataFrame) -> pd.Series:
     """The problem of each case as its case_id writes it: `M1-K4096-N1024-g128`, or the word of a copy or empty node."""
     return table["case_id"].str.split("/").str[1]
+
+
+def kernels(run) -> str:
+    """Whether the kernels of this checkout are those that were measured, in words that follow "the kernels are"."""
+    measured = run.provenance.get("kernel_sha256")
+    if measured is None:
+        return "those of the run's commit; this checkout may have others"
+    return "those of this checkout" if measured == kernel_digest() else "those of the run's commit; they changed since"
 
 
 def origin(run) -> dict[str, str]:

@@ -102,6 +102,7 @@ def conditions(run, table: pd.DataFrame) -> pd.DataFrame:
         "Copy bandwidth, measured": f"{tables.copy_bandwidth_gb_s(table):,.0f} GB/s, read and written",
         "Empty graph node, measured": f"{tables.empty_node_us(table):.2f} µs",
         "Samples of one case": _span(timed["n_samples"]),
+        "Kernels": tables.kernels(run),
         "Recorded": f"{run.provenance['started']}, run `{run.run_id}`, commit `{run.provenance['commit'][:7]}`",
     }
     return pd.DataFrame({"condition": list(rows), "value": list(rows.values())})
