@@ -83,6 +83,10 @@ def test_halves_of_a_steady_run_agree_and_those_of_a_drifting_one_do_not(run):
     assert verdict.numbers["shift"] == pytest.approx(0.02, rel=0.1)
 
 
+def test_halves_have_what_a_comparison_of_runs_has(run):
+    assert list(evidence.halves(run)) == list(evidence.agreement(run, run)), "a page takes none of them for no older run"
+
+
 def test_older_runs_are_those_of_the_same_gpu_before_this_one(tmp_path):
     first, second, third = (
         load(tmp_path, minute=minute, shapes=STUDY_SHAPES[:1], m_list=(1,))

@@ -75,7 +75,7 @@ def halves(run) -> pd.DataFrame:
     size = run.samples.groupby("case_id")["sample"].transform("size")
     parts = [run.samples[position <= size // 2], run.samples[position > size - size // 2]]
     sides = [_summary(cases.assign(n_samples=cases["n_samples"] // 2), _renumbered(part)) for part in parts]
-    return _joined(*sides)
+    return _joined(*sides).assign(unchanged=True)
 
 
 def older_runs(run: Run) -> list[Run]:
