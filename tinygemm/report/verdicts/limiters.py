@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from tinygemm.report.limiters import MARGIN
 from tinygemm.report.tables import BASELINE, SHAPE
 from tinygemm.report.verdicts.bounds import at_most, case_name, listed
 from tinygemm.report.verdicts.claim import UNDECIDED, Verdict, for_all, shape_name
@@ -82,7 +83,7 @@ def counts_agree(rows: pd.DataFrame) -> Verdict:
         for _, row in known[~agrees if (~agrees).any() else agrees].iterrows()
     ]
     numbers = {"n": float(len(known)), "n_agree": float(agrees.sum())}
-    return Verdict(claim, for_all(agrees, ~agrees), f"Executed: {listed(told)}.", numbers)
+    return Verdict(claim, for_all(agrees, ~agrees), f"Executed, give or take {MARGIN:.0%} for another compiler: {listed(told)}.", numbers)
 
 
 def _short(limiter: str) -> str:
