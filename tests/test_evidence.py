@@ -84,7 +84,8 @@ def test_halves_of_a_steady_run_agree_and_those_of_a_drifting_one_do_not(run):
 
 
 def test_halves_have_what_a_comparison_of_runs_has(run):
-    assert list(evidence.halves(run)) == list(evidence.agreement(run, run)), "a page takes none of them for no older run"
+    """A page takes none of them where there is no older run."""
+    assert list(evidence.halves(run)) == list(evidence.agreement(run, run))
 
 
 def test_older_runs_are_those_of_the_same_gpu_before_this_one(tmp_path):

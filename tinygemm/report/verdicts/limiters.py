@@ -83,7 +83,8 @@ def counts_agree(rows: pd.DataFrame) -> Verdict:
         for _, row in known[~agrees if (~agrees).any() else agrees].iterrows()
     ]
     numbers = {"n": float(len(known)), "n_agree": float(agrees.sum())}
-    return Verdict(claim, for_all(agrees, ~agrees), f"Executed, give or take {MARGIN:.0%} for another compiler: {listed(told)}.", numbers)
+    sentence = f"Executed, give or take {MARGIN:.0%} for another compiler: {listed(told)}."
+    return Verdict(claim, for_all(agrees, ~agrees), sentence, numbers)
 
 
 def _short(limiter: str) -> str:
