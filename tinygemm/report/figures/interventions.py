@@ -189,6 +189,7 @@ def fitted_terms(contributions: pd.DataFrame, origin: pd.DataFrame) -> Figure:
     style.require(contributions, ["kernel", "K", "N", "term", "fitted_us", "measured_us"], "fitted_terms")
     kernels = list(dict.fromkeys(contributions["kernel"]))
     terms = [term for term in TERM_COLOURS if (contributions["term"] == term).any()]
+    terms = [term for term in terms if contributions.loc[contributions["term"] == term, "fitted_us"].any()]
     handles = [Patch(color=TERM_COLOURS[term], label=TERM_NAMES.get(term, term)) for term in terms]
     handles.append(Line2D([], [], lw=0, marker="d", ms=7, color=style.IDEAL, label="measured"))
     shapes = [
