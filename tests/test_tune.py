@@ -100,12 +100,12 @@ def test_between_the_token_counts_that_are_searched_in_full_only_the_finalists_r
     assert 3 <= sizes["splitk", 2] <= 6
 
 
-def test_a_ring_between_has_as_many_rows_of_x_as_there_are_tokens():
-    """The finalists of 1 and 8 tokens serve 3 in tiles of 4; forms with tiles of 8 keep theirs."""
-    rings = [replace(RING, block_m=rows) for rows in (1, 8)]
-    wide = replace(CONFIG, block_m=16)
-    assert tune._for_tokens(3, [*rings, CONFIG, wide]) == [replace(RING, block_m=4), CONFIG]
-    assert tune._for_tokens(12, [CONFIG, wide]) == [wide]
+@pytest.mark.parametrize(("M", "rows"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8), (9, None), (12, None), (20, None)])
+def test_a_ring_between_has_as_many_rows_of_x_as_there_are_tokens(M, rows):
+    """The finalists of 1 and 8 tokens serve 3 in tiles of 4, and no ring serves 9; other forms keep their tiles."""
+    finalists = [replace(RING, block_m=1), replace(RING, block_m=8), CONFIG, replace(CONFIG, block_m=16)]
+    rings = [replace(RING, block_m=rows)] if rows else []
+    assert tune._for_tokens(M, finalists) == [*rings, replace(CONFIG, block_m=8 if M <= 8 else 16)]
 
 
 @pytest.mark.parametrize("M", [1, 3, 8])
