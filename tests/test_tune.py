@@ -16,7 +16,7 @@ from tinygemm.harness import compile, progress, tune
 from tinygemm.harness.plan import Group, SweepPlan, groups
 from tinygemm.harness.progress import Progress
 from tinygemm.kernel import forms, quant, triton_kernels
-from tinygemm.kernel.configs import LaunchConfig
+from tinygemm.kernel.configs import LaunchConfig, read_table, write_table
 from tinygemm.problem import GemmProblem
 
 PROBLEMS = tuple(GemmProblem(M, N, 4096) for N in (1024, 4096) for M in (1, 2, 8))
@@ -81,6 +81,27 @@ def test_only_what_is_still_to_be_measured_is_compiled(lab, tmp_path):
     _, _, nothing, last = lab.compiled
     assert nothing == set()
     assert {config.form for config in last} == {"fp16"}
+
+
+def test_a_search_of_single_weights_keeps_the_rows_and_crossovers_of_others(lab, tmp_path, monkeypatch):
+    before, after = tmp_path / "before.json", tmp_path / "t.json"
+    old = [{"M": M, "K": 4096, "N": N, "latency_us": 99.0, "config": CONFIG} for N in (1024, 512) for M in (1, 3)]
+    crossed = [{"K": 4096, "N": N, "M": 77} for N in (1024, 512)]
+    write_table(before, old, "table", "before", crossed)
+    monkeypatch.setattr(tune, "_crossovers", lambda *_: [{"K": 4096, "N": 1024, "M": 48}])
+    found = search(tmp_path, kept=before)
+    rows, source, crossovers = read_table(after)
+    assert (rows, source) == (found, "table")
+    assert [row for row in rows if row["N"] == 512] == old[2:]
+    assert all(row["latency_us"] < 99 for row in rows if row["N"] != 512)
+    assert crossovers == [crossed[1], {"K": 4096, "N": 1024, "M": 48}]
+
+
+def test_predicted_rows_do_not_stay_beside_measured_ones(lab, tmp_path):
+    write_table(tmp_path / "before.json", [], "predicted", "nobody has timed it")
+    with pytest.raises(ValueError, match=r"before\.json is predicted, its rows cannot stay beside measured ones"):
+        search(tmp_path, kept=tmp_path / "before.json")
+    assert not lab.raced
 
 
 def test_the_token_counts_between_come_after_those_that_are_searched_in_full_for_every_weight(lab, tmp_path):

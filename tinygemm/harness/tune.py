@@ -88,11 +88,15 @@ def tune(
     workers:  processes that compile; 0: one per core less one
     partial:  file that keeps what is measured until the table is written; a search that was stopped goes on from it,
               if it was of the same GPU, code and software
-    kept:     a table whose rows of other weights stay
+    kept:     a measured table whose rows of other weights stay
     returns:  the rows written: M, K, N, latency_us and the fastest LaunchConfig of each form
+    raises:   ValueError for a kept table that was not measured
     """
     import torch
 
+    old_rows, source, old_crossovers = read_table(kept) if kept else ([], "table", [])
+    if source != "table":
+        raise ValueError(f"{kept.name} is {source}, its rows cannot stay beside measured ones: search every shape")
     device = torch.cuda.get_device_properties(0)
     problems, forms = sorted(problems, key=lambda p: (p.K, p.N, p.M)), tuple(forms)
     progress = Progress.open(partial, {"gpu": gpu, **terms()})
@@ -113,11 +117,9 @@ def tune(
         (p.K, p.N): progress.ranked["splitk", p][0][1] for p in problems if p.M == FULL_M[-1] and "splitk" in forms
     }
     crossovers = _crossovers(fused, device.L2_cache_size)
-    if kept:
-        old_rows, old_crossovers = read_table(kept)
-        searched = {(p.K, p.N) for p in problems}
-        rows = [row for row in old_rows if (row["K"], row["N"]) not in searched] + rows
-        crossovers = [row for row in old_crossovers if (row["K"], row["N"]) not in searched] + crossovers
+    searched = {(p.K, p.N) for p in problems}
+    rows = [row for row in old_rows if (row["K"], row["N"]) not in searched] + rows
+    crossovers = [row for row in old_crossovers if (row["K"], row["N"]) not in searched] + crossovers
     write_table(path, rows, "table", about, crossovers)
     progress.close()
     return rows
