@@ -279,13 +279,7 @@ def test_bench_times_as_others_do_where_it_is_told_to(gpu, tmp_path):
     assert (gpu[0].launches, gpu[0].l2_states) == (("do_bench",), ("warm",))
 
 
-@pytest.mark.parametrize(
-    ("shapes", "problems", "kept"),
-    [([], 45, [None, None]), (["--shapes", "1,4096,1024;8,4096,1024;1,4096,512"], 10, [None, "h200.json"])],
-    ids=["every shape", "two shapes"],
-)
-def test_tune_writes_a_table_that_says_how_it_was_made(gpu, tmp_path, monkeypatch, shapes, problems, kept):
-    """Searched again for single shapes, the table keeps the rows of others."""
+def test_tune_writes_a_table_that_says_how_it_was_made(gpu, tmp_path, monkeypatch):
     from tinygemm.harness import tune
     from tinygemm.kernel.configs import LaunchConfig, write_table
 
@@ -298,13 +292,13 @@ def test_tune_writes_a_table_that_says_how_it_was_made(gpu, tmp_path, monkeypatc
 
     monkeypatch.setattr(tune, "tune", search)
     monkeypatch.setattr(hardware, "snapshot", lambda: {"driver": "580.159"})
-    for _ in kept:
-        succeed("tune", "--out", tmp_path / "h200.json", *shapes)
-    forms = ["splitk", "ring", "load-only", "fp16"]
-    assert asked == [(problems, forms, "h200", "h200.json.partial", name) for name in kept]
+    succeed("tune", "--out", tmp_path / "h200.json")
+    assert asked == [(45, ["splitk", "ring", "load-only", "fp16"], "h200", "h200.json.partial", None)]
     table = json.loads((tmp_path / "h200.json").read_text())
     assert re.search(r"NVIDIA H200, driver 580.159, torch .*`tinygemm tune`", table["about"])
     assert [file.name for file in tmp_path.iterdir()] == ["h200.json"]
+    succeed("tune", "--out", tmp_path / "h200.json", "--shapes", "1,4096,512;1,14336,4096")
+    assert asked[1] == (10, ["splitk", "ring", "load-only", "fp16"], "h200", "h200.json.partial", "h200.json")
 
 
 def test_counters_prints_the_commands_it_would_run(capsys, tmp_path):
@@ -315,6 +309,16 @@ def test_counters_prints_the_commands_it_would_run(capsys, tmp_path):
     assert len(lines) == 4
     assert all(line.startswith("ncu --csv") for line in lines)
     assert not (tmp_path / "D").exists()
+
+
+def test_tune_searches_a_weight_once_however_often_it_is_named(gpu, tmp_path, monkeypatch):
+    from tinygemm.harness import tune
+
+    asked = []
+    monkeypatch.setattr(tune, "tune", lambda problems, forms, key, path, *_: path.touch() or asked.append(problems))
+    monkeypatch.setattr(hardware, "snapshot", lambda: {"driver": "580.159"})
+    succeed("tune", "--out", tmp_path / "h200.json", "--shapes", "1,4096,1024;8,4096,1024")
+    assert [(p.M, p.K, p.N) for p in asked[0]] == [(M, 4096, 1024) for M in (1, 2, 4, 8, 16)]
 
 
 def test_counters_keeps_ncus_own_csvs_beside_the_table(gpu, tmp_path, monkeypatch):
