@@ -45,6 +45,8 @@ def at(rows, backend, K=4096, N=14336):
         ({"dram": 0.84, "l2": 0.40, "sm": 0.30}, {}, NAN, "DRAM"),
         ({"dram": 0.60, "sm": 0.30}, {}, NAN, "DRAM"),
         ({"dram": 0.62, "l2": 0.80, "sm": 0.30}, {}, NAN, "L2"),
+        ({"dram": 0.79, "l2": 0.80, "sm": 0.30}, {}, NAN, "DRAM"),
+        ({"dram": 0.57, "l2": 0.63, "sm": 0.30}, {}, NAN, "latency"),
         ({"dram": 0.62, "sm": 0.75, "tensor": 0.70, "issue": 0.3}, {}, NAN, "tensor cores"),
         ({"dram": 0.62, "sm": 0.75, "tensor": 0.20, "issue": 0.7}, {}, NAN, "issue slots"),
         ({"dram": 0.62, "sm": 0.75, "tensor": 0.20, "issue": 0.3}, {}, NAN, "SM"),
@@ -73,6 +75,8 @@ def test_the_rule_names_the_limiter(busy, stalls, programs_per_sm, answer):
         ({"dram": 0.59, "sm": 0.30}, False),
         ({"dram": 0.40, "sm": 0.39}, True),
         ({"dram": 0.84, "sm": 0.83}, False),
+        ({"dram": 0.79, "l2": 0.80, "sm": 0.07}, True),
+        ({"dram": 0.70, "l2": 0.81, "sm": 0.07}, False),
         ({"dram": NAN}, False),
     ],
 )

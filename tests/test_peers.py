@@ -105,6 +105,7 @@ def test_the_quoted_file_of_the_project_is_whole():
 def test_the_share_of_reading_alone_is_judged_on_every_shape(plain, factor, state):
     """At M = 1 nine tenths of the speed are asked for, so a kernel may take 1.11 times as long."""
     run = also(plain, primary(plain, "int4"), 1 / factor, backend="int4-load-only-serial")
+    run = also(run, primary(run, "int4"), 1.0, backend="int4-serial")
     verdict = verdict_of(run, "reads_serial_1")
     assert verdict.state == state
     assert verdict.numbers["n"] == 4

@@ -111,7 +111,7 @@ def sentences(found: Advice) -> list[str]:
         f"{totals['speedup']:.2f}× ({totals['speedup_low']:.2f} to {totals['speedup_high']:.2f}).",
         f"Included: {found.model.layers} layers, and lm_head in FP16, {head['fp16_us'] / 1e3:.2f} ms ({head['kind']}). "
         "Not included: attention, norms, sampling, and what GPUs exchange.",
-        f"{len(rows) - predicted} of {len(rows)} rows were measured on this GPU, {predicted} are predicted.",
+        f"Measured on this GPU: {len(rows) - predicted} of {len(rows)} rows; predicted: {predicted}.",
     ]
 
 

@@ -20,11 +20,13 @@ CAUSES = {
     "too little parallelism": (("int4-no-split", "graph"), ("int4", "graph")),
     "launch": (("int4", "eager"), ("int4", "graph")),
 }
+# `int4-no-split` is of this form; where the run timed it, too, nothing but the split differs
+SAME_FORM = {"too little parallelism": ("int4-splitk", "graph")}
 # what is left to gain in the tuned kernel, and how far one form of dequantisation is from the other
 LEFTOVERS = {
     "naive instead of lop3 dequantisation": (("int4-naive-dequant", "graph"), ("int4", "graph")),
     "the lop3 dequantisation": (("int4", "graph"), ("int4-no-dequant", "graph")),
-    "half of the split of K": (("int4", "graph"), ("int4-more-split", "graph")),
+    "K split over twice the programs": (("int4", "graph"), ("int4-more-split", "graph")),
     "all but the reads": (("int4", "graph"), ("int4-load-only", "graph")),
 }
 
@@ -37,8 +39,9 @@ FAMILIES = {
 NEEDED = {"tuned": ("int4", "int4-no-dequant"), "simple": ("int4-static",)}
 VARIED = ("int4-no-split", "int4-naive-dequant")  # without them somewhere, the tuned kernel's terms are not fitted
 TERMS = {
-    "tuned": {"start": "µs per call", "walk": "µs per step of one program", "bytes": "µs per MB",
-              "dequantisation": "µs per million weights", "doing it the naive way": "µs per million weights"},
+    "tuned": {"start": "µs per call", "walk": "µs per thousand weights of one warp",
+              "adding up programs": "µs per call", "bytes": "µs per MB", "dequantisation": "µs per million weights",
+              "doing it the naive way": "µs per million weights"},
     "simple": {"start": "µs per call", "walk": "µs per step of one program",
                "bytes and dequantisation": "µs per million weights"},
 }  # fmt: skip
@@ -53,9 +56,7 @@ def removals(run, M: int = 1) -> pd.DataFrame:
     """
     cases = contrasts.timed(run, M)
     found = [
-        contrasts.pairs(cases, {"left": left, "right": right}).assign(
-            removal=name, cause=name if name in CAUSES else ""
-        )
+        _pairs(cases, name, left, right).assign(removal=name, cause=name if name in CAUSES else "")
         for name, (left, right) in (CAUSES | LEFTOVERS).items()
     ]
     frame = contrasts.contrast(run, pd.concat(found, ignore_index=True), ["left", "right"], saved)
@@ -72,19 +73,21 @@ def saved(left: np.ndarray, right: np.ndarray, axis: int = -1) -> np.ndarray:
 def programs(run, M: int = 1, launch: str = "graph") -> pd.DataFrame:
     """How each kernel of the experiment was launched, and the time it took.
 
-    returns: problem, M, K, N, backend, split_k, programs (of one launch), programs_per_sm, k_per_program, steps (of a
-             program along K, one after the other), bytes_min, latency_us; one row per case of FAMILIES
+    returns: problem, M, K, N, backend, split_k, num_warps, programs (of one launch), programs_per_sm, k_per_program,
+             steps (of a program along K, one after the other), weights_per_warp (of the tuned kernel, whose warps share
+             K), bytes_min, latency_us; one row per case of FAMILIES
     """
     cases = contrasts.timed(run, M)
     cases = cases[(cases["launch"] == launch) & cases["backend"].isin([*sum(FAMILIES.values(), ())])]
-    cases = cases.dropna(subset=["split_k", "block_n", "block_k"])
+    cases = cases.dropna(subset=["split_k", "block_n", "block_k", "num_warps"])
     tiles = np.ceil(cases["N"] / cases["block_n"]) * np.ceil(cases["M"] / cases["block_m"].clip(lower=1))
-    columns = ["problem", "M", "K", "N", "backend", "split_k", "bytes_min"]
+    columns = ["problem", "M", "K", "N", "backend", "split_k", "num_warps", "bytes_min"]
     return cases[columns].assign(
         programs=tiles * cases["split_k"],
         programs_per_sm=tiles * cases["split_k"] / run.gpu["sm_count"],
         k_per_program=cases["K"] / cases["split_k"],
         steps=np.ceil(cases["K"] / cases["split_k"] / cases["block_k"]),
+        weights_per_warp=cases["block_n"] * cases["K"] / (cases["split_k"] * cases["num_warps"]),
         latency_us=cases["case_id"].map(contrasts.medians(run, cases)),
     )
 
@@ -92,7 +95,8 @@ def programs(run, M: int = 1, launch: str = "graph") -> pd.DataFrame:
 def fit(run, M: int = 1) -> pd.DataFrame:
     """The terms of T = start + walk(K per program) + bytes + dequantisation(K N), fitted to all shapes of the run.
 
-    The walk is counted in steps: a program asks for one tile of block_k inputs at a time, and waits for it.
+    The walk of the simple kernel is counted in steps: a program asks for one tile of block_k inputs at a time, and
+    waits for it. The warps of the tuned kernel share K, so it is counted in the weights that one warp works through.
 
     Least squares of the relative error over all problems at which the kernels of NEEDED were timed. The interval is
     that of other shapes: problems are drawn with replacement, so it covers what the model misses, not only the clock.
@@ -129,13 +133,21 @@ def contributions(run, terms: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> 
     table, found = programs(run, M), []
     for kernel, rows in terms[terms["launch"] == "graph"].groupby("kernel", sort=False):
         values = rows.set_index("term")["value"]
-        shown = table[table["backend"] == FAMILIES[kernel][0]].drop_duplicates(["K", "N"])
+        shown = _fitted_rows(table, kernel)
+        shown = shown[shown["backend"] == FAMILIES[kernel][0]].drop_duplicates(["K", "N"])
         shown = shown[pd.MultiIndex.from_frame(shown[["K", "N"]]).isin(list(shapes))]
         parts = pd.DataFrame(_design(kernel, shown) * values[list(TERMS[kernel])].to_numpy(), columns=[*TERMS[kernel]])
         parts = parts.assign(kernel=kernel, K=shown["K"].to_numpy(), N=shown["N"].to_numpy(),
                              measured_us=shown["latency_us"].to_numpy())  # fmt: skip
         found.append(parts.melt(["kernel", "K", "N", "measured_us"], var_name="term", value_name="fitted_us"))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+
+
+def _pairs(cases: pd.DataFrame, name: str, left: tuple, right: tuple) -> pd.DataFrame:
+    """The pairs of a removal, those of one form of the kernel first."""
+    ends = [SAME_FORM[name], right] if name in SAME_FORM else [right]
+    found = [contrasts.pairs(cases, {"left": left, "right": end}) for end in ends]
+    return pd.concat(found, ignore_index=True).drop_duplicates("problem")
 
 
 def _fitted_rows(rows: pd.DataFrame, kernel: str) -> pd.DataFrame:
@@ -150,12 +162,14 @@ def _fitted_rows(rows: pd.DataFrame, kernel: str) -> pd.DataFrame:
 def _design(kernel: str, rows: pd.DataFrame) -> np.ndarray:
     """One column per term of a kernel, in the units of TERMS."""
     weights = (rows["K"] * rows["N"] / 1e6).to_numpy()
-    columns = [np.ones(len(rows)), rows["steps"].to_numpy()]
+    start = np.ones(len(rows))
     if kernel == "simple":
-        return np.stack([*columns, weights], axis=1)
+        return np.stack([start, rows["steps"].to_numpy(), weights], axis=1)
+    walk, added = rows["weights_per_warp"].to_numpy() / 1e3, (rows["split_k"] > 1).to_numpy()
     backend = rows["backend"].to_numpy()
     unpacks, naively = backend != "int4-no-dequant", backend == "int4-naive-dequant"
-    return np.stack([*columns, rows["bytes_min"].to_numpy() / 1e6, weights * unpacks, weights * naively], axis=1)
+    megabytes = rows["bytes_min"].to_numpy() / 1e6
+    return np.stack([start, walk, added, megabytes, weights * unpacks, weights * naively], axis=1)
 
 
 def _least_squares(design: np.ndarray, rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -35,6 +35,7 @@ EXECUTED = "smsp__inst_executed.sum"
 GRID = "launch__grid_size"
 
 UNITS = {"dram": "DRAM", "l2": "L2", "sm": "SM"}  # whichever of them is busiest is asked first
+PASSED_ON = 0.10  # what comes from DRAM passes L2, so L2 is a limit of its own only where it is this much busier
 STALLS = {
     "long_scoreboard": "waiting for memory",
     "short_scoreboard": "waiting for shared memory",
@@ -62,8 +63,8 @@ STATIC = ["backend", "M", "K", "N", "group_size", *CONFIG]  # what a row of the 
 def limiter(busy: dict[str, float], stalls: dict[str, float] | None = None, programs_per_sm: float = np.nan) -> str:
     """Name what limits a kernel.
 
-    1. Of DRAM, L2 and SM the busiest limits it, if it is busy for at least 60 %. If that is the SM: its tensor cores or
-       its issue slots, if they are, too.
+    1. Of DRAM, L2 and SM the busiest limits it, if it is busy for at least 60 %; DRAM in place of an L2 that is hardly
+       busier than it. If it is the SM: its tensor cores or its issue slots, if they are, too.
     2. Otherwise latency does: because there are fewer programs than SMs, or else for the reason for which its warps
        wait most; with few warps, if less than a quarter of those that an SM can hold are resident.
 
@@ -72,7 +73,7 @@ def limiter(busy: dict[str, float], stalls: dict[str, float] | None = None, prog
     programs_per_sm: programs launched / SMs; NaN where it is not known
     """
     busy = {name: value for name, value in busy.items() if not pd.isna(value)}
-    units = {name: busy[name] for name in UNITS if name in busy}
+    units = _askable(busy)
     if not units:
         return "not known"
     top = max(units, key=units.get)
@@ -94,7 +95,10 @@ def limiter(busy: dict[str, float], stalls: dict[str, float] | None = None, prog
 
 def is_sure(busy: dict[str, float]) -> bool:
     """Whether the part of the answer before the colon would stand if each counter were off by two points."""
-    units = sorted((value for name, value in busy.items() if name in UNITS and not pd.isna(value)), reverse=True)
+    known = {name: value for name, value in busy.items() if not pd.isna(value)}
+    if abs(known.get("l2", np.nan) - known.get("dram", np.nan) - PASSED_ON) < MARGIN and known["l2"] >= BOUND:
+        return False
+    units = sorted(_askable(known).values(), reverse=True)
     if not units or abs(units[0] - BOUND) < MARGIN:
         return False
     return units[0] < BOUND or len(units) == 1 or units[0] - units[1] >= MARGIN
@@ -156,6 +160,14 @@ def with_static(rows: pd.DataFrame, file: Path) -> pd.DataFrame:
     return rows.assign(
         agrees=between.astype(object).where(rows["per_weight"].notna() & rows["static_low"].notna(), None)
     )
+
+
+def _askable(busy: dict[str, float]) -> dict[str, float]:
+    """The units that can be named as the limit, with how busy they are; not an L2 that passes on what DRAM sends."""
+    units = {name: busy[name] for name in UNITS if name in busy}
+    if "dram" in units and units.get("l2", 0) - units["dram"] < PASSED_ON:
+        units.pop("l2", None)
+    return units
 
 
 NCU_NAMES = {column: metric for metric, column in COUNTER_COLUMNS.items()}

@@ -15,7 +15,9 @@ from tinygemm.runs import DATA_ROOT
 
 PEERS = ("aten-int4mm", "gemlite", "marlin")
 CONTEXT = "bitsandbytes-nf4"  # four bits, but another format: shown beside the peers, never one of them
-READS = ("int4-load-only", "int4-load-only-serial")
+# reads -> what is held against them: both overlap the call before them, or neither does
+READS = {"int4-load-only": "int4", "int4-load-only-serial": "int4-serial"}
+OVERLAPPING, SERIAL = READS
 TOKENS = (1, 2, 4, 8)
 PROBLEM = ["problem", *SHAPE]
 QUOTED = DATA_ROOT / "earlier" / "marlin-h200.csv"  # measured before runs were recorded
@@ -63,11 +65,11 @@ def mean_over_peers(run, best: pd.DataFrame) -> dict[str, float]:
     return geometric_mean(pd.DataFrame({"left_id": left, "right_id": best["right_id"]}), pd.concat([matrix, constant]))
 
 
-def fraction_of_reads(run, reads: str = READS[0], fused: str = "int4") -> pd.DataFrame:
-    """How much of the speed of reading alone a kernel reaches: problem, M, K, N, value = reads / fused, low, high, with
-    left_us (reads) and right_us (fused); every problem of the run at the group size of the peers."""
+def fraction_of_reads(run, reads: str = OVERLAPPING) -> pd.DataFrame:
+    """How much of the speed of reading alone the tuned kernel reaches: problem, M, K, N, value = reads / READS[reads],
+    low, high, with left_us (reads) and right_us (kernel); every problem of the run at the group size of the peers."""
     cases = _primary(run)
-    rows = compare(_of(cases, reads), _of(cases, fused), run.samples, PROBLEM)
+    rows = compare(_of(cases, reads), _of(cases, READS[reads]), run.samples, PROBLEM)
     return rows.sort_values(["M", "K", "N"]).reset_index(drop=True)
 
 

@@ -22,12 +22,13 @@ CAUSE_MARKERS = {"dequantisation": "s", "too little parallelism": "o", "launch":
 SHORT = {
     "naive instead of lop3 dequantisation": "naive → lop3",
     "the lop3 dequantisation": "lop3 → none",
-    "half of the split of K": "K split twice as often",
+    "K split over twice the programs": "twice the programs",
     "all but the reads": "all but the reads",
 }
 TERM_COLOURS = {
     "start": style.COLOURS["fp16-cublas"],
     "walk": style.COLOURS["int4-static"],
+    "adding up programs": style.COLOURS["aten-int4mm"],
     "bytes": style.COLOURS["int4-load-only"],
     "dequantisation": style.COLOURS["dequant-fp16"],
     "bytes and dequantisation": style.COLOURS["int4-no-dequant"],
@@ -198,7 +199,7 @@ def fitted_terms(contributions: pd.DataFrame, origin: pd.DataFrame) -> Figure:
     where = style.conditions(origin, "M = 1", "cold L2", "CUDA graph", "terms of a least-squares fit")
     fig, axes = style.canvas(
         "What the time is made of", where, legend=handles, height=len(kernels) * (0.5 + 0.32 * len(shapes)),
-        nrows=len(kernels), sharex=True, squeeze=False,
+        nrows=len(kernels), squeeze=False,
     )  # fmt: skip
     for ax, kernel in zip(axes[:, 0], kernels, strict=True):
         mine = contributions[contributions["kernel"] == kernel]

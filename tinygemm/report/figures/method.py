@@ -68,15 +68,16 @@ def _dumbbells(table, rows, ends, title, M, shapes, backends, fact) -> Figure:
                 continue
             left, right = (float(at_shape.loc[backend, f"{end}_us"]) for end in ends)
             ax.plot([left, right], [y, y], color=style.colour(backend), lw=3, zorder=2, solid_capstyle="butt")
-            look = {"ms": 9, "mec": style.colour(backend), "mew": 2, "zorder": 3}
+            look, reach = {"ms": 9, "mec": style.colour(backend), "mew": 2, "zorder": 3}, max(left, right)
             for end, fill in zip(ends, ("white", style.colour(backend)), strict=True):
                 ax.plot(at_shape.loc[backend, f"{end}_us"], y, "o", mfc=fill, **look)
                 interval = style.spread(at_shape.loc[[backend]], f"{end}_us")
+                reach = max(reach, at_shape.loc[backend, f"{end}_us"] + interval[1].max())
                 bar = {"fmt": "none", "ecolor": style.INK, "elinewidth": 1, "capsize": 2, "zorder": 4}
                 ax.errorbar(at_shape.loc[backend, f"{end}_us"], y, xerr=interval, **bar)
             text = f"{left:.1f} → {right:.1f}"
             place = {"xytext": (9, 0), "textcoords": "offset points", "va": "center", "size": 9}
-            ax.annotate(text, (max(left, right), y), **place)
+            ax.annotate(text, (reach, y), **place)
         ax.set_yticks(range(len(shown)), [style.name(backend) for backend in shown])
         ax.set_title(f"K×N = {K}×{N}", loc="left", size=10.5, weight="bold", pad=4)
         ax.set_ylim(len(shown) - 0.5, -0.5)

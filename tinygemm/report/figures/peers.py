@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import style
-from tinygemm.report.peers import READS
+from tinygemm.report.peers import OVERLAPPING, SERIAL
 from tinygemm.report.verdicts.peers import LEAST_OF_READS, LEAST_OVER_PEERS, MEAN_OVER_PEERS
 
 ROW = 0.215  # inches of one case
@@ -71,8 +71,8 @@ def fraction_of_reads(by_reads: dict[str, pd.DataFrame], origin: pd.DataFrame) -
         raise ValueError(f"fraction_of_reads: the tables have no M of {', '.join(map(str, LEAST_OF_READS))}")
     every = pd.concat(shown.values())
     tokens, shapes = sorted(set(every["M"])), sorted(set(zip(every["K"], every["N"], strict=True)))
-    words = {READS[0]: "calls overlap", READS[1]: "one after the other"}
-    handles = [_dot(style.colour("int4"), "o", f"reads alone, {words[reads]}", reads != READS[0]) for reads in shown]
+    words = {OVERLAPPING: "calls overlap", SERIAL: "one after the other"}
+    handles = [_dot(style.colour("int4"), "o", words[reads], reads != OVERLAPPING) for reads in shown]
     where = style.conditions(origin[["gpu", "run_id"]].head(1), "groups of 128", "cold L2", "CUDA graph")
     height = 0.4 + len(tokens) * (0.45 + 0.24 * len(shapes))
     title = "How close the tuned kernel comes to reading its bytes"
@@ -83,7 +83,7 @@ def fraction_of_reads(by_reads: dict[str, pd.DataFrame], origin: pd.DataFrame) -
         for reads, rows in shown.items():
             rows = rows[rows["M"] == M]
             y = [shapes.index(shape) for shape in zip(rows["K"], rows["N"], strict=True)]
-            fill = style.colour("int4") if reads == READS[0] else "white"
+            fill = style.colour("int4") if reads == OVERLAPPING else "white"
             interval = 100 * np.array([rows["value"] - rows["low"], rows["high"] - rows["value"]])
             ax.errorbar(
                 100 * rows["value"], y, xerr=np.nan_to_num(np.clip(interval, 0, None)), fmt="o", ms=7, mfc=fill,

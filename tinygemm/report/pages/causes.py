@@ -9,7 +9,7 @@ from tinygemm.report import causes
 from tinygemm.report.causes import CAUSES, LEFTOVERS, REGIMES
 from tinygemm.report.pages.shared import badge
 
-SPLITS = {"int4-no-split": "no split", "int4": "as selected", "int4-more-split": "twice as often"}
+SPLITS = {"int4-no-split": "one warp", "int4": "as selected", "int4-more-split": "twice the programs"}
 
 
 def card(regime: str, verdicts: dict) -> Markdown:
@@ -65,10 +65,12 @@ def term_columns() -> dict[str, tuple[str, str]]:
 def splits(run) -> pd.DataFrame:
     """The same bytes with K split more or less: one row per shape and split at the four regimes.
 
-    returns: shape, split (in words), split_k, programs_per_sm, k_per_program, steps, latency_us
+    returns: shape, split (in words), split_k, programs_per_sm, num_warps, k_per_warp, latency_us
     """
     table = causes.programs(run)
     table = table[table["backend"].isin(SPLITS) & pd.MultiIndex.from_frame(table[["K", "N"]]).isin(REGIMES.values())]
-    both = table.groupby(["K", "N"])["backend"].transform("nunique") > 1
-    table = table[both].sort_values(["K", "N", "split_k"])
-    return table.assign(shape=table["K"].astype(str) + "×" + table["N"].astype(str), split=table["backend"].map(SPLITS))
+    both = table.groupby("problem")["backend"].transform("nunique") > 1
+    table = table[both].sort_values(["K", "N", "weights_per_warp"], ascending=[True, True, False])
+    shape = table["K"].astype(str) + "×" + table["N"].astype(str)
+    k_per_warp = table["k_per_program"] / table["num_warps"]
+    return table.assign(shape=shape, split=table["backend"].map(SPLITS), k_per_warp=k_per_warp)

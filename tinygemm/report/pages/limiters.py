@@ -6,7 +6,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from tinygemm.report import style
-from tinygemm.report.limiters import BOUND, FEW_WARPS, MARGIN
+from tinygemm.report.limiters import BOUND, FEW_WARPS, MARGIN, PASSED_ON
 
 COUNTERS = {
     "name": ("Kernel", ""),
@@ -38,7 +38,8 @@ def rule() -> Markdown:
     """The rule by which limiters.limiter decides, with its numbers."""
     return Markdown(
         f"1. Of DRAM, L2 and SM, the busiest limits the kernel if it is busy for at least {BOUND:.0%} of the time. "
-        f"If that is the SM, it is its tensor cores or its issue slots, where they are that busy, too.\n"
+        f"If that is the SM, it is its tensor cores or its issue slots, where they are that busy, too. What DRAM sends "
+        f"passes L2, so L2 is asked only where it is at least {PASSED_ON * 100:.0f} points busier than DRAM.\n"
         f"2. Otherwise *latency* limits it. The reason is that there are fewer programs than SMs, or else what its "
         f"warps wait for most. *Few warps* is added where less than {FEW_WARPS:.0%} of the warps that an "
         f"SM can hold are resident.\n\n"

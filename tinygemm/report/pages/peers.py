@@ -31,14 +31,14 @@ def contest_columns(rows: pd.DataFrame) -> dict[str, tuple[str, str]]:
 
 
 def reads(run) -> pd.DataFrame:
-    """One row per shape and M: shape, M, int4_us, then for the reads of each kind their time and the share reached."""
+    """One row per shape and M: shape, then for each kind of reads the kernel's time, theirs, and the share reached."""
     parts = []
-    for name, backend in {"overlap": peers.READS[0], "serial": peers.READS[1]}.items():
+    for name, backend in {"overlap": peers.OVERLAPPING, "serial": peers.SERIAL}.items():
         rows = peers.fraction_of_reads(run, backend).set_index(["M", "K", "N"])
-        parts.append(rows[["left_us", "value"]].add_prefix(f"{name}_").assign(**{f"{name}_int4": rows["right_us"]}))
+        parts.append(rows[["left_us", "right_us", "value"]].add_prefix(f"{name}_"))
     both = pd.concat(parts, axis=1).sort_index().reset_index()
     shape = both["K"].astype(str) + "×" + both["N"].astype(str)
-    return both.assign(shape=shape, int4_us=both["overlap_int4"].fillna(both["serial_int4"]))
+    return both.assign(shape=shape)
 
 
 def ratio_rows(rows: pd.DataFrame) -> pd.DataFrame:

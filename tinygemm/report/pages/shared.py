@@ -27,7 +27,7 @@ WHAT = {
     "int4-serial": "the tuned kernel, started only when the kernel before it has finished",
     "int4-no-dequant": "the tuned kernel with its dequantisation left out: it multiplies with the raw bits",
     "int4-naive-dequant": "the tuned kernel that dequantises by shift, mask and convert",
-    "int4-no-split": "the tuned kernel with one program for the whole K of a tile",
+    "int4-no-split": "the tuned kernel in which one warp walks all of K",
     "int4-more-split": "the tuned kernel with K split over twice the programs",
     "int4-fused": "the tuned kernel at any number of tokens, also where the library would dequantise first",
     "int4-searched": "the fastest of the tuning candidates for this very shape",
@@ -181,11 +181,12 @@ def serial_walk(table: pd.DataFrame, M: int = 1) -> Markdown:
 
 
 def contenders(run) -> pd.DataFrame:
-    """One row per backend of a run: backend, what, bits, source (of its launch configs), timed, not_timed (cases)."""
+    """One row per backend of a run: backend, what, bits (at the group size of most cases), source (of its launch
+    configs; of many kinds only the first word), timed, not_timed (cases)."""
     cases = run.cases.assign(timed=run.cases["status"] == "ok")
     rows = cases.groupby("backend", sort=False).agg(
-        bits=("bits_per_weight", "max"),
-        source=("config_source", lambda sources: ", ".join(sorted(set(filter(None, sources)))) or "–"),
+        bits=("bits_per_weight", lambda bits: bits.mode().min()),
+        source=("config_source", _sources),
         timed=("timed", "sum"),
         all_cases=("timed", "size"),
     )
@@ -295,6 +296,13 @@ def dequantisation(parts: pd.DataFrame, M: int = 1) -> dict[str, float]:
     K, N = WIDE
     row = parts[(parts["M"] == M) & (parts["K"] == K) & (parts["N"] == N)].iloc[0]
     return {name: row[name] for name in ("dequant_only_us", "fused_us")}
+
+
+def _sources(values: pd.Series) -> str:
+    found = sorted(set(filter(None, values)))
+    if len(found) > 3:
+        found = sorted({name.split()[0] for name in found})
+    return "; ".join(found) or "–"
 
 
 def _cell(value, spec: str) -> str:

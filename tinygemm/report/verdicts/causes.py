@@ -10,7 +10,7 @@ from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED, Verdict
 
 REMOVED = {
     "dequantisation": "removing all dequantisation from the naive form",
-    "too little parallelism": "splitting K over more programs",
+    "too little parallelism": "splitting K over warps and programs",
     "launch": "replaying a CUDA graph instead of launching from Python",
 }
 IN_GRAPH = tuple(cause for cause in CAUSES if cause != "launch")

@@ -23,7 +23,7 @@ def of_peers(run) -> dict[str, Verdict]:
     formats = _named(peers.formats(run))
     found = {"peers": faster_than_peers(run, peers.contest(run))}
     for M in LEAST_OF_READS:
-        found |= {f"reads_{M}": close_to_reads(run, M), f"reads_serial_{M}": close_to_reads(run, M, peers.READS[1])}
+        found |= {f"reads_{M}": close_to_reads(run, M), f"reads_serial_{M}": close_to_reads(run, M, peers.SERIAL)}
     found["sixteen"] = sixteen_costs_no_more(peers.sixteen_over_eight(run))
     found |= {variant: format_costs_little(formats, variant) for variant in MOST_OF_FORMAT}
     return found | {"groups": groups_cost_their_bytes(formats), "heldout": rule_serves_other_shapes(run)}
@@ -70,16 +70,21 @@ def faster_than_peers(run, rows: pd.DataFrame) -> Verdict:
     return Verdict(claim, state, sentence, {name: float(value) for name, value in numbers.items()})
 
 
-def close_to_reads(run, M: int = 1, reads: str = peers.READS[0]) -> Verdict:
+def close_to_reads(run, M: int = 1, reads: str = peers.OVERLAPPING) -> Verdict:
     """At one M and every shape of the run, the kernel reaches its share of the speed of reading the bytes alone."""
     bound = LEAST_OF_READS[M]
     how = {
-        peers.READS[0]: "reading its bytes alone, calls overlapping",
-        peers.READS[1]: "reading its bytes alone, one call after the other",
+        peers.OVERLAPPING: "reading its bytes alone, calls overlapping",
+        peers.SERIAL: "reading its bytes alone, one call after the other",
     }[reads]
     claim = f"At M = {M} the tuned kernel reaches {bound:.0%} of the speed of {how}"
     rows = peers.fraction_of_reads(run, reads)
-    return at_least(claim, _named(rows[rows["M"] == M]), bound, f"This run did not time `{reads}` at M = {M}.")
+    return at_least(
+        claim,
+        _named(rows[rows["M"] == M]),
+        bound,
+        f"This run did not time `{reads}` and `{peers.READS[reads]}` at M = {M}.",
+    )
 
 
 def sixteen_costs_no_more(rows: pd.DataFrame) -> Verdict:
