@@ -12,7 +12,7 @@ from tinygemm.report.tables import BASELINE, SHAPE, origin
 # backend -> what it adds to the one above it
 STEPS = {
     "int4-static": "simple kernel",
-    "int4-step-naive": "K split, tensor cores",
+    "int4-step-naive": "K split, flat loads",
     "int4-step-lop3": "lop3 dequantisation",
     "int4-step-early": "early start",
     "int4-splitk": "one barrier",
@@ -27,8 +27,8 @@ def rungs(run) -> pd.DataFrame:
 
     returns: problem, M, K, N, step (0, 1, ...), backend, label (of STEPS), latency_us, _low, _high; factor = time of
              the step before / time of this one, with _low and _high (NaN at the first); same: the library selects the
-             form of the step before in the same launch config, so that there is no step; fp16_us, reads_us and reads_serial_us
-             (reading alone, calls overlapping or one after the other), NaN where not timed; gpu, run_id
+             form of the step before in the same launch config, so that there is no step; fp16_us, and reads_us and
+             reads_serial_us (reading alone, calls overlapping or one after the other), NaN where not timed; gpu, run_id
     """
     cases = contrasts.timed(run)
     whole = contrasts.pairs(cases, {backend: (backend, "graph") for backend in STEPS}).sort_values(SHAPE)
@@ -64,8 +64,9 @@ def totals(rows: pd.DataFrame) -> pd.DataFrame:
     """What all steps make together, one row per problem.
 
     rows:    rungs(run)
-    returns: problem, M, K, N, total = first time / last time, of_reads and of_reads_serial (time of the reads / last time), passes (label of the first step that is
-             faster than FP16; missing where none is, or FP16 was not timed)
+    returns: problem, M, K, N, total = first time / last time, of_reads and of_reads_serial (time of the reads / last
+             time), passes (label of the first step that is faster than FP16; missing where none is, or FP16 was not
+             timed)
     """
     found = []
     for _, of in rows.groupby("problem", sort=False):

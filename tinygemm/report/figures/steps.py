@@ -7,13 +7,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
+from matplotlib.patches import Patch
 
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import style
 from tinygemm.report.peers import READS
 from tinygemm.report.tables import BASELINE
 
+LOSS = style.COLOURS["aten-int4mm"]
 TICKS_US = (1, 3, 10, 30, 100, 300, 1000)
 LINES = {
     "fp16_us": (BASELINE, "FP16 (cuBLAS)", (0, (1, 1.2))),
@@ -37,15 +38,19 @@ def ladder(rows: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> Figure:
     known = [name for name in LINES if rows[name].notna().any()]
     handles = [Line2D([], [], color=style.colour(LINES[name][0]), lw=2, ls=LINES[name][2], label=LINES[name][1])
                for name in known]  # fmt: skip
+    if ((rows["factor"] < 1) & ~rows["same"]).any():
+        handles.append(Patch(color=LOSS, label="a step that loses"))
     where = style.conditions(rows, f"M = {M}", "groups of 128", "cold L2", "CUDA graph", "lines are 95 % intervals")
     steps, columns = rows["step"].nunique(), min(2, len(shapes))
     panels = -(-len(shapes) // columns)
+    height = 0.45 + panels * (0.3 + 0.3 * steps)
     fig, axes = style.canvas(
-        "How the kernel got fast, one step at a time", where, legend=handles, height=0.45 + panels * (0.3 + 0.3 * steps),
+        "How the kernel got fast, one step at a time", where, legend=handles, height=height,
         nrows=panels, ncols=columns, sharex=True, sharey=True, squeeze=False,
     )  # fmt: skip
     times = rows[["latency_us", *known]].to_numpy(dtype=float)
     low, high = 0.75 * np.nanmin(times), 3.2 * np.nanmax(times)  # room for the factors
+    ticks = [tick for tick in TICKS_US if low < tick < high]
     for ax, shape in zip(axes.flat, shapes, strict=False):
         mine = rows[(rows["K"] == shape[0]) & (rows["N"] == shape[1])].sort_values("step")
         _stairs(ax, mine)
@@ -54,8 +59,7 @@ def ladder(rows: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> Figure:
         total = mine["latency_us"].iloc[0] / mine["latency_us"].iloc[-1]
         ax.set_title(f"{style.shape_name(shape)}: {total:.1f}× faster", loc="left", size=10.5, weight="bold", pad=4)
         ax.set(xscale="log", xlim=(low, high))
-        ax.set_xticks(*zip(*((tick, f"{tick}") for tick in TICKS_US if low < tick < high), strict=True))
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set_xticks(ticks, [f"{tick}" for tick in ticks])
         ax.minorticks_off()
         ax.set_yticks(range(steps), mine["label"])
         ax.set_ylim(steps - 0.4, -0.6)
@@ -71,9 +75,10 @@ def _stairs(ax: Axes, rows: pd.DataFrame) -> None:
     """One bar per step from the time before it to its own, with its factor; the first and last time in µs."""
     before, ours = rows["latency_us"].iloc[0], style.colour("int4")
     for y, (_, row) in enumerate(rows.iterrows()):
-        time, slower = row["latency_us"], row["latency_us"] > before
+        time = row["latency_us"]
         if y:
-            ax.barh(y, time - before, 0.62, left=before, color=style.colour("aten-int4mm") if slower else ours, zorder=2)
+            if not row["same"]:
+                ax.barh(y, time - before, 0.62, left=before, color=LOSS if time > before else ours, zorder=2)
             ax.vlines(before, y - 0.7, y - 0.3, color=style.FAINT, lw=0.8, zorder=1)
         colour = style.colour("int4-static") if y == 0 else ours
         spread = style.spread(row.to_frame().T.infer_objects(), "latency_us")

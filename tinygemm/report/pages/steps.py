@@ -48,12 +48,11 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
 
     rows: steps.rungs(run)
     """
-    texts = rows.assign(text=[_factor(row) for _, row in rows.iterrows()])
-    texts["text"] = texts["text"].mask(texts["factor"] == texts.groupby("problem")["factor"].transform("max"),
-                                       "**" + texts["text"] + "**")  # fmt: skip
+    best = set(steps.gains(rows).groupby("problem")["factor"].idxmax())
+    words = [f"**{_factor(row)}**" if index in best else _factor(row) for index, row in rows.iterrows()]
     total = steps.totals(rows)
-    wide = texts.pivot(index="problem", columns="label", values="text").reindex(total["problem"]).reset_index(drop=True)
-    return pd.concat([total.assign(shape=_shapes(total)), wide], axis=1)
+    wide = rows.assign(text=words).pivot(index="problem", columns="label", values="text").reindex(total["problem"])
+    return total.assign(shape=_shapes(total)).merge(wide.reset_index(), on="problem", validate="one_to_one")
 
 
 def whole(rows: pd.DataFrame) -> Markdown:
@@ -67,7 +66,8 @@ def whole(rows: pd.DataFrame) -> Markdown:
         sentence = f"At M = {M} the steps together make the kernel faster by a factor of {ends}"
         near = of["of_reads"].dropna()
         if len(near):
-            sentence += f"; the last one reaches {100 * near.min():.0f} % to {100 * near.max():.0f} % of the speed of reading alone"
+            sentence += f"; the last one reaches {100 * near.min():.0f} % to {100 * near.max():.0f} % "
+            sentence += "of the speed of reading alone, calls overlapping"
         sentences.append(f"{sentence}.")
     return Markdown(" ".join(sentences))
 
@@ -79,11 +79,16 @@ def again(rows: pd.DataFrame) -> Markdown:
         return Markdown("In this run the last step is another form of the kernel at every projection.")
     apart = (same["factor"] - 1).abs().max()
     sure = int(((same["factor_low"] > 1) | (same["factor_high"] < 1)).sum())
-    return Markdown(
-        f"In {len(same)} cases the library selects the form of the step before, so the run timed one kernel twice in "
-        f"the same rounds. The two times differ by {100 * apart:.1f} % at most, and in {sure} of the cases by more than the "
-        "interval of their ratio: what the place in a round does is not in that interval."
+    sentence = (
+        f"In {len(same)} cases the library selects the form of the step before, so the run timed one kernel twice, in "
+        f"the same rounds. The two times differ by {100 * apart:.1f} % at most"
     )
+    if sure:
+        sentence += (
+            f", and in {sure} of the cases by more than chance between rounds: no interval here covers what two "
+        )
+        sentence += "places in a round do to a time"
+    return Markdown(f"{sentence}.")
 
 
 def passes(rows: pd.DataFrame, M: int = 1) -> Markdown:
