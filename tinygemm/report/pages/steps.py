@@ -56,24 +56,28 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def whole(rows: pd.DataFrame) -> Markdown:
-    """What the steps make together at each M, and how near the last one is to reading alone."""
+    """What the steps make together at each M, how near the last is to reading alone, and with which FP16 is passed."""
     if rows.empty:
         return MISSING
     sentences = []
     for M, of in steps.totals(rows).groupby("M"):
-        at = {end: of.loc[getattr(of["total"], f"idx{end}")()] for end in ("min", "max")}
-        ends = " to ".join(f"{row['total']:.1f} ({style.shape_name((row['K'], row['N']))})" for row in at.values())
-        sentence = f"At M = {M} the steps together make the kernel faster by a factor of {ends}"
-        near = of["of_reads"].dropna()
-        if len(near):
-            sentence += f"; the last one reaches {100 * near.min():.0f} % to {100 * near.max():.0f} % "
-            sentence += "of the speed of reading alone, calls overlapping"
-        sentences.append(f"{sentence}.")
+        ends = [of.loc[index] for index in (of["total"].idxmin(), of["total"].idxmax())]
+        factors = " to ".join(f"{row['total']:.1f} ({style.shape_name((row['K'], row['N']))})" for row in ends)
+        sentences.append(f"At M = {M} the steps together make the kernel faster by a factor of {factors}.")
+        if len(near := of["of_reads"].dropna()):
+            reached = f"{100 * near.min():.0f} % to {100 * near.max():.0f} %"
+            sentences.append(f"The last one reaches {reached} of the speed of reading alone, calls overlapping.")
+        if rows.loc[rows["M"] == M, "fp16_us"].notna().any():
+            steps_there = of.assign(shape=_shapes(of), passes=of["passes"].fillna("none")).groupby("passes", sort=False)
+            told = [f"{label} ({', '.join(there['shape'])})" for label, there in steps_there]
+            sentences.append(f"FP16 (cuBLAS) is passed with the step {'; '.join(told)}.")
     return Markdown(" ".join(sentences))
 
 
 def again(rows: pd.DataFrame) -> Markdown:
     """How far apart two times of one kernel are, where the last step of the ladder is none."""
+    if rows.empty:
+        return MISSING
     same = rows[rows["same"]]
     if same.empty:
         return Markdown("In this run the last step is another form of the kernel at every projection.")
@@ -89,17 +93,6 @@ def again(rows: pd.DataFrame) -> Markdown:
         )
         sentence += "places in a round do to a time"
     return Markdown(f"{sentence}.")
-
-
-def passes(rows: pd.DataFrame, M: int = 1) -> Markdown:
-    """With which step the kernel passes FP16 at each shape."""
-    mine = rows[(rows["M"] == M) & rows["fp16_us"].notna()]
-    if mine.empty:
-        return MISSING
-    total = steps.totals(mine)
-    total = total.assign(shape=_shapes(total), passes=total["passes"].fillna("none"))
-    told = [f"{label} ({', '.join(of['shape'])})" for label, of in total.groupby("passes", sort=False)]
-    return Markdown(f"The step with which the kernel passes FP16 (cuBLAS) at M = {M}: {'; '.join(told)}.")
 
 
 def _factor(row: pd.Series) -> str:
