@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
 
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import contrasts
-from tinygemm.report.intervals import BATCH, CONFIDENCE, RESAMPLES, SEED, median
+from tinygemm.report.intervals import interval_of, median, resample
 from tinygemm.report.tables import origin
 
 REGIMES = dict(zip(("narrow", "square", "wide", "tall"), STUDY_SHAPES, strict=True))  # at these (K, N)
@@ -51,17 +50,8 @@ def removals(run, M: int = 1) -> pd.DataFrame:
     returns: problem, M, K, N, removal, cause (of CAUSES; empty for LEFTOVERS), left_us, right_us, value, low, high: the
              share of the time before that is saved, with its 95 % interval; gpu, run_id; no row for what was not timed
     """
-    cases = contrasts.timed(run, M)
-    found = [
-        contrasts.pairs(cases, {"left": left, "right": right}).assign(
-            removal=name, cause=name if name in CAUSES else ""
-        )
-        for name, (left, right) in (CAUSES | LEFTOVERS).items()
-    ]
-    frame = contrasts.contrast(run, pd.concat(found, ignore_index=True), ["left", "right"], saved)
-    latency = contrasts.medians(run, cases)
-    frame = frame.assign(left_us=frame["left"].map(latency), right_us=frame["right"].map(latency))
-    return frame.drop(columns=["left", "right"]).assign(**origin(run))
+    rows = contrasts.changes(run, contrasts.timed(run, M), CAUSES | LEFTOVERS, "removal", saved)
+    return rows.assign(cause=rows["removal"].where(rows["removal"].isin(list(CAUSES)), ""), **origin(run))
 
 
 def saved(left: np.ndarray, right: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -172,8 +162,4 @@ def _least_squares(design: np.ndarray, rows: pd.DataFrame) -> tuple[np.ndarray, 
         return np.moveaxis(solved[..., 0], -1, 0)
 
     everything = np.arange(len(starts))
-    interval = bootstrap(
-        (everything,), terms, n_resamples=RESAMPLES, batch=BATCH, vectorized=True, axis=-1,
-        confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(SEED),
-    ).confidence_interval  # fmt: skip
-    return terms(everything), interval.low, interval.high
+    return terms(everything), *interval_of(resample(terms, everything))
