@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
 
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import contrasts
-from tinygemm.report.intervals import BATCH, CONFIDENCE, RESAMPLES, SEED, median
+from tinygemm.report.intervals import interval_of, median, resample
 from tinygemm.report.tables import origin
 
 REGIMES = dict(zip(("narrow", "square", "wide", "tall"), STUDY_SHAPES, strict=True))  # at these (K, N)
@@ -55,14 +54,10 @@ def removals(run, M: int = 1) -> pd.DataFrame:
              share of the time before that is saved, with its 95 % interval; gpu, run_id; no row for what was not timed
     """
     cases = contrasts.timed(run, M)
-    found = [
-        _pairs(cases, name, left, right).assign(removal=name, cause=name if name in CAUSES else "")
-        for name, (left, right) in (CAUSES | LEFTOVERS).items()
-    ]
-    frame = contrasts.contrast(run, pd.concat(found, ignore_index=True), ["left", "right"], saved)
-    latency = contrasts.medians(run, cases)
-    frame = frame.assign(left_us=frame["left"].map(latency), right_us=frame["right"].map(latency))
-    return frame.drop(columns=["left", "right"]).assign(**origin(run))
+    in_one_form = {name: (before, SAME_FORM[name]) for name, (before, _) in CAUSES.items() if name in SAME_FORM}
+    found = [contrasts.changes(run, cases, ends, "removal", saved) for ends in (in_one_form, CAUSES | LEFTOVERS)]
+    rows = pd.concat(found, ignore_index=True).drop_duplicates(["problem", "removal"], ignore_index=True)
+    return rows.assign(cause=rows["removal"].where(rows["removal"].isin(list(CAUSES)), ""), **origin(run))
 
 
 def saved(left: np.ndarray, right: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -143,13 +138,6 @@ def contributions(run, terms: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> 
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
-def _pairs(cases: pd.DataFrame, name: str, left: tuple, right: tuple) -> pd.DataFrame:
-    """The pairs of a removal, those of one form of the kernel first."""
-    ends = [SAME_FORM[name], right] if name in SAME_FORM else [right]
-    found = [contrasts.pairs(cases, {"left": left, "right": end}) for end in ends]
-    return pd.concat(found, ignore_index=True).drop_duplicates("problem")
-
-
 def _fitted_rows(rows: pd.DataFrame, kernel: str) -> pd.DataFrame:
     """The rows of a family at the problems that count, problem by problem; none where too little was varied."""
     rows = rows[rows["backend"].isin(FAMILIES[kernel])]
@@ -186,8 +174,4 @@ def _least_squares(design: np.ndarray, rows: pd.DataFrame) -> tuple[np.ndarray, 
         return np.moveaxis(solved[..., 0], -1, 0)
 
     everything = np.arange(len(starts))
-    interval = bootstrap(
-        (everything,), terms, n_resamples=RESAMPLES, batch=BATCH, vectorized=True, axis=-1,
-        confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(SEED),
-    ).confidence_interval  # fmt: skip
-    return terms(everything), interval.low, interval.high
+    return terms(everything), *interval_of(resample(terms, everything))

@@ -7,8 +7,8 @@ import math
 import pandas as pd
 
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES
-from tinygemm.report.ratios import compare, primary_cases, timed_cases, usual
-from tinygemm.report.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, empty_node_us, problem_of
+from tinygemm.report.contrasts import compare, primary_cases, timed_cases
+from tinygemm.report.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, empty_node_us, problem_of, usual
 
 SPEEDUP = ["speedup_vs_fp16", "speedup_vs_fp16_low", "speedup_vs_fp16_high"]
 # the four matrix products of a layer of Llama-3-8B, joined as inference engines join them, as (K, N); config.json of
@@ -116,7 +116,7 @@ def overlaps(run, M: int = 1) -> pd.DataFrame:
     parts = []
     for backend, serial in OVERLAPS.items():
         left, right = (cases[cases["backend"] == name] for name in (serial, backend))
-        parts.append(compare(left, right, run.samples, PROBLEM).assign(backend=backend))
+        parts.append(compare(run, left, right, PROBLEM).assign(backend=backend))
     rows = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     return rows.sort_values(["backend", "K", "N"], kind="stable").reset_index(drop=True)
 
@@ -130,9 +130,9 @@ def host_comparison(run, backend: str = "int4", other: str = "aten-int4mm", M: i
     sides = [cases[cases["backend"] == name] for name in (backend, other)]
     shared = sides[0].merge(sides[1], on=PROBLEM)
     if shared.empty:
-        return compare(sides[0].iloc[:0], sides[1].iloc[:0], run.samples, PROBLEM)
+        return compare(run, sides[0].iloc[:0], sides[1].iloc[:0], PROBLEM)
     smallest = shared.loc[(shared["K"] * shared["N"]).idxmin(), "problem"]
-    return compare(*(side[side["problem"] == smallest] for side in sides), run.samples, PROBLEM)
+    return compare(run, *(side[side["problem"] == smallest] for side in sides), PROBLEM)
 
 
 def chain(table: pd.DataFrame, M: int = 1, backends=(BASELINE, "int4-serial", "int4")) -> pd.DataFrame:

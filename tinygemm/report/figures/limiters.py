@@ -14,8 +14,7 @@ from tinygemm.hardware import GPUS, gpu_key
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import style
 from tinygemm.report.limiters import BOUND, NOT_A_STALL, STALLS
-from tinygemm.report.ratios import usual
-from tinygemm.report.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, primary
+from tinygemm.report.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, primary, usual
 
 READINGS = {
     "dram": "DRAM",

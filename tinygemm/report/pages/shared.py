@@ -33,7 +33,7 @@ WHAT = {
     "int4-searched": "the fastest of the tuning candidates for this very shape",
     "int4-bf16": "the tuned kernel with bfloat16 activations",
     "int4-asymmetric": "the tuned kernel with a zero point for every group",
-    "int4-step-naive": "K split over warps and programs, tensor cores, dequantised by shift, mask and convert",
+    "int4-step-naive": "K split over warps and programs, words loaded as tensor-core operands, naive dequantisation",
     "int4-step-lop3": "the same, dequantised by lop3",
     "int4-step-early": "the same, weights requested before the kernel before it has finished",
     "int4-load-only": "reads the INT4 bytes, computes nothing",
