@@ -79,14 +79,16 @@ def run_to_run(rows: pd.DataFrame, newer: Run, older: Run) -> Figure:
     style.require(rows, ["backend", "ratio", "unchanged"], "run_to_run")
     shown = [b for b in style.in_order(rows["backend"]) if b in set(rows["backend"])]
     where = f"{newer.gpu['name']} · run {newer.run_id} over run {older.run_id} · cases that both timed"
-    handles = [_dot(style.INK, "same code in both runs"), _dot("white", "code may have changed")]
+    handles = [_dot(style.INK, "like with like"), _dot("white", "code may have changed, or from Python")]
     fig, ax = style.canvas("The same cases in another run", where, legend=handles, height=0.7 + 0.3 * len(shown))
     for y, backend in enumerate(shown):
         mine = rows[rows["backend"] == backend]
         off = 100 * (mine["ratio"] - 1)
-        fill = style.colour(backend) if mine["unchanged"].all() else "white"
+        same = mine["unchanged"].to_numpy()
         jitter = y + 0.22 * np.sin(np.arange(len(mine)) * 2.4)  # apart, and the same in every build
-        ax.plot(off, jitter, "o", ms=4.5, mfc=fill, mec=style.colour(backend), mew=1, alpha=0.8, zorder=2)
+        for chosen, fill in ((~same, "white"), (same, style.colour(backend))):
+            look = {"ms": 4.5, "mfc": fill, "mec": style.colour(backend), "mew": 1, "alpha": 0.8, "zorder": 2}
+            ax.plot(off[chosen], jitter[chosen], "o", **look)
         ax.vlines(off.median(), y - 0.38, y + 0.38, color=style.INK, lw=1.6, zorder=3)
     ax.axvline(0, color=style.IDEAL, lw=1, zorder=1)
     ax.set_xscale("symlog", linthresh=1)

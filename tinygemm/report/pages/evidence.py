@@ -31,7 +31,7 @@ REPEATS = {
 }
 CHANGED = {
     "name": ("Backend", ""),
-    "code": ("Code", ""),
+    "code": ("Like with like", ""),
     "n": ("Cases", ".0f"),
     "middle": ("new / old, median", ".3f"),
     "low": ("least", ".3f"),
@@ -57,19 +57,19 @@ def repeats(run, within: pd.DataFrame, older: list, between: list[pd.DataFrame])
     for other, frame in zip(older, between, strict=True):
         days = (_time(run) - _time(other)).total_seconds() / 86400
         unchanged = frame[frame["unchanged"]]
-        rows.append({"pair": f"run {other.run_id}, same code", "days": days} | evidence.spread(unchanged))
+        rows.append({"pair": f"run {other.run_id}, like with like", "days": days} | evidence.spread(unchanged))
     return pd.DataFrame(rows)
 
 
 def by_backend(rows: pd.DataFrame) -> pd.DataFrame:
-    """evidence.agreement by backend: how the newer run differs, and whether the code could have changed."""
+    """evidence.agreement by backend: how the newer run differs, and how many cases compare like with like."""
     groups = rows.groupby("backend", sort=False)
     table = groups.agg(
         n=("ratio", "size"), middle=("ratio", "median"), low=("ratio", "min"), high=("ratio", "max"),
-        inside=("inside", "mean"), unchanged=("unchanged", "all"),
+        inside=("inside", "mean"), unchanged=("unchanged", "sum"),
     )  # fmt: skip
     table = table.reindex(style.in_order(table.index)).reset_index()
-    code = table["unchanged"].map({True: "the same", False: "may have changed"})
+    code = [_share(row.unchanged, row.n) for row in table.itertuples()]
     return table.assign(name=table["backend"].map(style.name), code=code)
 
 
@@ -96,6 +96,10 @@ def clocks(run) -> Markdown:
 def no_older_run() -> Markdown:
     """What stands where two runs would be compared, while there is one."""
     return Markdown("*No older run of this GPU is recorded to compare with.*")
+
+
+def _share(some: int, of: int) -> str:
+    return {0: "no case", of: "every case"}.get(some, f"{some} cases")
 
 
 def _time(run) -> datetime:

@@ -11,6 +11,7 @@ from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED, Verdict, sha
 MATTERS = 0.05  # relative: an error below this would not change what the report says
 CHANCE = 3  # standard errors that the share of medians inside may lie below EXPECTED_INSIDE by chance
 FEWEST_CASES = 10
+LEAST_SHOWN = 1e-4  # a relative spread below this would be printed as nothing
 CLAIMS = {
     "hot L2": "Timing with the weight still in L2 changes a latency by more than {most}",
     "warm L2": "Rotating over 1.5 times the L2 instead of several times changes a latency by more than {most}",
@@ -34,7 +35,7 @@ def of_evidence(rows: pd.DataFrame, within: pd.DataFrame, between: pd.DataFrame)
     return found | {
         "steady": agrees("Both halves of the run agree within their stated intervals", within, "each half"),
         "repeated": agrees(
-            "Another run of the same GPU agrees within the stated intervals, where the code did not change",
+            "Another run of the same GPU agrees within the stated intervals, where the code did not change, in graphs",
             unchanged, "each run",
         ),
     }  # fmt: skip
@@ -70,6 +71,8 @@ def agrees(claim: str, rows: pd.DataFrame, each: str) -> Verdict:
         f"other; if the scatter of samples were all, {EXPECTED_INSIDE:.0%} would, and but for chance no fewer than "
         f"{least:.0%}. "
         f"They differ by {numbers['typical']:.2%} in the median, and by less than {numbers['worst']:.1%} in 95 of 100 "
-        f"cases. The intervals leave out a relative spread of about {numbers['beyond']:.2%}."
+        f"cases."
     )
+    if numbers["beyond"] >= LEAST_SHOWN:
+        sentence += f" The intervals leave out a relative spread of about {numbers['beyond']:.2%}."
     return Verdict(claim, state, sentence, numbers)
