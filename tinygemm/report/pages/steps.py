@@ -7,6 +7,7 @@ from IPython.display import Markdown
 
 from tinygemm.report import steps, style
 from tinygemm.report.pages.shared import lacks
+from tinygemm.report.words import interval_texts, shape_names
 
 MISSING = lacks("every step of the ladder at one projection")
 RUNGS = {
@@ -34,10 +35,10 @@ def rungs(rows: pd.DataFrame, M: int) -> pd.DataFrame:
     """
     rows = rows[rows["M"] == M]
     return rows.assign(
-        shape=_shapes(rows),
-        interval=_spans(rows, "latency_us"),
+        shape=shape_names(rows),
+        interval=interval_texts(rows, ends=("latency_us_low", "latency_us_high")),
         gain=[_factor(row) for _, row in rows.iterrows()],
-        factor_interval=_spans(rows, "factor"),
+        factor_interval=interval_texts(rows, ends=("factor_low", "factor_high")),
         of_reads=rows["reads_us"] / rows["latency_us"],
         of_reads_serial=rows["reads_serial_us"] / rows["latency_us"],
     )
@@ -52,7 +53,7 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     words = [f"**{_factor(row)}**" if index in best else _factor(row) for index, row in rows.iterrows()]
     total = steps.totals(rows)
     wide = rows.assign(text=words).pivot(index="problem", columns="label", values="text").reindex(total["problem"])
-    return total.assign(shape=_shapes(total)).merge(wide.reset_index(), on="problem", validate="one_to_one")
+    return total.assign(shape=shape_names(total)).merge(wide.reset_index(), on="problem", validate="one_to_one")
 
 
 def whole(rows: pd.DataFrame) -> Markdown:
@@ -68,8 +69,8 @@ def whole(rows: pd.DataFrame) -> Markdown:
             reached = f"{100 * near.min():.0f} % to {100 * near.max():.0f} %"
             sentences.append(f"The last one reaches {reached} of the speed of reading alone, calls overlapping.")
         if rows.loc[rows["M"] == M, "fp16_us"].notna().any():
-            steps_there = of.assign(shape=_shapes(of), passes=of["passes"].fillna("none")).groupby("passes", sort=False)
-            told = [f"{label} ({', '.join(there['shape'])})" for label, there in steps_there]
+            first = of.assign(shape=shape_names(of), passes=of["passes"].fillna("none")).groupby("passes", sort=False)
+            told = [f"{label} ({', '.join(there['shape'])})" for label, there in first]
             sentences.append(f"FP16 (cuBLAS) is passed with the step {'; '.join(told)}.")
     return Markdown(" ".join(sentences))
 
@@ -99,12 +100,3 @@ def _factor(row: pd.Series) -> str:
     if row["same"]:
         return "same kernel"
     return "–" if pd.isna(row["factor"]) else f"{row['factor']:.2f}"
-
-
-def _shapes(rows: pd.DataFrame) -> list[str]:
-    return [style.shape_name(shape) for shape in zip(rows["K"], rows["N"], strict=True)]
-
-
-def _spans(rows: pd.DataFrame, name: str) -> list[str]:
-    ends = zip(rows[f"{name}_low"], rows[f"{name}_high"], strict=True)
-    return ["–" if pd.isna(low) else f"{low:.2f} to {high:.2f}" for low, high in ends]
