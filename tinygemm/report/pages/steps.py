@@ -17,8 +17,8 @@ RUNGS = {
     "interval": ("95 % interval", ""),
     "gain": ("factor", ""),
     "factor_interval": ("95 % interval", ""),
-    "of_reads": ("of reads, overlapping", ".0%"),
-    "of_reads_serial": ("of reads, one by one", ".0%"),
+    "starts": ("starts", ""),
+    "of_reads": ("share of reads that start so", ".0%"),
 }
 GAINS = {
     "shape": ("K×N", ""),
@@ -39,8 +39,7 @@ def rungs(rows: pd.DataFrame, M: int) -> pd.DataFrame:
         interval=interval_texts(rows, ends=("latency_us_low", "latency_us_high")),
         gain=[_factor(row) for _, row in rows.iterrows()],
         factor_interval=interval_texts(rows, ends=("factor_low", "factor_high")),
-        of_reads=rows["reads_us"] / rows["latency_us"],
-        of_reads_serial=rows["reads_serial_us"] / rows["latency_us"],
+        starts=rows["backend"].isin(steps.OVERLAPPING).map({True: "early", False: "after the one before"}),
     )
 
 
@@ -76,17 +75,17 @@ def whole(rows: pd.DataFrame) -> Markdown:
 
 
 def again(rows: pd.DataFrame) -> Markdown:
-    """How far apart two times of one kernel are, where the last step of the ladder is none."""
+    """How far apart two times of one kernel are, where a step of the ladder is none."""
     if rows.empty:
         return MISSING
     same = rows[rows["same"]]
     if same.empty:
-        return Markdown("In this run the last step is another form of the kernel at every projection.")
+        return Markdown("In this run every step is another kernel at every projection.")
     apart = (same["factor"] - 1).abs().max()
     sure = int(((same["factor_low"] > 1) | (same["factor_high"] < 1)).sum())
     sentence = (
-        f"In {len(same)} cases the library selects the form of the step before, so the run timed one kernel twice, in "
-        f"the same rounds. The two times differ by {100 * apart:.1f} % at most"
+        f"In {len(same)} cases a step changes nothing here, so the run timed one kernel twice, in the same rounds. "
+        f"The two times differ by {100 * apart:.1f} % at most"
     )
     if sure:
         sentence += (
