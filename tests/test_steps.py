@@ -61,7 +61,9 @@ def test_factors_multiply_to_the_total_and_shares_are_of_the_reads(run):
     reads, serial, int4 = (truth.latency_us(b, problem) for b in ("int4-load-only", "int4-load-only-serial", "int4"))
     row = total.loc["M1-K4096-N14336-g128"]
     assert row["of_reads"] == pytest.approx(reads / int4, rel=0.01)
-    assert row["of_reads_serial"] == pytest.approx(serial / int4, rel=0.01)
+    first = rows[(rows["problem"] == row.name) & (rows["step"] == 0)].iloc[0]
+    static = TRUTH.latency_us("int4-static", problem)
+    assert first["of_reads"] == pytest.approx(serial / static, rel=0.01), "both wait for the call before"
 
 
 def test_the_step_that_passes_fp16_follows_the_times(run):
@@ -116,10 +118,21 @@ def test_the_same_kernel_twice_is_no_step_whatever_its_two_times(run):
     verdict = verdicts.of_steps(rows)["steps"]
     assert verdict.state == HOLDS, "the ring gains at M = 1, and at M = 8 there is no ring"
     assert f"Left out: {len(STUDY_SHAPES)} cases" in verdict.sentence
-    assert "another form" in pages.steps.again(steps.rungs(run)).data
+    assert "another kernel" in pages.steps.again(steps.rungs(run)).data
     said = pages.steps.again(rows).data
     assert "in 4 of the cases" in said
     assert (pages.steps.gains(rows).set_index("M").loc[8, "better of two forms"] == "same kernel").all()
+
+
+def test_an_early_start_is_no_step_where_the_gpu_has_none(run, tmp_path):
+    older = synthetic.load(
+        tmp_path, gpu="a10g", m_list=TOKENS, shapes=SHAPES, backends=BACKENDS, modes=MODES, counters=False, truth=TRUTH
+    )
+    rows = steps.rungs(slowed(older, primary(older, "int4-step-early"), 1.2))
+    assert set(rows.loc[rows["same"], "backend"]) == {"int4-step-early"}
+    assert not steps.rungs(run)["same"].any()
+    early = steps.gains(rows)["backend"] == "int4-step-early"
+    assert not early.any()
 
 
 def test_the_largest_step_is_the_first_until_another_is_larger(run):

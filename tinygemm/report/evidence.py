@@ -10,7 +10,7 @@ import pandas as pd
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.contrasts import compare, geometric_mean, primary_cases, timed_cases
 from tinygemm.report.intervals import sample_matrix
-from tinygemm.report.tables import BASELINE, GROUP_SIZE, SHAPE, problem_of, summarize
+from tinygemm.report.tables import BASELINE, GROUP_SIZE, SHAPE, at_shapes, problem_of, summarize
 from tinygemm.runs import Run, load_run, recorded_runs
 
 BACKENDS = (BASELINE, "int4")
@@ -38,7 +38,7 @@ def errors(run, M: int = 1) -> pd.DataFrame:
              left_id, right_id; no rows for a way that was not timed
     """
     cases = timed_cases(run.cases)
-    shapes = pd.MultiIndex.from_frame(cases[["K", "N"]]).isin(list(STUDY_SHAPES))
+    shapes = at_shapes(cases, STUDY_SHAPES)
     cases = cases[shapes & (cases["M"] == M) & cases["backend"].isin(BACKENDS)]
     cases = cases[cases["group_size"].isin((0, GROUP_SIZE))].assign(problem=problem_of(cases))
     primary = primary_cases(cases)

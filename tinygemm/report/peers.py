@@ -10,7 +10,7 @@ import pandas as pd
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.contrasts import compare, geometric_mean, primary_cases
 from tinygemm.report.intervals import sample_matrix
-from tinygemm.report.tables import GROUP_SIZE, SHAPE, problem_of
+from tinygemm.report.tables import GROUP_SIZE, SHAPE, at_shapes, problem_of
 from tinygemm.runs import DATA_ROOT
 
 PEERS = ("aten-int4mm", "gemlite", "marlin")
@@ -116,7 +116,7 @@ def _primary(run) -> pd.DataFrame:
 
 def _study(run) -> pd.DataFrame:
     cases = _primary(run)
-    shapes = pd.MultiIndex.from_frame(cases[["K", "N"]]).isin(list(STUDY_SHAPES))
+    shapes = at_shapes(cases, STUDY_SHAPES)
     return cases[shapes & cases["M"].isin(TOKENS)]
 
 

@@ -6,7 +6,6 @@ import pandas as pd
 
 from tinygemm.report import contrasts
 from tinygemm.report.intervals import median
-from tinygemm.report.peers import OVERLAPPING, SERIAL
 from tinygemm.report.tables import BASELINE, SHAPE, origin
 
 # backend -> what it adds to the one above it
@@ -18,7 +17,9 @@ STEPS = {
     "int4-splitk": "one barrier",
     "int4": "better of two forms",
 }
-BESIDE = {BASELINE: "fp16_us", OVERLAPPING: "reads_us", SERIAL: "reads_serial_us"}
+OVERLAPPING = tuple(STEPS)[3:]  # these start before the call before has finished; the others only then
+EARLY_FROM = 9.0  # compute capability with programmatic dependent launch
+BESIDE = {BASELINE: "fp16_us", "int4-load-only": "reads_us", "int4-load-only-serial": "reads_serial_us"}
 CONFIG = ["form", "block_m", "block_n", "block_k", "split_k", "num_warps", "num_stages", "max_registers"]
 
 
@@ -26,9 +27,10 @@ def rungs(run) -> pd.DataFrame:
     """Every step of the ladder at every problem at which all of them were timed: one row per problem and step.
 
     returns: problem, M, K, N, step (0, 1, ...), backend, label (of STEPS), latency_us, _low, _high; factor = time of
-             the step before / time of this one, with _low and _high (NaN at the first); same: the library selects the
-             form of the step before in the same launch config, so that there is no step; fp16_us, and reads_us and
-             reads_serial_us (reading alone, calls overlapping or one after the other), NaN where not timed; gpu, run_id
+             the step before / time of this one, with _low and _high (NaN at the first); same: the kernel of the step
+             before in the same launch config, as the library selects it or the GPU has no dependent launch; fp16_us,
+             reads_us and reads_serial_us (reading alone, calls overlapping or one after the other), NaN where not
+             timed; of_reads = time of those reads that start as this step does / time of the step; gpu, run_id
     """
     cases = contrasts.timed(run)
     whole = contrasts.pairs(cases, {backend: (backend, "graph") for backend in STEPS}).sort_values(SHAPE)
@@ -45,14 +47,17 @@ def rungs(run) -> pd.DataFrame:
     factors = contrasts.contrast(run, rows.loc[later, ["case", "before"]], ["before", "case"]).rename(columns=names)
     rows = rows.merge(factors, on=["case", "before"], how="left", validate="one_to_one")
     configs = cases.set_index("case_id")[CONFIG].map(str).agg("/".join, axis=1)
-    selected = rows["backend"] == "int4"  # the only step that is a choice; the others differ by their code
-    rows = rows.assign(same=selected & (rows["case"].map(configs) == rows["before"].map(configs)))
+    same = (rows["backend"] == "int4") & (rows["case"].map(configs) == rows["before"].map(configs))
+    if float(run.gpu["compute_capability"]) < EARLY_FROM:
+        same |= rows["backend"] == "int4-step-early"
+    rows = rows.assign(same=same)
     graphs = cases[cases["launch"] == "graph"]
     latency = contrasts.medians(run, graphs)
     for backend, name in BESIDE.items():
         beside = graphs[graphs["backend"] == backend].set_index("problem")["case_id"].map(latency)
         rows = rows.assign(**{name: rows["problem"].map(beside)})
-    return rows.drop(columns=["case", "before"]).assign(**origin(run))
+    alike = rows["reads_us"].where(rows["backend"].isin(OVERLAPPING), rows["reads_serial_us"])
+    return rows.drop(columns=["case", "before"]).assign(of_reads=alike / rows["latency_us"], **origin(run))
 
 
 def gains(rows: pd.DataFrame) -> pd.DataFrame:
@@ -64,9 +69,8 @@ def totals(rows: pd.DataFrame) -> pd.DataFrame:
     """What all steps make together, one row per problem.
 
     rows:    rungs(run)
-    returns: problem, M, K, N, total = first time / last time, of_reads and of_reads_serial (time of the reads / last
-             time), passes (label of the first step that is faster than FP16; missing where none is, or FP16 was not
-             timed)
+    returns: problem, M, K, N, total = first time / last time, of_reads of the last step, passes (label of the first
+             step that is faster than FP16; missing where none is, or FP16 was not timed)
     """
     found = []
     for _, of in rows.groupby("problem", sort=False):
@@ -74,9 +78,8 @@ def totals(rows: pd.DataFrame) -> pd.DataFrame:
         faster = of.loc[of["latency_us"] < of["fp16_us"], "label"]
         found.append(last[["problem", *SHAPE]].to_dict() | {
             "total": first["latency_us"] / last["latency_us"],
-            "of_reads": last["reads_us"] / last["latency_us"],
-            "of_reads_serial": last["reads_serial_us"] / last["latency_us"],
+            "of_reads": last["of_reads"],
             "passes": faster.iloc[0] if len(faster) else None,
         })  # fmt: skip
-    columns = ["problem", *SHAPE, "total", "of_reads", "of_reads_serial", "passes"]
+    columns = ["problem", *SHAPE, "total", "of_reads", "passes"]
     return pd.DataFrame(found, columns=columns)

@@ -84,6 +84,11 @@ def usual(table: pd.DataFrame) -> pd.DataFrame:
     return table[ok & table["group_size"].isin((0, GROUP_SIZE))]
 
 
+def at_shapes(table: pd.DataFrame, shapes) -> np.ndarray:
+    """Which rows are of one of these (K, N)."""
+    return pd.MultiIndex.from_frame(table[["K", "N"]]).isin(list(shapes))
+
+
 def in_mode(table: pd.DataFrame, launch: str = "graph", l2_state: str = "cold") -> pd.Series:
     """Which rows were timed in this launch mode and cache state, on random operands."""
     return (table["launch"] == launch) & (table["l2_state"] == l2_state) & (table["operands"] == "random")

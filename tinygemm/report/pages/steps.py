@@ -7,6 +7,7 @@ from IPython.display import Markdown
 
 from tinygemm.report import steps, style
 from tinygemm.report.pages.shared import lacks
+from tinygemm.report.words import interval_texts, shape_names
 
 MISSING = lacks("every step of the ladder at one projection")
 RUNGS = {
@@ -16,8 +17,8 @@ RUNGS = {
     "interval": ("95 % interval", ""),
     "gain": ("factor", ""),
     "factor_interval": ("95 % interval", ""),
-    "of_reads": ("of reads, overlapping", ".0%"),
-    "of_reads_serial": ("of reads, one by one", ".0%"),
+    "starts": ("starts", ""),
+    "of_reads": ("share of reads that start so", ".0%"),
 }
 GAINS = {
     "shape": ("K×N", ""),
@@ -34,12 +35,11 @@ def rungs(rows: pd.DataFrame, M: int) -> pd.DataFrame:
     """
     rows = rows[rows["M"] == M]
     return rows.assign(
-        shape=_shapes(rows),
-        interval=_spans(rows, "latency_us"),
+        shape=shape_names(rows),
+        interval=interval_texts(rows, ends=("latency_us_low", "latency_us_high")),
         gain=[_factor(row) for _, row in rows.iterrows()],
-        factor_interval=_spans(rows, "factor"),
-        of_reads=rows["reads_us"] / rows["latency_us"],
-        of_reads_serial=rows["reads_serial_us"] / rows["latency_us"],
+        factor_interval=interval_texts(rows, ends=("factor_low", "factor_high")),
+        starts=rows["backend"].isin(steps.OVERLAPPING).map({True: "early", False: "after the one before"}),
     )
 
 
@@ -52,7 +52,7 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     words = [f"**{_factor(row)}**" if index in best else _factor(row) for index, row in rows.iterrows()]
     total = steps.totals(rows)
     wide = rows.assign(text=words).pivot(index="problem", columns="label", values="text").reindex(total["problem"])
-    return total.assign(shape=_shapes(total)).merge(wide.reset_index(), on="problem", validate="one_to_one")
+    return total.assign(shape=shape_names(total)).merge(wide.reset_index(), on="problem", validate="one_to_one")
 
 
 def whole(rows: pd.DataFrame) -> Markdown:
@@ -68,24 +68,24 @@ def whole(rows: pd.DataFrame) -> Markdown:
             reached = f"{100 * near.min():.0f} % to {100 * near.max():.0f} %"
             sentences.append(f"The last one reaches {reached} of the speed of reading alone, calls overlapping.")
         if rows.loc[rows["M"] == M, "fp16_us"].notna().any():
-            steps_there = of.assign(shape=_shapes(of), passes=of["passes"].fillna("none")).groupby("passes", sort=False)
-            told = [f"{label} ({', '.join(there['shape'])})" for label, there in steps_there]
+            first = of.assign(shape=shape_names(of), passes=of["passes"].fillna("none")).groupby("passes", sort=False)
+            told = [f"{label} ({', '.join(there['shape'])})" for label, there in first]
             sentences.append(f"FP16 (cuBLAS) is passed with the step {'; '.join(told)}.")
     return Markdown(" ".join(sentences))
 
 
 def again(rows: pd.DataFrame) -> Markdown:
-    """How far apart two times of one kernel are, where the last step of the ladder is none."""
+    """How far apart two times of one kernel are, where a step of the ladder is none."""
     if rows.empty:
         return MISSING
     same = rows[rows["same"]]
     if same.empty:
-        return Markdown("In this run the last step is another form of the kernel at every projection.")
+        return Markdown("In this run every step is another kernel at every projection.")
     apart = (same["factor"] - 1).abs().max()
     sure = int(((same["factor_low"] > 1) | (same["factor_high"] < 1)).sum())
     sentence = (
-        f"In {len(same)} cases the library selects the form of the step before, so the run timed one kernel twice, in "
-        f"the same rounds. The two times differ by {100 * apart:.1f} % at most"
+        f"In {len(same)} cases a step changes nothing here, so the run timed one kernel twice, in the same rounds. "
+        f"The two times differ by {100 * apart:.1f} % at most"
     )
     if sure:
         sentence += (
@@ -99,12 +99,3 @@ def _factor(row: pd.Series) -> str:
     if row["same"]:
         return "same kernel"
     return "–" if pd.isna(row["factor"]) else f"{row['factor']:.2f}"
-
-
-def _shapes(rows: pd.DataFrame) -> list[str]:
-    return [style.shape_name(shape) for shape in zip(rows["K"], rows["N"], strict=True)]
-
-
-def _spans(rows: pd.DataFrame, name: str) -> list[str]:
-    ends = zip(rows[f"{name}_low"], rows[f"{name}_high"], strict=True)
-    return ["–" if pd.isna(low) else f"{low:.2f} to {high:.2f}" for low, high in ends]

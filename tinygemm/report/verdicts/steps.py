@@ -22,7 +22,7 @@ def of_steps(rows: pd.DataFrame) -> dict[str, Verdict]:
 
 
 def every_step_gains(rows: pd.DataFrame) -> Verdict:
-    """No step makes the kernel slower anywhere; a step that changes nothing, as the form stays, is none."""
+    """No step makes the kernel slower anywhere; where the kernel stays what it was, there is no step."""
     claim = "Every step of the ladder makes the kernel faster at every projection"
     found = steps.gains(rows)
     names = {"factor": "value", "factor_low": "low", "factor_high": "high"}
@@ -30,7 +30,7 @@ def every_step_gains(rows: pd.DataFrame) -> Verdict:
     found = found.assign(name=[f"{case_name(row)} ({row['label']})" for _, row in found.iterrows()])
     verdict = at_least(claim, found, 1.0, MISSING)
     if same := int(rows["same"].sum()):
-        note = f" Left out: {same} cases in which the last kernel is the one before it, by the library's own choice."
+        note = f" Left out: {same} cases in which a step changes nothing, as the library or the GPU has it."
         verdict = dataclasses.replace(verdict, sentence=verdict.sentence + note)
     return verdict
 
