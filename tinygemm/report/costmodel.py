@@ -113,6 +113,8 @@ def bits_at(bits: float, problem) -> float:
 def leave_one_out(run, spec: GpuSpec | None = None, backends=BACKENDS) -> pd.DataFrame:
     """Predict every case from a model that never saw its (K, N): the honest error of the model.
 
+    A backend that was timed at MIN_SHAPES shapes only is left out: less one, they would not make a fit.
+
     returns: backend, launch, M, K, N, measured_us, predicted_us, error (predicted / measured - 1), gpu, run_id
     """
     spec = spec or spec_of(run)
@@ -120,7 +122,8 @@ def leave_one_out(run, spec: GpuSpec | None = None, backends=BACKENDS) -> pd.Dat
     reach, parts = _reach(run, rows, spec), []
     for name in backends:
         group = rows[rows["backend"] == name]
-        if whole := _fit_backend(group, spec, reach):
+        whole = _fit_backend(group, spec, reach)
+        if whole and whole.n_shapes > MIN_SHAPES:  # without one of them it must still be a fit
             shapes = list(group.groupby(["K", "N"]).groups)
             parts.append(_left_out(group, whole, spec, [[shape] for shape in shapes]))
     columns = ["backend", "launch", *SHAPE, "measured_us", "predicted_us", "error"]

@@ -28,6 +28,7 @@ UNCHANGED = (BASELINE, "aten-int4mm", "gemlite", "marlin", "bitsandbytes-nf4", "
 # Two medians of one distribution differ by less than the half-width of one's 95 % interval with this probability:
 # their difference has sqrt(2) times the standard error, and P(|z| < 1.96 / sqrt(2)) = 0.834.
 EXPECTED_INSIDE = 0.834
+FEWEST_SAMPLES = 8  # the bootstrap interval of a median of fewer is too narrow to be tested
 CONFIG = ["form", "block_m", "block_n", "block_k", "split_k", "num_warps", "num_stages", "config_source"]
 
 
@@ -64,12 +65,12 @@ def mean_errors(run, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def halves(run) -> pd.DataFrame:
-    """The second half of the samples of every primary case over the first: how steady the run was.
+    """The second half of the samples of every primary case, if it has enough, over the first: how steady the run was.
 
     returns: the columns of `agreement`
     """
     cases = primary_cases(run.cases)
-    cases = cases[cases["n_samples"] >= 4]
+    cases = cases[cases["n_samples"] >= 2 * FEWEST_SAMPLES]
     position = run.samples.groupby("case_id")["sample"].transform("rank", method="first")
     size = run.samples.groupby("case_id")["sample"].transform("size")
     parts = [run.samples[position <= size // 2], run.samples[position > size - size // 2]]

@@ -93,7 +93,7 @@ def run_to_run(rows: pd.DataFrame, newer: Run, older: Run) -> Figure:
     ax.axvline(0, color=style.IDEAL, lw=1, zorder=1)
     ax.set_xscale("symlog", linthresh=1)
     reach = max(2, 100 * (rows["ratio"] - 1).abs().max())
-    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100, 200) if tick <= reach]
+    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 30, 100) if tick <= reach]
     ticks = [*(-tick for tick in reversed(ticks)), 0, *ticks]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
