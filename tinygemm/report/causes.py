@@ -8,7 +8,7 @@ import pandas as pd
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import contrasts
 from tinygemm.report.intervals import interval_of, median, resample
-from tinygemm.report.tables import at_shapes, origin
+from tinygemm.report.tables import origin
 
 REGIMES = dict(zip(("narrow", "square", "wide", "tall"), STUDY_SHAPES, strict=True))  # at these (K, N)
 
@@ -120,7 +120,7 @@ def contributions(run, terms: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> 
     for kernel, rows in terms[terms["launch"] == "graph"].groupby("kernel", sort=False):
         values = rows.set_index("term")["value"]
         shown = table[table["backend"] == FAMILIES[kernel][0]].drop_duplicates(["K", "N"])
-        shown = shown[at_shapes(shown, shapes)]
+        shown = shown[pd.MultiIndex.from_frame(shown[["K", "N"]]).isin(list(shapes))]
         parts = pd.DataFrame(_design(kernel, shown) * values[list(TERMS[kernel])].to_numpy(), columns=[*TERMS[kernel]])
         parts = parts.assign(kernel=kernel, K=shown["K"].to_numpy(), N=shown["N"].to_numpy(),
                              measured_us=shown["latency_us"].to_numpy())  # fmt: skip

@@ -6,6 +6,7 @@ import pandas as pd
 
 from tinygemm.report import contrasts
 from tinygemm.report.intervals import median
+from tinygemm.report.peers import READS
 from tinygemm.report.tables import BASELINE, SHAPE, origin
 
 # backend -> what it adds to the one above it
@@ -17,10 +18,10 @@ STEPS = {
     "int4-splitk": "one barrier",
     "int4": "better of two forms",
 }
-OVERLAPPING = tuple(STEPS)[3:]  # these start before the call before has finished; the others only then
-EARLY_FROM = 9.0  # compute capability with programmatic dependent launch
-BESIDE = {BASELINE: "fp16_us", "int4-load-only": "reads_us", "int4-load-only-serial": "reads_serial_us"}
+BESIDE = {BASELINE: "fp16_us", READS[0]: "reads_us", READS[1]: "reads_serial_us"}
 CONFIG = ["form", "block_m", "block_n", "block_k", "split_k", "num_warps", "num_stages", "max_registers"]
+EARLY = tuple(STEPS)[3:]  # these start before the call before has finished; the others only then
+EARLY_FROM = 9.0  # compute capability with programmatic dependent launch
 
 
 def rungs(run) -> pd.DataFrame:
@@ -28,9 +29,9 @@ def rungs(run) -> pd.DataFrame:
 
     returns: problem, M, K, N, step (0, 1, ...), backend, label (of STEPS), latency_us, _low, _high; factor = time of
              the step before / time of this one, with _low and _high (NaN at the first); same: the kernel of the step
-             before in the same launch config, as the library selects it or the GPU has no dependent launch; fp16_us, and reads_us and
-             reads_serial_us (reading alone, calls overlapping or one after the other), NaN where not timed; of_reads =
-             time of those reads that start as this step does / time of the step; gpu, run_id
+             before in the same launch config, as the library selects it or the GPU has no dependent launch; fp16_us;
+             reads_us and reads_serial_us (reading alone, calls overlapping or one after the other); of_reads = time of
+             those reads that start as this step does / time of the step; NaN where not timed; gpu, run_id
     """
     cases = contrasts.timed(run)
     whole = contrasts.pairs(cases, {backend: (backend, "graph") for backend in STEPS}).sort_values(SHAPE)
@@ -56,7 +57,7 @@ def rungs(run) -> pd.DataFrame:
     for backend, name in BESIDE.items():
         beside = graphs[graphs["backend"] == backend].set_index("problem")["case_id"].map(latency)
         rows = rows.assign(**{name: rows["problem"].map(beside)})
-    alike = rows["reads_us"].where(rows["backend"].isin(OVERLAPPING), rows["reads_serial_us"])
+    alike = rows["reads_us"].where(rows["backend"].isin(EARLY), rows["reads_serial_us"])
     return rows.drop(columns=["case", "before"]).assign(of_reads=alike / rows["latency_us"], **origin(run))
 
 

@@ -8,7 +8,6 @@ from IPython.display import Markdown
 from tinygemm.report import causes
 from tinygemm.report.causes import CAUSES, LEFTOVERS, REGIMES
 from tinygemm.report.pages.shared import badge
-from tinygemm.report.words import shape_names
 
 SPLITS = {"int4-no-split": "no split", "int4": "as selected", "int4-more-split": "twice as often"}
 
@@ -35,7 +34,7 @@ def savings(removals: pd.DataFrame) -> pd.DataFrame:
     cells = [f"{row.value:.0%} ({row.low:.0%} to {row.high:.0%})" for row in rows.itertuples()]
     wide = rows.assign(cell=cells).pivot(index=["K", "N", "problem"], columns="removal", values="cell")
     wide = wide.reindex(columns=[*CAUSES, *LEFTOVERS]).reset_index().sort_values(["K", "N"]).rename_axis(columns=None)
-    return wide.assign(shape=shape_names(wide))
+    return wide.assign(shape=wide["K"].astype(str) + "×" + wide["N"].astype(str))
 
 
 def saving_columns() -> dict[str, tuple[str, str]]:
@@ -72,4 +71,4 @@ def splits(run) -> pd.DataFrame:
     table = table[table["backend"].isin(SPLITS) & pd.MultiIndex.from_frame(table[["K", "N"]]).isin(REGIMES.values())]
     both = table.groupby(["K", "N"])["backend"].transform("nunique") > 1
     table = table[both].sort_values(["K", "N", "split_k"])
-    return table.assign(shape=shape_names(table), split=table["backend"].map(SPLITS))
+    return table.assign(shape=table["K"].astype(str) + "×" + table["N"].astype(str), split=table["backend"].map(SPLITS))

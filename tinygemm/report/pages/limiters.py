@@ -7,7 +7,6 @@ from IPython.display import Markdown
 
 from tinygemm.report import style
 from tinygemm.report.limiters import BOUND, FEW_WARPS, MARGIN
-from tinygemm.report.words import shape_names
 
 COUNTERS = {
     "name": ("Kernel", ""),
@@ -50,7 +49,7 @@ def rule() -> Markdown:
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """limiters.with_static(readings) with name, shape, limit (with its question mark) and agreement in words."""
-    shape = shape_names(rows)
+    shape = rows["K"].astype(str) + "×" + rows["N"].astype(str)
     mark = rows["sure"].map({True: "", False: " (?)"})
     words = rows["agrees"].map({True: "yes", False: "no"}).fillna("–")
     return rows.assign(name=rows["backend"].map(style.name), shape=shape, limit=rows["limiter"] + mark, agreement=words)

@@ -38,7 +38,7 @@ def reads(run) -> pd.DataFrame:
         rows = peers.fraction_of_reads(run, backend).set_index(["M", "K", "N"])
         parts.append(rows[["left_us", "value"]].add_prefix(f"{name}_").assign(**{f"{name}_int4": rows["right_us"]}))
     both = pd.concat(parts, axis=1).sort_index().reset_index()
-    shape = shape_names(both)
+    shape = both["K"].astype(str) + "×" + both["N"].astype(str)
     return both.assign(shape=shape, int4_us=both["overlap_int4"].fillna(both["serial_int4"]))
 
 
