@@ -87,7 +87,7 @@ DRAW = {
     ),
     "ladder": lambda run, table: figures.ladder(steps.rungs(run)),
     "method_errors": lambda run, table: draw_errors(run, table),
-    "run_to_run": lambda run, table: figures.run_to_run(evidence.halves(run), run, run),
+    "run_to_run": lambda run, table: figures.run_to_run(evidence.agreement(run, run), run, run),
 }
 WAIT = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
 REASONS = ("selected", "not_selected", "long_scoreboard", "short_scoreboard", "barrier", "wait", "math_pipe_throttle")

@@ -6,6 +6,7 @@ import pandas as pd
 
 from tinygemm.report import contrasts
 from tinygemm.report.intervals import median
+from tinygemm.report.peers import OVERLAPPING, SERIAL
 from tinygemm.report.tables import BASELINE, SHAPE, origin
 
 # backend -> what it adds to the one above it
@@ -17,9 +18,9 @@ STEPS = {
     "int4-splitk": "one barrier",
     "int4": "better of two forms",
 }
-OVERLAPPING = tuple(STEPS)[3:]  # these start before the call before has finished; the others only then
+EARLY = tuple(STEPS)[3:]  # these start before the call before has finished; the others only then
 EARLY_FROM = 9.0  # compute capability with programmatic dependent launch
-BESIDE = {BASELINE: "fp16_us", "int4-load-only": "reads_us", "int4-load-only-serial": "reads_serial_us"}
+BESIDE = {BASELINE: "fp16_us", OVERLAPPING: "reads_us", SERIAL: "reads_serial_us"}
 CONFIG = ["form", "block_m", "block_n", "block_k", "split_k", "num_warps", "num_stages", "max_registers"]
 
 
@@ -56,7 +57,7 @@ def rungs(run) -> pd.DataFrame:
     for backend, name in BESIDE.items():
         beside = graphs[graphs["backend"] == backend].set_index("problem")["case_id"].map(latency)
         rows = rows.assign(**{name: rows["problem"].map(beside)})
-    alike = rows["reads_us"].where(rows["backend"].isin(OVERLAPPING), rows["reads_serial_us"])
+    alike = rows["reads_us"].where(rows["backend"].isin(EARLY), rows["reads_serial_us"])
     return rows.drop(columns=["case", "before"]).assign(of_reads=alike / rows["latency_us"], **origin(run))
 
 

@@ -11,14 +11,15 @@ from matplotlib.patches import Patch
 
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import style
+from tinygemm.report.peers import OVERLAPPING, SERIAL
 from tinygemm.report.tables import BASELINE
 
 LOSS = style.COLOURS["aten-int4mm"]
 TICKS_US = (1, 3, 10, 30, 100, 300, 1000)
 LINES = {
     "fp16_us": (BASELINE, "FP16 (cuBLAS)", (0, (1, 1.2))),
-    "reads_us": ("int4-load-only", "reads alone", "-"),
-    "reads_serial_us": ("int4-load-only-serial", "reads alone, no overlap", (0, (4, 2))),
+    "reads_us": (OVERLAPPING, "reads alone", "-"),
+    "reads_serial_us": (SERIAL, "reads alone, no overlap", (0, (4, 2))),
 }
 
 

@@ -39,7 +39,7 @@ def rungs(rows: pd.DataFrame, M: int) -> pd.DataFrame:
         interval=interval_texts(rows, ends=("latency_us_low", "latency_us_high")),
         gain=[_factor(row) for _, row in rows.iterrows()],
         factor_interval=interval_texts(rows, ends=("factor_low", "factor_high")),
-        starts=rows["backend"].isin(steps.OVERLAPPING).map({True: "early", False: "after the one before"}),
+        starts=rows["backend"].isin(steps.EARLY).map({True: "early", False: "after the one before"}),
     )
 
 
