@@ -36,6 +36,11 @@ CROSSOVER = (
     STUDY_SHAPES, (1, 2, 4, 8, 16, 32, 64, 128, 256), ("fp16-cublas", "dequant-fp16", "int4-fused", "int4"),
     (("graph", "cold"),),
 )  # fmt: skip
+LADDER = (
+    STUDY_SHAPES, (1, 8),
+    ("fp16-cublas", "int4-static", "int4-step-naive", "int4-step-lop3", "int4-step-early", "int4-splitk", "int4",
+     "int4-load-only", "int4-load-only-serial"), (("graph", "cold"),),
+)  # fmt: skip
 GPUS = {
     "h200": {
         "key": "h200", "name": "NVIDIA H200", "compute_capability": "9.0", "sm_count": 132, "l2_bytes": 62914560,

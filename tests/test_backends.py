@@ -16,9 +16,10 @@ from tinygemm.harness.plan import Group, SweepPlan
 from tinygemm.harness.suites import REPORT_BACKENDS
 from tinygemm.harness.verify import BF16_TOLERANCE, FP16_TOLERANCE, MismatchError
 from tinygemm.harness.weights import Weights, replicate, stored_bytes
-from tinygemm.kernel import quant
+from tinygemm.kernel import forms, quant
+from tinygemm.kernel.configs import LaunchConfig
 from tinygemm.kernel.twins import load_only_reference
-from tinygemm.problem import GemmProblem
+from tinygemm.problem import STUDY_SHAPES, GemmProblem
 
 PROBLEM = GemmProblem(2, 64, 256)
 OURS = [name for name in backends.BACKENDS if name not in ("aten-int4mm", "gemlite", "bitsandbytes-nf4", "marlin")]
@@ -139,15 +140,46 @@ def test_what_isolates_one_cause_computes_the_product_in_the_interpreter(name):
     assert errors.rms_err < backend.tolerance.rms_err
 
 
-def test_split_variants_differ_from_int4_by_the_split_alone():
-    problem = GemmProblem(1, 4096, 14336)
-    names = ("int4-splitk", "int4-no-split", "int4-more-split")
-    (tuned,), (whole,), (more,) = (backends.BACKENDS[name].variants(problem, "h200") for name in names)
-    assert tuned.config.split_k > 1, "with no split the two would be one kernel"
-    assert whole.config == replace(tuned.config, split_k=1)
-    assert more.config == replace(tuned.config, split_k=2 * tuned.config.split_k)
+@pytest.mark.parametrize(("K", "N"), STUDY_SHAPES)
+def test_split_variants_differ_from_the_tuned_kernel_by_the_split_alone(K, N):
+    """Without a split one warp walks all of K, requesting as much at once as each warp of the tuned kernel does."""
+    problem = GemmProblem(1, N, K)
+    names = ("int4-splitk", "int4-no-split", "int4-fused", "int4-more-split")
+    (tuned,), (whole,), (fused,), (more,) = (backends.BACKENDS[name].variants(problem, "h200") for name in names)
+    assert tuned.config.split_k * tuned.config.num_warps > 1, "with no split the two would be one kernel"
+    block_k = 128 * forms.steps(tuned.config)
+    assert whole.config == replace(tuned.config, block_k=block_k, split_k=1, num_warps=1, max_registers=0)
+    assert forms.steps(whole.config) == forms.steps(tuned.config)
+    assert more.config == replace(fused.config, split_k=2 * fused.config.split_k)
+
+
+def test_no_share_of_a_doubled_split_is_empty():
     with pytest.raises(ValueError, match=r"K=128 has \d shares of a whole step"):
         backends.BACKENDS["int4-more-split"].variants(GemmProblem(1, 4096, 128), "h200")
+
+
+@pytest.mark.parametrize(("K", "N"), STUDY_SHAPES)
+@pytest.mark.parametrize("backend", ["int4-bf16", "int4-asymmetric"])
+def test_another_format_takes_the_config_of_int4_without_its_limit_of_registers(backend, K, N):
+    problem = GemmProblem(1, N, K)
+    (half,), (other,) = (backends.BACKENDS[name].variants(problem, "h200") for name in ("int4", backend))
+    assert other.config == replace(half.config, max_registers=0)
+    assert other.source == half.source
+
+
+def test_some_config_of_the_study_has_a_limit_of_registers_to_lose():
+    variants = [backends.BACKENDS["int4"].variants(GemmProblem(1, N, K), "h200") for K, N in STUDY_SHAPES]
+    assert any(variant.config.max_registers for (variant,) in variants)
+
+
+@pytest.mark.parametrize("limit", [0, 128, 168])
+def test_without_dequantisation_a_limit_of_registers_is_one_that_it_keeps(limit, monkeypatch):
+    tuned = LaunchConfig("splitk", 8, 32, 2048, 1, 8, 1, limit)
+    monkeypatch.setattr(own, "select", lambda *_, **__: (tuned, "table"))
+    (variant,) = backends.BACKENDS["int4-no-dequant"].variants(PROBLEM, "h200")
+    assert variant.config == replace(tuned, max_registers=own.UNSPILLED if limit else 0)
+    (naive,) = backends.BACKENDS["int4-naive-dequant"].variants(PROBLEM, "h200")
+    assert naive.config == tuned
 
 
 def test_the_asymmetric_twin_has_the_codes_and_scales_of_int4_and_zeros_that_matter():
@@ -186,10 +218,10 @@ def test_zeros_are_zero_bits_and_their_product_is_zero():
             verify.compare(wrong, torch.zeros(2, 64), FP16_TOLERANCE)
 
 
-@pytest.mark.parametrize(("M", "kinds"), [(1, 4), (8, 3)])
-def test_gemlite_is_given_its_kernels_to_choose_from_and_gemvs_for_one_token_only(M, kinds):
+@pytest.mark.parametrize("M", [1, 8])
+def test_gemlite_is_given_its_kernels_to_choose_from_and_gemvs_for_one_token_only(M):
     variants = peers.gemlite_variants(GemmProblem(M, 4096, 4096), "h200")
-    assert len(variants) == kinds
+    assert len({variant.source for variant in variants}) == len(variants) == 2
     assert any("GEMV" in variant.source for variant in variants) == (M == 1)
 
     class Layer:

@@ -311,6 +311,16 @@ def test_counters_prints_the_commands_it_would_run(capsys, tmp_path):
     assert not (tmp_path / "D").exists()
 
 
+def test_tune_searches_a_weight_once_however_often_it_is_named(gpu, tmp_path, monkeypatch):
+    from tinygemm.harness import tune
+
+    asked = []
+    monkeypatch.setattr(tune, "tune", lambda problems, forms, key, path, *_: path.touch() or asked.append(problems))
+    monkeypatch.setattr(hardware, "snapshot", lambda: {"driver": "580.159"})
+    succeed("tune", "--out", tmp_path / "h200.json", "--shapes", "1,4096,1024;8,4096,1024")
+    assert [(p.M, p.K, p.N) for p in asked[0]] == [(M, 4096, 1024) for M in (1, 2, 4, 8, 16)]
+
+
 def test_counters_keeps_ncus_own_csvs_beside_the_table(gpu, tmp_path, monkeypatch):
     from tinygemm.harness import counters
 

@@ -26,6 +26,7 @@ from tinygemm.report import (
     projections,
     published,
     regimes,
+    steps,
     style,
     tables,
 )
@@ -36,7 +37,7 @@ from tinygemm.report.pages import predict
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    suites = (synthetic.CAUSES, synthetic.REGIMES, synthetic.CROSSOVER)
+    suites = (synthetic.CAUSES, synthetic.REGIMES, synthetic.CROSSOVER, synthetic.LADDER)
     return synthetic.load(tmp_path_factory.mktemp("run"), m_list=(1, 8), suites=suites)
 
 
@@ -84,8 +85,9 @@ DRAW = {
     "fraction_of_reads": lambda run, table: figures.fraction_of_reads(
         {name: peers.fraction_of_reads(run, name) for name in peers.READS}, table
     ),
+    "ladder": lambda run, table: figures.ladder(steps.rungs(run)),
     "method_errors": lambda run, table: draw_errors(run, table),
-    "run_to_run": lambda run, table: figures.run_to_run(evidence.halves(run), run, run),
+    "run_to_run": lambda run, table: figures.run_to_run(evidence.agreement(run, run), run, run),
 }
 WAIT = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
 REASONS = ("selected", "not_selected", "long_scoreboard", "short_scoreboard", "barrier", "wait", "math_pipe_throttle")

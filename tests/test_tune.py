@@ -16,7 +16,7 @@ from tinygemm.harness import compile, progress, tune
 from tinygemm.harness.plan import Group, SweepPlan, groups
 from tinygemm.harness.progress import Progress
 from tinygemm.kernel import forms, quant, triton_kernels
-from tinygemm.kernel.configs import LaunchConfig
+from tinygemm.kernel.configs import LaunchConfig, read_table, write_table
 from tinygemm.problem import GemmProblem
 
 PROBLEMS = tuple(GemmProblem(M, N, 4096) for N in (1024, 4096) for M in (1, 2, 8))
@@ -83,6 +83,27 @@ def test_only_what_is_still_to_be_measured_is_compiled(lab, tmp_path):
     assert {config.form for config in last} == {"fp16"}
 
 
+def test_a_search_of_single_weights_keeps_the_rows_and_crossovers_of_others(lab, tmp_path, monkeypatch):
+    before, after = tmp_path / "before.json", tmp_path / "t.json"
+    old = [{"M": M, "K": 4096, "N": N, "latency_us": 99.0, "config": CONFIG} for N in (1024, 512) for M in (1, 3)]
+    crossed = [{"K": 4096, "N": N, "M": 77} for N in (1024, 512)]
+    write_table(before, old, "table", "before", crossed)
+    monkeypatch.setattr(tune, "_crossovers", lambda *_: [{"K": 4096, "N": 1024, "M": 48}])
+    found = search(tmp_path, kept=before)
+    rows, source, crossovers = read_table(after)
+    assert (rows, source) == (found, "table")
+    assert [row for row in rows if row["N"] == 512] == old[2:]
+    assert all(row["latency_us"] < 99 for row in rows if row["N"] != 512)
+    assert crossovers == [crossed[1], {"K": 4096, "N": 1024, "M": 48}]
+
+
+def test_predicted_rows_do_not_stay_beside_measured_ones(lab, tmp_path):
+    write_table(tmp_path / "before.json", [], "predicted", "nobody has timed it")
+    with pytest.raises(ValueError, match=r"before\.json is predicted, its rows cannot stay beside measured ones"):
+        search(tmp_path, kept=tmp_path / "before.json")
+    assert not lab.raced
+
+
 def test_the_token_counts_between_come_after_those_that_are_searched_in_full_for_every_weight(lab, tmp_path):
     search(tmp_path)
     first = next(i for i, (_, problem) in enumerate(lab.raced) if problem.M not in tune.FULL_M)
@@ -100,12 +121,12 @@ def test_between_the_token_counts_that_are_searched_in_full_only_the_finalists_r
     assert 3 <= sizes["splitk", 2] <= 6
 
 
-def test_a_ring_between_has_as_many_rows_of_x_as_there_are_tokens():
-    """The finalists of 1 and 8 tokens serve 3 in tiles of 4; forms with tiles of 8 keep theirs."""
-    rings = [replace(RING, block_m=rows) for rows in (1, 8)]
-    wide = replace(CONFIG, block_m=16)
-    assert tune._for_tokens(3, [*rings, CONFIG, wide]) == [replace(RING, block_m=4), CONFIG]
-    assert tune._for_tokens(12, [CONFIG, wide]) == [wide]
+@pytest.mark.parametrize(("M", "rows"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8), (9, None), (12, None), (20, None)])
+def test_a_ring_between_has_as_many_rows_of_x_as_there_are_tokens(M, rows):
+    """The finalists of 1 and 8 tokens serve 3 in tiles of 4, and no ring serves 9; other forms keep their tiles."""
+    finalists = [replace(RING, block_m=1), replace(RING, block_m=8), CONFIG, replace(CONFIG, block_m=16)]
+    rings = [replace(RING, block_m=rows)] if rows else []
+    assert tune._for_tokens(M, finalists) == [*rings, replace(CONFIG, block_m=8 if M <= 8 else 16)]
 
 
 @pytest.mark.parametrize("M", [1, 3, 8])

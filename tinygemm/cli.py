@@ -197,7 +197,7 @@ def tune(out, workers, shapes):
     from tinygemm.kernel.configs import FORMS, YARDSTICKS
 
     weights = [(each.K, each.N) for each in problem.parse_shape_list(shapes)] if shapes else problem.REPORT_SHAPES
-    problems = [problem.GemmProblem(M, N, K) for K, N in weights for M in problem.DECODE_M]
+    problems = [problem.GemmProblem(M, N, K) for K, N in dict.fromkeys(weights) for M in problem.DECODE_M]
     forms = [form for form in (*FORMS, *YARDSTICKS) if form != "static"]
     versions = runs.software_versions()
     about = (

@@ -109,10 +109,19 @@ def count(opcodes: Counter, opcode: str, *modifiers: str) -> int:
     return sum(n for name, n in opcodes.items() if name.split(".")[0] == opcode and wanted <= set(name.split(".")))
 
 
-def config_cost(config: LaunchConfig, problem: GemmProblem, spec: GpuSpec, symmetric: bool = True) -> StaticCost:
-    """The cost of the kernel of a launch config on a GPU: of a form that computes the product, or of a yardstick."""
+def config_cost(
+    config: LaunchConfig,
+    problem: GemmProblem,
+    spec: GpuSpec,
+    symmetric: bool = True,
+    dtype: torch.dtype = torch.float16,
+) -> StaticCost:
+    """The cost of the kernel of a launch config on a GPU: of a form that computes the product, or of a yardstick.
+
+    dtype: of x, float16 or bfloat16
+    """
     w = _packed_without_data(problem, symmetric)
-    x = torch.empty(problem.M, problem.K, dtype=torch.float16, device="meta")
+    x = torch.empty(problem.M, problem.K, dtype=dtype, device="meta")
     weight = torch.empty(problem.N, problem.K, dtype=torch.float16, device="meta")
     calls = {"load-only": lambda: twins.load_only(w, config), "fp16": lambda: twins.fp16_gemm(x, weight, config)}
     first, *_ = record_launches(calls.get(config.form, lambda: launch_product(x, w, config)))

@@ -34,7 +34,7 @@ def candidates(form: str, M: int) -> list[LaunchConfig]:
     """Every launch config of a form worth trying for M tokens, before the shape is looked at."""
     if form == "ring":
         return _rings(M)
-    block_m = 8 if M <= 8 else 16
+    block_m = _rows_of_x(form, M)
     found = []
     splits = SPLITS if form != "load-only" else SPLITS[:2] + SPLITS[3:6:2]
     for block_n, warps, split_k, steps in itertools.product((16, 32, 64), (1, 2, 4, 8), splits, (1, 2, 4)):
@@ -49,7 +49,7 @@ def candidates(form: str, M: int) -> list[LaunchConfig]:
 
 def _rings(M: int) -> list[LaunchConfig]:
     """Rings that fit into shared memory, as long as they can be and somewhat shorter."""
-    block_m = next((rows for rows in (1, 2, 4, 8) if rows >= M), None)
+    block_m = _rows_of_x("ring", M)
     found = []
     for block_n, warps, split_k in itertools.product((16, 32, 64), (2, 4, 8), (1, 2, 3, 4, 6, 8)) if block_m else ():
         longest = SHARED_BYTES // (warps * (66 * block_n + 256 * block_m))
@@ -88,11 +88,15 @@ def tune(
     workers:  processes that compile; 0: one per core less one
     partial:  file that keeps what is measured until the table is written; a search that was stopped goes on from it,
               if it was of the same GPU, code and software
-    kept:     a table whose rows of other weights stay
+    kept:     a measured table whose rows of other weights stay
     returns:  the rows written: M, K, N, latency_us and the fastest LaunchConfig of each form
+    raises:   ValueError for a kept table that was not measured
     """
     import torch
 
+    old_rows, source, old_crossovers = read_table(kept) if kept else ([], "table", [])
+    if source != "table":
+        raise ValueError(f"{kept.name} is {source}, its rows cannot stay beside measured ones: search every shape")
     device = torch.cuda.get_device_properties(0)
     problems, forms = sorted(problems, key=lambda p: (p.K, p.N, p.M)), tuple(forms)
     progress = Progress.open(partial, {"gpu": gpu, **terms()})
@@ -113,11 +117,9 @@ def tune(
         (p.K, p.N): progress.ranked["splitk", p][0][1] for p in problems if p.M == FULL_M[-1] and "splitk" in forms
     }
     crossovers = _crossovers(fused, device.L2_cache_size)
-    if kept:
-        old_rows, old_crossovers = read_table(kept)
-        searched = {(p.K, p.N) for p in problems}
-        rows = [row for row in old_rows if (row["K"], row["N"]) not in searched] + rows
-        crossovers = [row for row in old_crossovers if (row["K"], row["N"]) not in searched] + crossovers
+    searched = {(p.K, p.N) for p in problems}
+    rows = [row for row in old_rows if (row["K"], row["N"]) not in searched] + rows
+    crossovers = [row for row in old_crossovers if (row["K"], row["N"]) not in searched] + crossovers
     write_table(path, rows, "table", about, crossovers)
     progress.close()
     return rows
@@ -166,23 +168,22 @@ def _crossovers(fused: dict[tuple[int, int], LaunchConfig], l2_bytes: int) -> li
 
 
 def _for_tokens(M: int, configs: list[LaunchConfig]) -> list[LaunchConfig]:
-    """The same configs for M tokens: a ring holds as many rows of x as it needs, other forms have tiles of 8 or 16."""
-    rows = next((rows for rows in (1, 2, 4, 8) if rows >= M), 16)
-    fitting = [
-        replace(c, block_m=rows) if c.form == "ring" else c for c in configs if c.form == "ring" or M <= c.block_m
-    ]
-    return list(dict.fromkeys(config for config in fitting if config.block_m <= max(8, M)))
+    """Those of the configs that serve M tokens: a ring in a tile of fewer or more rows, other forms in their own."""
+    fitting = []
+    for config in configs:
+        rows = _rows_of_x(config.form, M)
+        if config.form == "ring" and rows:
+            fitting.append(replace(config, block_m=rows))
+        elif config.form != "ring" and config.block_m == rows:
+            fitting.append(config)
+    return list(dict.fromkeys(fitting))
 
 
-def predict_table(problems: Iterable[GemmProblem], forms: Iterable[str], spec: GpuSpec, path: Path, about: str):
-    """Write the table of a GPU that is not here: of each form's candidates the one that `predicted_us` likes best."""
-    rows = []
-    for problem, form in itertools.product(sorted(problems, key=lambda p: (p.K, p.N, p.M)), forms):
-        if configs := candidates_of(form, problem, spec.sm_count):
-            _, _, config = min((predicted_us(c, problem, spec), c.split_k * c.num_warps, c) for c in configs)
-            rows.append({"M": problem.M, "K": problem.K, "N": problem.N, "latency_us": 0.0, "config": config})
-    write_table(path, rows, "predicted", about)
-    return rows
+def _rows_of_x(form: str, M: int) -> int | None:
+    """Rows of x in a tile for M tokens: a ring holds hardly more than it needs, and none for more than 8."""
+    if form == "ring":
+        return next((rows for rows in (1, 2, 4, 8) if rows >= M), None)
+    return 8 if M <= 8 else 16
 
 
 def predicted_us(config: LaunchConfig, problem: GemmProblem, spec: GpuSpec) -> float:

@@ -160,12 +160,11 @@ def write_table(path, rows: list[dict], source: str, about: str, dequantise_from
     path.write_text("{\n " + ",\n ".join(parts) + "\n}\n")
 
 
-def read_table(path) -> tuple[list[dict], list[dict]]:
-    """The rows of a table file and its crossovers, as `write_table` takes them."""
+def read_table(path) -> tuple[list[dict], str, list[dict]]:
+    """The rows of a table file, its source and its crossovers, as `write_table` takes them."""
     content = json.loads(path.read_text())
-    return [row | {"config": LaunchConfig(**row["config"])} for row in content["rows"]], content.get(
-        "dequantise_from_m", []
-    )
+    rows = [row | {"config": LaunchConfig(**row["config"])} for row in content["rows"]]
+    return rows, content["source"], content.get("dequantise_from_m", [])
 
 
 def _lines(name: str, rows: list[dict]) -> str:

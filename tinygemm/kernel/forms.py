@@ -138,6 +138,11 @@ def fills_tiles(N: int, K: int, config: LaunchConfig) -> bool:
     return N % config.block_n == 0 and K % config.block_k == 0
 
 
+def takes_x_as_it_lies(config: LaunchConfig, address: int, stride_xm: int) -> bool:
+    """Whether x may start there, its rows that many elements apart: the ring copies it in pieces of 16 bytes."""
+    return config.form != "ring" or (address % 16 == 0 and stride_xm % 8 == 0)
+
+
 def shares(config: LaunchConfig, M: int, N: int) -> tuple[int, int]:
     """The workspace of a split K: [split_k, M, N] partial sums, and a counter for each tile along N."""
     return (config.split_k * M * N, triton.cdiv(N, config.block_n)) if config.split_k > 1 else (0, 0)

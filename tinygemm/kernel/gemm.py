@@ -85,7 +85,7 @@ def _gemm(x, w, config, dependent_launch) -> torch.Tensor:
     if config.form == "dequantise":
         return torch.nn.functional.linear(x, dequantize_fp16(w, x.dtype))
     stride_xm = _row_stride(x)
-    if config.form == "ring" and (x.data_ptr() % 16 or (stride_xm or 0) % 8):  # it copies x in pieces of 16 bytes
+    if not forms.takes_x_as_it_lies(config, x.data_ptr(), stride_xm or 0):
         return _gemm(x.clone(memory_format=torch.contiguous_format), w, config, dependent_launch)
     pdl = dependent_launch and forms.dependent_launch(x.device)
     launches = forms.product(config, M, w, w.K if stride_xm is None else stride_xm, pdl)

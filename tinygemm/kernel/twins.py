@@ -52,6 +52,7 @@ def twin_gemm(
     dependent_launch: as for `gemm`
     add_warps: False: add the warps' shares with tl.sum (splitk)
     returns:   [M, N]  float16: the product with w, or with `raw_weight(w)` where dequant is "none"
+    raises:    ValueError for a step that the form does not have, and for x that a ring cannot read where it lies
     """
     if dequant not in ("fast", "naive", "none"):
         raise ValueError(f"dequant must be fast, naive or none, got {dequant!r}")
@@ -105,6 +106,8 @@ def _load_only(w: PackedInt4, config: LaunchConfig, dependent_launch: bool) -> W
 def _twin(x: torch.Tensor, w: PackedInt4, config: LaunchConfig, dequant: str, pdl: bool, add_warps: bool) -> Work:
     check(x, w)
     M, pdl = x.shape[0], pdl and forms.dependent_launch(x.device)
+    if not forms.takes_x_as_it_lies(config, x.data_ptr(), x.stride(0) if M > 1 else 0):  # a copy would be timed as well
+        raise ValueError(f"every row of x must start at a multiple of 16 bytes for form {config.form}")
     return Work((M, w.N), x.dtype, forms.product(config, M, w, x.stride(0), pdl, dequant, add_warps))
 
 

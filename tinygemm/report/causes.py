@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
 
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import contrasts
-from tinygemm.report.intervals import BATCH, CONFIDENCE, RESAMPLES, SEED, median
-from tinygemm.report.tables import origin
+from tinygemm.report.intervals import interval_of, median, resample
+from tinygemm.report.tables import at_shapes, origin
 
 REGIMES = dict(zip(("narrow", "square", "wide", "tall"), STUDY_SHAPES, strict=True))  # at these (K, N)
 
@@ -55,14 +54,10 @@ def removals(run, M: int = 1) -> pd.DataFrame:
              share of the time before that is saved, with its 95 % interval; gpu, run_id; no row for what was not timed
     """
     cases = contrasts.timed(run, M)
-    found = [
-        _pairs(cases, name, left, right).assign(removal=name, cause=name if name in CAUSES else "")
-        for name, (left, right) in (CAUSES | LEFTOVERS).items()
-    ]
-    frame = contrasts.contrast(run, pd.concat(found, ignore_index=True), ["left", "right"], saved)
-    latency = contrasts.medians(run, cases)
-    frame = frame.assign(left_us=frame["left"].map(latency), right_us=frame["right"].map(latency))
-    return frame.drop(columns=["left", "right"]).assign(**origin(run))
+    in_one_form = {name: (before, SAME_FORM[name]) for name, (before, _) in CAUSES.items() if name in SAME_FORM}
+    found = [contrasts.changes(run, cases, ends, "removal", saved) for ends in (in_one_form, CAUSES | LEFTOVERS)]
+    rows = pd.concat(found, ignore_index=True).drop_duplicates(["problem", "removal"], ignore_index=True)
+    return rows.assign(cause=rows["removal"].where(rows["removal"].isin(list(CAUSES)), ""), **origin(run))
 
 
 def saved(left: np.ndarray, right: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -135,19 +130,12 @@ def contributions(run, terms: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> 
         values = rows.set_index("term")["value"]
         shown = _fitted_rows(table, kernel)
         shown = shown[shown["backend"] == FAMILIES[kernel][0]].drop_duplicates(["K", "N"])
-        shown = shown[pd.MultiIndex.from_frame(shown[["K", "N"]]).isin(list(shapes))]
+        shown = shown[at_shapes(shown, shapes)]
         parts = pd.DataFrame(_design(kernel, shown) * values[list(TERMS[kernel])].to_numpy(), columns=[*TERMS[kernel]])
         parts = parts.assign(kernel=kernel, K=shown["K"].to_numpy(), N=shown["N"].to_numpy(),
                              measured_us=shown["latency_us"].to_numpy())  # fmt: skip
         found.append(parts.melt(["kernel", "K", "N", "measured_us"], var_name="term", value_name="fitted_us"))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
-
-
-def _pairs(cases: pd.DataFrame, name: str, left: tuple, right: tuple) -> pd.DataFrame:
-    """The pairs of a removal, those of one form of the kernel first."""
-    ends = [SAME_FORM[name], right] if name in SAME_FORM else [right]
-    found = [contrasts.pairs(cases, {"left": left, "right": end}) for end in ends]
-    return pd.concat(found, ignore_index=True).drop_duplicates("problem")
 
 
 def _fitted_rows(rows: pd.DataFrame, kernel: str) -> pd.DataFrame:
@@ -186,8 +174,4 @@ def _least_squares(design: np.ndarray, rows: pd.DataFrame) -> tuple[np.ndarray, 
         return np.moveaxis(solved[..., 0], -1, 0)
 
     everything = np.arange(len(starts))
-    interval = bootstrap(
-        (everything,), terms, n_resamples=RESAMPLES, batch=BATCH, vectorized=True, axis=-1,
-        confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(SEED),
-    ).confidence_interval  # fmt: skip
-    return terms(everything), interval.low, interval.high
+    return terms(everything), *interval_of(resample(terms, everything))

@@ -37,15 +37,7 @@ def steps(run) -> pd.DataFrame:
     returns: problem, M, K, N, step, left_us, right_us (medians before and after), value, low, high (paired 95 %
              interval; across launch modes independent), gpu, run_id; no row for a step of which an end was not timed
     """
-    cases = contrasts.timed(run)
-    found = [
-        contrasts.pairs(cases, {"left": left, "right": right}).assign(step=step)
-        for step, (left, right) in (PATH | BESIDE).items()
-    ]
-    table = contrasts.contrast(run, pd.concat(found, ignore_index=True), ["left", "right"])
-    latency = contrasts.medians(run, cases)
-    table = table.assign(left_us=table["left"].map(latency), right_us=table["right"].map(latency))
-    return table.drop(columns=["left", "right"]).assign(**origin(run))
+    return contrasts.changes(run, contrasts.timed(run), PATH | BESIDE, "step").assign(**origin(run))
 
 
 def path(rows: pd.DataFrame) -> pd.DataFrame:

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from tinygemm.problem import STUDY_SHAPES
+from tinygemm.report.contrasts import compare, geometric_mean, primary_cases, timed_cases
 from tinygemm.report.intervals import sample_matrix
-from tinygemm.report.ratios import GROUP_SIZE, compare, geometric_mean, primary_cases, timed_cases
-from tinygemm.report.tables import BASELINE, SHAPE, problem_of, summarize
+from tinygemm.report.tables import BASELINE, GROUP_SIZE, SHAPE, at_shapes, problem_of, summarize
 from tinygemm.runs import Run, load_run, recorded_runs
 
 BACKENDS = (BASELINE, "int4")
@@ -39,7 +39,7 @@ def errors(run, M: int = 1) -> pd.DataFrame:
              left_id, right_id; no rows for a way that was not timed
     """
     cases = timed_cases(run.cases)
-    shapes = pd.MultiIndex.from_frame(cases[["K", "N"]]).isin(list(STUDY_SHAPES))
+    shapes = at_shapes(cases, STUDY_SHAPES)
     cases = cases[shapes & (cases["M"] == M) & cases["backend"].isin(BACKENDS)]
     cases = cases[cases["group_size"].isin((0, GROUP_SIZE))].assign(problem=problem_of(cases))
     primary = primary_cases(cases)
@@ -47,7 +47,7 @@ def errors(run, M: int = 1) -> pd.DataFrame:
     for way, change in WAYS.items():
         wanted = PRIMARY | change
         mine = cases[(cases[list(wanted)] == pd.Series(wanted)).all(axis=1)]
-        parts.append(compare(mine, primary, run.samples, ["backend", "problem", *SHAPE]).assign(way=way))
+        parts.append(compare(run, mine, primary, ["backend", "problem", *SHAPE]).assign(way=way))
     return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
 
 

@@ -42,19 +42,25 @@ def bootstrap_interval(statistic, *samples: np.ndarray) -> tuple[np.ndarray, np.
     cases, rounds = samples[0].shape
     if rounds < 2 or cases == 0:
         return np.full(cases, np.nan), np.full(cases, np.nan)
-    interval = bootstrap(
-        samples,
-        statistic,
-        n_resamples=RESAMPLES,
-        batch=BATCH,
-        vectorized=True,
-        paired=True,
-        axis=-1,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(SEED),
-    ).confidence_interval
-    return interval.low, interval.high
+    return interval_of(resample(statistic, *samples))
+
+
+def resample(statistic, *samples: np.ndarray, paired: bool = True) -> np.ndarray:
+    """What `statistic` would have been in RESAMPLES other runs, along the last axis.
+
+    samples: one array [..., rounds] per operand, of at least two rounds
+    paired:  draw the same rounds for every operand; else each operand has rounds of its own
+    """
+    result = bootstrap(
+        samples, statistic, n_resamples=RESAMPLES, batch=BATCH, vectorized=True, paired=bool(paired), axis=-1,
+        confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(SEED),
+    )  # fmt: skip
+    return result.bootstrap_distribution
+
+
+def interval_of(resamples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of the 95 % percentile interval of resamples along the last axis."""
+    return tuple(np.quantile(resamples, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2), axis=-1))
 
 
 def sample_matrix(cases: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:

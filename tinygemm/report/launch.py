@@ -7,8 +7,9 @@ import math
 import pandas as pd
 
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES
-from tinygemm.report.ratios import compare, primary_cases, timed_cases, usual
-from tinygemm.report.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, empty_node_us, problem_of
+from tinygemm.report.contrasts import compare, primary_cases, timed_cases
+from tinygemm.report.tables import BASELINE, SHAPE, at_shapes, copy_bandwidth_gb_s, empty_node_us, problem_of, usual
+from tinygemm.report.words import shape_names
 
 SPEEDUP = ["speedup_vs_fp16", "speedup_vs_fp16_low", "speedup_vs_fp16_high"]
 # the four matrix products of a layer of Llama-3-8B, joined as inference engines join them, as (K, N); config.json of
@@ -116,7 +117,7 @@ def overlaps(run, M: int = 1) -> pd.DataFrame:
     parts = []
     for backend, serial in OVERLAPS.items():
         left, right = (cases[cases["backend"] == name] for name in (serial, backend))
-        parts.append(compare(left, right, run.samples, PROBLEM).assign(backend=backend))
+        parts.append(compare(run, left, right, PROBLEM).assign(backend=backend))
     rows = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     return rows.sort_values(["backend", "K", "N"], kind="stable").reset_index(drop=True)
 
@@ -130,9 +131,9 @@ def host_comparison(run, backend: str = "int4", other: str = "aten-int4mm", M: i
     sides = [cases[cases["backend"] == name] for name in (backend, other)]
     shared = sides[0].merge(sides[1], on=PROBLEM)
     if shared.empty:
-        return compare(sides[0].iloc[:0], sides[1].iloc[:0], run.samples, PROBLEM)
+        return compare(run, sides[0].iloc[:0], sides[1].iloc[:0], PROBLEM)
     smallest = shared.loc[(shared["K"] * shared["N"]).idxmin(), "problem"]
-    return compare(*(side[side["problem"] == smallest] for side in sides), run.samples, PROBLEM)
+    return compare(run, *(side[side["problem"] == smallest] for side in sides), PROBLEM)
 
 
 def chain(table: pd.DataFrame, M: int = 1, backends=(BASELINE, "int4-serial", "int4")) -> pd.DataFrame:
@@ -140,7 +141,7 @@ def chain(table: pd.DataFrame, M: int = 1, backends=(BASELINE, "int4-serial", "i
     bytes at copy bandwidth), <backend>_beside_us (the rest of its time), and empty_us, an empty node of a graph."""
     rows = _cold(table)
     rows = rows[(rows["launch"] == "graph") & (rows["M"] == M) & rows["backend"].isin(backends)]
-    rows = rows[pd.MultiIndex.from_frame(rows[["K", "N"]]).isin(list(REPORT_SHAPES))]
+    rows = rows[at_shapes(rows, REPORT_SHAPES)]
     rows = rows.drop_duplicates(["backend", "K", "N"])
     moved = rows["bytes_min"] / (copy_bandwidth_gb_s(table) * 1e3)
     rows = rows.assign(bytes_us=moved, beside_us=rows["latency_us_p50"] - moved)
@@ -148,7 +149,7 @@ def chain(table: pd.DataFrame, M: int = 1, backends=(BASELINE, "int4-serial", "i
     wide.columns = [f"{backend}_{value}" for value, backend in wide.columns]
     names = [f"{backend}_{value}" for backend in backends for value in ("bytes_us", "beside_us")]
     wide = wide.reindex(columns=names).reset_index()
-    shape = wide["K"].astype(str) + "×" + wide["N"].astype(str)
+    shape = shape_names(wide)
     return wide.assign(shape=shape, empty_us=empty_node_us(table))
 
 

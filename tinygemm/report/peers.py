@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from tinygemm.problem import STUDY_SHAPES
+from tinygemm.report.contrasts import compare, geometric_mean, primary_cases
 from tinygemm.report.intervals import sample_matrix
-from tinygemm.report.ratios import GROUP_SIZE, compare, geometric_mean, primary_cases
-from tinygemm.report.tables import SHAPE, problem_of
+from tinygemm.report.tables import GROUP_SIZE, SHAPE, at_shapes, problem_of
 from tinygemm.runs import DATA_ROOT
 
 PEERS = ("aten-int4mm", "gemlite", "marlin")
@@ -32,7 +32,7 @@ def contest(run, quoted: Path | None = QUOTED) -> pd.DataFrame:
     """
     cases = _study(run)
     rows = [
-        compare(_of(cases, name), _of(cases, "int4"), run.samples, PROBLEM).assign(backend=name, kind="measured")
+        compare(run, _of(cases, name), _of(cases, "int4"), PROBLEM).assign(backend=name, kind="measured")
         for name in (*PEERS, CONTEXT)
     ]
     names = {"left_us": "other_us", "right_us": "int4_us"}
@@ -69,14 +69,14 @@ def fraction_of_reads(run, reads: str = OVERLAPPING) -> pd.DataFrame:
     """How much of the speed of reading alone the tuned kernel reaches: problem, M, K, N, value = reads / READS[reads],
     low, high, with left_us (reads) and right_us (kernel); every problem of the run at the group size of the peers."""
     cases = _primary(run)
-    rows = compare(_of(cases, reads), _of(cases, READS[reads]), run.samples, PROBLEM)
+    rows = compare(run, _of(cases, reads), _of(cases, READS[reads]), PROBLEM)
     return rows.sort_values(["M", "K", "N"]).reset_index(drop=True)
 
 
 def sixteen_over_eight(run) -> pd.DataFrame:
     """Latency of `int4` at M = 16 divided by that at M = 8: K, N, value, low, high."""
     int4 = _of(_primary(run), "int4")
-    return compare(int4[int4["M"] == 16], int4[int4["M"] == 8], run.samples, ["K", "N"])
+    return compare(run, int4[int4["M"] == 16], int4[int4["M"] == 8], ["K", "N"])
 
 
 def formats(run) -> pd.DataFrame:
@@ -92,7 +92,7 @@ def formats(run) -> pd.DataFrame:
     int4 = _of(primary, "int4")
     variants |= {name: int4[int4["group_size"] == size] for name, size in of_group.items()}
     moved = pd.concat([base, *variants.values()]).drop_duplicates("case_id").set_index("case_id")["bytes_min"]
-    rows = [compare(cases, base, run.samples, SHAPE).assign(variant=name) for name, cases in variants.items()]
+    rows = [compare(run, cases, base, SHAPE).assign(variant=name) for name, cases in variants.items()]
     rows = pd.concat([part for part in rows if len(part)] or rows[:1], ignore_index=True)
     return rows.assign(bytes_ratio=rows["left_id"].map(moved) / rows["right_id"].map(moved))
 
@@ -101,7 +101,7 @@ def heldout(run) -> pd.DataFrame:
     """Latency of `int4` divided by that of the fastest candidate for the very shape, on shapes kept out of tuning:
     problem, M, K, N, value, low, high."""
     cases = _primary(run)
-    return compare(_of(cases, "int4"), _of(cases, "int4-searched"), run.samples, PROBLEM)
+    return compare(run, _of(cases, "int4"), _of(cases, "int4-searched"), PROBLEM)
 
 
 VARIANTS = {"bfloat16": "int4-bf16", "asymmetric": "int4-asymmetric"}
@@ -116,7 +116,7 @@ def _primary(run) -> pd.DataFrame:
 
 def _study(run) -> pd.DataFrame:
     cases = _primary(run)
-    shapes = pd.MultiIndex.from_frame(cases[["K", "N"]]).isin(list(STUDY_SHAPES))
+    shapes = at_shapes(cases, STUDY_SHAPES)
     return cases[shapes & cases["M"].isin(TOKENS)]
 
 

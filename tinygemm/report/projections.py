@@ -7,7 +7,8 @@ import pandas as pd
 
 from tinygemm.models import MODELS, TENSOR_PARALLEL, possible_degrees, projections
 from tinygemm.problem import GemmProblem
-from tinygemm.report.intervals import interval_table, median, sample_matrix
+from tinygemm.report.contrasts import best_fp16_over
+from tinygemm.report.intervals import interval_table, sample_matrix
 from tinygemm.report.tables import BASELINE, in_mode, problem_of
 
 FP16 = (BASELINE, "fp16-triton")
@@ -56,7 +57,7 @@ def against_best_fp16(run, backend: str = "int4") -> pd.DataFrame:
     pairs[FP16[1]] = pairs[FP16[1]].fillna(pairs[BASELINE])  # a run without our FP16 kernel has one contender
     matrix = sample_matrix(cases, run.samples)
     operands = [*FP16, backend]
-    result = interval_table(pairs, matrix, _best_over, operands)
+    result = interval_table(pairs, matrix, best_fp16_over, operands)
     medians = matrix.median(axis=1)
     times = [result[name].map(medians) for name in operands]
     shape = cases.loc[cases["backend"] == backend, ["problem", *PROBLEM]]
@@ -81,10 +82,6 @@ def distinct(table: pd.DataFrame) -> pd.DataFrame:
 def geometric_mean(ratios: pd.Series) -> float:
     """NaN without values."""
     return float(np.exp(np.log(ratios.astype(float)).mean()))
-
-
-def _best_over(cublas: np.ndarray, triton: np.ndarray, int4: np.ndarray, axis: int = -1) -> np.ndarray:
-    return np.minimum(median(cublas, axis), median(triton, axis)) / median(int4, axis)
 
 
 def _problem(M: int, K: int, N: int, group_size: float) -> str:

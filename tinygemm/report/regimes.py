@@ -8,7 +8,7 @@ import pandas as pd
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import contrasts
 from tinygemm.report.intervals import median
-from tinygemm.report.tables import BASELINE, in_mode, origin
+from tinygemm.report.tables import BASELINE, at_shapes, in_mode, origin
 
 KERNELS = ("int4-static", "int4")
 AGAINST = ("cuBLAS", "best FP16")  # the faster of cuBLAS and our FP16 twin
@@ -76,7 +76,7 @@ def by_tokens(table: pd.DataFrame, shapes=STUDY_SHAPES) -> pd.DataFrame:
     returns: its rows of CONTENDERS, in a graph with a cold L2
     """
     rows = table[(table["status"] == "ok") & in_mode(table)]
-    rows = rows[rows["backend"].isin(CONTENDERS) & pd.MultiIndex.from_frame(rows[["K", "N"]]).isin(list(shapes))]
+    rows = rows[rows["backend"].isin(CONTENDERS) & at_shapes(rows, shapes)]
     fused = rows.loc[rows["backend"] == "int4-fused", "problem"]
     rows = rows[rows["problem"].isin(fused)].drop_duplicates(["backend", "M", "K", "N"])
     return rows.sort_values(["K", "N", "M"])
@@ -107,7 +107,7 @@ def selection(run, shapes=STUDY_SHAPES) -> pd.DataFrame:
     """
     ends = {"fused": ("int4-fused", "graph"), "dequant": ("dequant-fp16", "graph"), "int4": ("int4", "graph")}
     rows = contrasts.pairs(contrasts.timed(run), ends)
-    rows = rows[pd.MultiIndex.from_frame(rows[["K", "N"]]).isin(list(shapes))]
+    rows = rows[at_shapes(rows, shapes)]
     return contrasts.contrast(run, rows, list(ends), selected_over_better).drop(columns=list(ends))
 
 

@@ -66,7 +66,7 @@ NAMES = {
     "int4-no-split": "INT4, K not split",
     "int4-more-split": "INT4, K split twice as often",
     "int4-load-only-serial": "INT4, reads only, no overlap",
-    "int4-step-naive": "INT4, tensor cores, K split",
+    "int4-step-naive": "INT4, K split, flat loads",
     "int4-step-lop3": "… and lop3 dequantisation",
     "int4-step-early": "… and an early start",
     "int4-bf16": "INT4, bfloat16 activations",

@@ -17,6 +17,7 @@ IDEALS = ("copy", "empty-node")
 NO_PRODUCT = (*IDEALS, "dequant-only")  # timed beside the products, never compared with them
 GROUP = ["problem", "launch", "l2_state", "operands"]  # contenders of one group were timed in the same rounds
 SHAPE = ["M", "K", "N"]
+GROUP_SIZE = 128  # of the decode cases; other sizes are a suite of their own
 LATENCY = ["latency_us_p50", "latency_us_low", "latency_us_high"]
 
 
@@ -74,6 +75,18 @@ def primary(table: pd.DataFrame) -> pd.DataFrame:
     usual = size == (size.mode().iloc[0] if size.notna().any() else None)
     several = rows[["backend", *SHAPE]].assign(size=size).groupby(["backend", *SHAPE])["size"].transform("nunique") > 1
     return rows[usual | ~several]
+
+
+def usual(table: pd.DataFrame) -> pd.DataFrame:
+    """The timed rows on random data, with a scale per 128 weights where they are quantised: one per contender, problem
+    and mode, so that a table by K, N and M has one number in each place."""
+    ok = (table["status"] == "ok") & (table["operands"] == "random")
+    return table[ok & table["group_size"].isin((0, GROUP_SIZE))]
+
+
+def at_shapes(table: pd.DataFrame, shapes) -> np.ndarray:
+    """Which rows are of one of these (K, N)."""
+    return pd.MultiIndex.from_frame(table[["K", "N"]]).isin(list(shapes))
 
 
 def in_mode(table: pd.DataFrame, launch: str = "graph", l2_state: str = "cold") -> pd.Series:

@@ -18,6 +18,7 @@ from tinygemm.report.figures.predict import (
 )
 from tinygemm.report.figures.regimes import crossover, speedup_map
 from tinygemm.report.figures.speed import bandwidth_vs_n, decode_latency, frac_of_floor, headline, speedup_vs_n
+from tinygemm.report.figures.steps import ladder
 from tinygemm.report.style import save
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "headline",
     "host_floor",
     "instruction_mix",
+    "ladder",
     "launch_cost",
     "launch_gain",
     "limits",

@@ -64,12 +64,7 @@ def roofline(table: pd.DataFrame, shape=WIDE, backends=(BASELINE, "int4")) -> Fi
     _along_roof(ax, 0.5 * ridge, copy, f"copy bandwidth: {copy / 1e3:.2f} TB/s (measured)")
     for backend in backends:
         mine = rows[rows["backend"] == backend]
-        ends = {end: mine["flops"] / mine[f"latency_us_{end}"] / 1e6 for end in ("low", "high")}
-        interval = [mine["tflop_s"] - ends["high"], ends["low"] - mine["tflop_s"]]  # a longer time is a lower rate
-        ax.errorbar(
-            mine["intensity"], mine["tflop_s"], np.nan_to_num(np.clip(interval, 0, None)), color=style.colour(backend),
-            marker=style.marker(backend), ms=8, mec="white", lw=1.2, elinewidth=1, zorder=3,
-        )  # fmt: skip
+        rates(ax, mine, backend, ms=8, lw=1.2)
         # both ends of the lowest curve, which has room; the points of the others follow in the same order
         for _, row in mine.iloc[[0, -1] if backend == backends[-1] else [0]].iterrows():
             place = {"xytext": (8, -3), "textcoords": "offset points", "size": 9, "va": "top"}
@@ -77,6 +72,20 @@ def roofline(table: pd.DataFrame, shape=WIDE, backends=(BASELINE, "int4")) -> Fi
             text.set(color=style.colour(backend), path_effects=style.HALO)
     ax.set(xlabel="arithmetic intensity (FLOP per byte that must move)", ylabel="arithmetic rate (TFLOP/s)")
     return fig
+
+
+def rates(ax: Axes, rows: pd.DataFrame, backend: str, **look) -> None:
+    """The rate of one backend against its intensity, with intervals.
+
+    rows: with tflop_s, intensity, flops, latency_us_low and _high
+    look: of ax.errorbar
+    """
+    ends = {end: rows["flops"] / rows[f"latency_us_{end}"] / 1e6 for end in ("low", "high")}
+    interval = [rows["tflop_s"] - ends["high"], ends["low"] - rows["tflop_s"]]  # a longer time is a lower rate
+    ax.errorbar(
+        rows["intensity"], rows["tflop_s"], np.nan_to_num(np.clip(interval, 0, None)), color=style.colour(backend),
+        marker=style.marker(backend), mec="white", elinewidth=1, zorder=3, **look,
+    )  # fmt: skip
 
 
 def _along_roof(ax: Axes, x: float, copy_gb_s: float, text: str) -> None:

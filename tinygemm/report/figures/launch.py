@@ -9,8 +9,7 @@ from matplotlib.lines import Line2D
 
 from tinygemm.report import style
 from tinygemm.report.launch import gains
-from tinygemm.report.ratios import usual
-from tinygemm.report.tables import BASELINE, LATENCY
+from tinygemm.report.tables import BASELINE, LATENCY, usual
 
 LOST = "#C5221F"
 HOST_LINES = (BASELINE, "aten-int4mm", "int4")

@@ -13,9 +13,9 @@ from matplotlib.patches import Patch
 from tinygemm.hardware import GPUS, gpu_key
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import style
+from tinygemm.report.figures.causes import rates
 from tinygemm.report.limiters import BOUND, NOT_A_STALL, STALLS
-from tinygemm.report.ratios import usual
-from tinygemm.report.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, primary
+from tinygemm.report.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, primary, usual
 
 READINGS = {
     "dram": "DRAM",
@@ -182,7 +182,9 @@ def roofline_regimes(table: pd.DataFrame, shapes=STUDY_SHAPES, backends=(BASELIN
         ax.plot([0.6, ridge], [0.6 * copy / 1e3, peak], color=style.IDEAL, lw=1.4, zorder=1)
         if spec:
             ax.plot([ridge, 6 * ridge], [peak, peak], color=style.IDEAL, lw=1.4, zorder=1)
-        _curves(ax, rows[(rows["K"] == shape[0]) & (rows["N"] == shape[1])], shown)
+        mine = rows[(rows["K"] == shape[0]) & (rows["N"] == shape[1])]
+        for backend in shown:
+            rates(ax, mine[mine["backend"] == backend], backend, ms=6, lw=1.3)
         regime = f"{REGIMES[STUDY_SHAPES.index(shape)]}: " if shape in STUDY_SHAPES else ""
         ax.set_title(f"{regime}{style.shape_name(shape)}", loc="left", size=10.5, weight="bold", pad=4)
     for ax in axes[:, 0]:
@@ -190,17 +192,6 @@ def roofline_regimes(table: pd.DataFrame, shapes=STUDY_SHAPES, backends=(BASELIN
     for ax in axes[-1]:
         ax.set_xlabel("FLOP per byte")
     return fig
-
-
-def _curves(ax: Axes, rows: pd.DataFrame, backends: list[str]) -> None:
-    for backend in backends:
-        mine = rows[rows["backend"] == backend]
-        ends = {end: mine["flops"] / mine[f"latency_us_{end}"] / 1e6 for end in ("low", "high")}
-        interval = [mine["tflop_s"] - ends["high"], ends["low"] - mine["tflop_s"]]  # a longer time is a lower rate
-        ax.errorbar(
-            mine["intensity"], mine["tflop_s"], np.nan_to_num(np.clip(interval, 0, None)), color=style.colour(backend),
-            marker=style.marker(backend), ms=6, mec="white", lw=1.3, elinewidth=1, zorder=3,
-        )  # fmt: skip
 
 
 def _stack(title, where, rows, parts: pd.DataFrame, colours: dict, label: str, marks=()) -> Figure:

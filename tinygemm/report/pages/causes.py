@@ -8,6 +8,7 @@ from IPython.display import Markdown
 from tinygemm.report import causes
 from tinygemm.report.causes import CAUSES, LEFTOVERS, REGIMES
 from tinygemm.report.pages.shared import badge
+from tinygemm.report.words import shape_names
 
 SPLITS = {"int4-no-split": "one warp", "int4": "as selected", "int4-more-split": "twice the programs"}
 
@@ -34,7 +35,7 @@ def savings(removals: pd.DataFrame) -> pd.DataFrame:
     cells = [f"{row.value:.0%} ({row.low:.0%} to {row.high:.0%})" for row in rows.itertuples()]
     wide = rows.assign(cell=cells).pivot(index=["K", "N", "problem"], columns="removal", values="cell")
     wide = wide.reindex(columns=[*CAUSES, *LEFTOVERS]).reset_index().sort_values(["K", "N"]).rename_axis(columns=None)
-    return wide.assign(shape=wide["K"].astype(str) + "×" + wide["N"].astype(str))
+    return wide.assign(shape=shape_names(wide))
 
 
 def saving_columns() -> dict[str, tuple[str, str]]:
@@ -71,6 +72,5 @@ def splits(run) -> pd.DataFrame:
     table = table[table["backend"].isin(SPLITS) & pd.MultiIndex.from_frame(table[["K", "N"]]).isin(REGIMES.values())]
     both = table.groupby("problem")["backend"].transform("nunique") > 1
     table = table[both].sort_values(["K", "N", "weights_per_warp"], ascending=[True, True, False])
-    shape = table["K"].astype(str) + "×" + table["N"].astype(str)
     k_per_warp = table["k_per_program"] / table["num_warps"]
-    return table.assign(shape=shape, split=table["backend"].map(SPLITS), k_per_warp=k_per_warp)
+    return table.assign(shape=shape_names(table), split=table["backend"].map(SPLITS), k_per_warp=k_per_warp)

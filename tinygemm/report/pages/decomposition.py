@@ -7,6 +7,7 @@ from IPython.display import Markdown
 
 from tinygemm.report import decomposition
 from tinygemm.report.pages.shared import lacks
+from tinygemm.report.words import shape_names
 
 FACTORS = {
     "launch": "launch",
@@ -38,7 +39,7 @@ def factors(steps: pd.DataFrame, columns: dict[str, str] = FACTORS) -> pd.DataFr
     cells = [f"{row.value:.2f} ({row.low:.2f}–{row.high:.2f})" for row in rows.itertuples()]
     wide = rows.assign(cell=cells).pivot(index=["problem", "K", "N", "M"], columns="step", values="cell")
     wide = wide.reindex(columns=list(columns)).reset_index().sort_values(["K", "N", "M"]).rename_axis(columns=None)
-    return wide.assign(shape=wide["K"].astype(str) + "×" + wide["N"].astype(str))
+    return wide.assign(shape=shape_names(wide))
 
 
 def factor_columns(columns: dict[str, str] = FACTORS) -> dict[str, tuple[str, str]]:

@@ -8,6 +8,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from tinygemm.report import evidence, style
+from tinygemm.report.words import interval_texts, shape_names
 
 ERRORS = {
     "way": ("Timed so", ""),
@@ -42,9 +43,8 @@ CHANGED = {
 
 def errors(rows: pd.DataFrame) -> pd.DataFrame:
     """evidence.errors with names, shapes and intervals in words."""
-    shape = rows["K"].astype(str) + "×" + rows["N"].astype(str)
-    interval = [f"{low:.3f} to {high:.3f}" for low, high in zip(rows["low"], rows["high"], strict=True)]
-    return rows.assign(name=rows["backend"].map(style.name), shape=shape, interval=interval)
+    name, shape = rows["backend"].map(style.name), shape_names(rows)
+    return rows.assign(name=name, shape=shape, interval=interval_texts(rows, ".3f"))
 
 
 def repeats(run, within: pd.DataFrame, older: list, between: list[pd.DataFrame]) -> pd.DataFrame:

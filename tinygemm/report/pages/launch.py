@@ -8,6 +8,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from tinygemm.report import launch, style
+from tinygemm.report.words import interval_texts, shape_names
 
 STEP = {
     "projection": ("Projection", ""),
@@ -75,16 +76,15 @@ def host_bound(table: pd.DataFrame, K: int = 4096) -> Markdown:
 def host(table: pd.DataFrame) -> pd.DataFrame:
     """launch.host_costs with names, cheapest first."""
     rows = launch.host_costs(table).sort_values("host_us")
-    interval = [f"{low:.1f} to {high:.1f}" for low, high in zip(rows["host_us_low"], rows["host_us_high"], strict=True)]
+    interval = interval_texts(rows, ".1f", ("host_us_low", "host_us_high"))
     return rows.assign(name=rows["backend"].map(style.name), interval=interval)
 
 
 def overlaps(run) -> pd.DataFrame:
     """launch.overlaps with names and shapes."""
     rows = launch.overlaps(run)
-    shape = rows["K"].astype(str) + "×" + rows["N"].astype(str)
-    interval = [f"{low:.2f} to {high:.2f}" for low, high in zip(rows["low"], rows["high"], strict=True)]
-    return rows.assign(name=rows["backend"].map(style.name), shape=shape, interval=interval)
+    shape = shape_names(rows)
+    return rows.assign(name=rows["backend"].map(style.name), shape=shape, interval=interval_texts(rows))
 
 
 def token(step: pd.DataFrame) -> Markdown:

@@ -7,6 +7,7 @@ from IPython.display import Markdown
 
 from tinygemm.report import style
 from tinygemm.report.limiters import BOUND, FEW_WARPS, MARGIN, PASSED_ON
+from tinygemm.report.words import shape_names
 
 COUNTERS = {
     "name": ("Kernel", ""),
@@ -50,7 +51,7 @@ def rule() -> Markdown:
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
     """limiters.with_static(readings) with name, shape, limit (with its question mark) and agreement in words."""
-    shape = rows["K"].astype(str) + "×" + rows["N"].astype(str)
+    shape = shape_names(rows)
     mark = rows["sure"].map({True: "", False: " (?)"})
     words = rows["agrees"].map({True: "yes", False: "no"}).fillna("–")
     return rows.assign(name=rows["backend"].map(style.name), shape=shape, limit=rows["limiter"] + mark, agreement=words)

@@ -12,6 +12,7 @@ from tinygemm.report.costmodel import PREDICTED, CostModel
 from tinygemm.report.pages.predict import no_model
 from tinygemm.report.pages.shared import table
 from tinygemm.report.projections import NOT_QUANTISABLE, NOT_TIMED, SLOWER, TIE
+from tinygemm.report.words import shape_names
 
 ADVICE = {
     "layer": ("projection", ""),
@@ -52,7 +53,7 @@ def every_case(cases: pd.DataFrame) -> Markdown:
     order = cases[keys].drop_duplicates()
     wide = cases.pivot(index=keys, columns="M", values="cell").reset_index()
     wide = order.merge(wide, on=keys, validate="one_to_one")
-    wide = wide.assign(shape=wide["K"].astype(str) + "×" + wide["N"].astype(str))
+    wide = wide.assign(shape=shape_names(wide))
     tokens = sorted(set(cases["M"]))
     columns = {"model": ("model", ""), "tp": ("GPUs", ""), "layer": ("projection", ""), "shape": ("K×N", "")}
     columns |= {M: (f"M = {M}", "") for M in tokens}

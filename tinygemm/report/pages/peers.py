@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from tinygemm.report import peers, style
+from tinygemm.report.words import interval_texts, shape_names
 
 
 def contest(rows: pd.DataFrame) -> pd.DataFrame:
@@ -15,9 +16,9 @@ def contest(rows: pd.DataFrame) -> pd.DataFrame:
     texts = rows.assign(text=[_time(row) for _, row in rows.iterrows()])
     wide = texts.pivot(index="problem", columns="backend", values="text").reindex(best["problem"])
     result = best.assign(
-        shape=[style.shape_name(shape) for shape in zip(best["K"], best["N"], strict=True)],
+        shape=shape_names(best),
         best=best["backend"].map(style.name),
-        interval=[_interval(row) for _, row in best.iterrows()],
+        interval=interval_texts(best),
     )
     return result.assign(**{name: wide[name].fillna("–").to_numpy() for name in others})
 
@@ -37,19 +38,14 @@ def reads(run) -> pd.DataFrame:
         rows = peers.fraction_of_reads(run, backend).set_index(["M", "K", "N"])
         parts.append(rows[["left_us", "right_us", "value"]].add_prefix(f"{name}_"))
     both = pd.concat(parts, axis=1).sort_index().reset_index()
-    shape = both["K"].astype(str) + "×" + both["N"].astype(str)
-    return both.assign(shape=shape)
+    return both.assign(shape=shape_names(both))
 
 
 def ratio_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of a comparison with their shape, and their interval in words."""
-    shape = rows["K"].astype(str) + "×" + rows["N"].astype(str)
-    return rows.assign(shape=shape, interval=[_interval(row) for _, row in rows.iterrows()])
+    shape = shape_names(rows)
+    return rows.assign(shape=shape, interval=interval_texts(rows))
 
 
 def _time(row: pd.Series) -> str:
     return f"{row['other_us']:.2f}" if row["kind"] == "measured" else f"*{row['other_us']:.2f}* (quoted)"
-
-
-def _interval(row: pd.Series) -> str:
-    return "–" if pd.isna(row["low"]) else f"{row['low']:.2f} to {row['high']:.2f}"

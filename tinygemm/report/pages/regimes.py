@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from tinygemm.report import regimes
+from tinygemm.report.words import shape_names
 
 
 def has_map(rows: pd.DataFrame, m_list=(1, 8)) -> bool:
@@ -34,7 +35,7 @@ def points(rows: pd.DataFrame, M: int) -> pd.DataFrame:
     at = at.assign(cell=cells, column=at["kernel"] + " " + at["against"])
     wide = at.pivot(index=["K", "N"], columns="column", values="cell").reset_index().rename_axis(columns=None)
     wide = wide.reindex(columns=["K", "N", *(f"{k} {a}" for k in regimes.KERNELS for a in regimes.AGAINST)])
-    return wide.assign(shape=wide["K"].astype(str) + "×" + wide["N"].astype(str))
+    return wide.assign(shape=shape_names(wide))
 
 
 def point_columns() -> dict[str, tuple[str, str]]:
@@ -58,4 +59,4 @@ def crossings(rows: pd.DataFrame) -> pd.DataFrame:
         column: found[f"m_{column}"].map("M ≈ {:.0f}".format).where(found[f"m_{column}"].notna(), none)
         for column in ("fp16", "dequant")
     }
-    return found.assign(shape=found["K"].astype(str) + "×" + found["N"].astype(str), **words)
+    return found.assign(shape=shape_names(found), **words)

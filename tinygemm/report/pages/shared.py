@@ -12,6 +12,7 @@ from tinygemm.problem import LAYER_OF_SHAPE, STUDY_SHAPES
 from tinygemm.report import style, tables
 from tinygemm.report.tables import BASELINE
 from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED, Verdict
+from tinygemm.report.words import shape_names
 
 BADGE = {HOLDS: "bdg-success", FAILS: "bdg-danger", UNDECIDED: "bdg-warning"}
 NARROW, WIDE = STUDY_SHAPES[0], STUDY_SHAPES[2]
@@ -33,7 +34,7 @@ WHAT = {
     "int4-searched": "the fastest of the tuning candidates for this very shape",
     "int4-bf16": "the tuned kernel with bfloat16 activations",
     "int4-asymmetric": "the tuned kernel with a zero point for every group",
-    "int4-step-naive": "K split over warps and programs, tensor cores, dequantised by shift, mask and convert",
+    "int4-step-naive": "K split over warps and programs, words loaded as tensor-core operands, naive dequantisation",
     "int4-step-lop3": "the same, dequantised by lop3",
     "int4-step-early": "the same, weights requested before the kernel before it has finished",
     "int4-load-only": "reads the INT4 bytes, computes nothing",
@@ -242,9 +243,9 @@ def token_counts(table: pd.DataFrame) -> list[int]:
 def by_tokens(table: pd.DataFrame, backend: str = "int4") -> pd.DataFrame:
     """Speedup over FP16, one row per projection of the earlier study and one column per M: shape, M1, M2, ..."""
     rows = tables.primary(table)
-    rows = rows[(rows["backend"] == backend) & pd.MultiIndex.from_frame(rows[["K", "N"]]).isin(list(STUDY_SHAPES))]
+    rows = rows[(rows["backend"] == backend) & tables.at_shapes(rows, STUDY_SHAPES)]
     wide = rows.pivot(index=["K", "N"], columns="M", values="speedup_vs_fp16").add_prefix("M").reset_index()
-    return wide.assign(shape=wide["K"].astype(str) + "×" + wide["N"].astype(str)).rename_axis(columns=None)
+    return wide.assign(shape=shape_names(wide)).rename_axis(columns=None)
 
 
 def no_counters() -> Markdown:
@@ -284,7 +285,7 @@ def twins(table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
         index=pd.MultiIndex.from_tuples(STUDY_SHAPES, names=["K", "N"]), columns=names
     )
     wide = wide.reset_index().rename_axis(columns=None)
-    shape = wide["K"].astype(str) + "×" + wide["N"].astype(str)
+    shape = shape_names(wide)
     return wide.assign(shape=shape, dequant_share=1 - wide["int4-no-dequant"] / wide["int4"])
 
 

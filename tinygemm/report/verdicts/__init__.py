@@ -19,6 +19,7 @@ from tinygemm.report.verdicts.limiters import of_limiters
 from tinygemm.report.verdicts.literature import at_least_published
 from tinygemm.report.verdicts.models import never_slower
 from tinygemm.report.verdicts.peers import of_peers
+from tinygemm.report.verdicts.steps import of_steps
 
 __all__ = [
     "FAILS",
@@ -34,6 +35,7 @@ __all__ = [
     "of_limiters",
     "of_peers",
     "of_run",
+    "of_steps",
     "regimes",
 ]
 

@@ -27,6 +27,11 @@ def case_name(row) -> str:
     return f"{int(row['K'])}×{int(row['N'])}, M = {int(row['M'])}"
 
 
+def named(rows: pd.DataFrame) -> pd.DataFrame:
+    """Add the name of each case."""
+    return rows.assign(name=[case_name(row) for _, row in rows.iterrows()])
+
+
 def listed(names: list[str]) -> str:
     """The first few names, and how many more there are."""
     more = len(names) - NAMED

@@ -6,6 +6,7 @@ import pandas as pd
 
 from tinygemm.problem import REPORT_SHAPES
 from tinygemm.report import decomposition
+from tinygemm.report.tables import at_shapes
 from tinygemm.report.verdicts.claim import UNDECIDED, Verdict, for_all, shape_name
 from tinygemm.report.verdicts.findings import NARROW_N_PER_K, WIDE_N_PER_K
 
@@ -15,7 +16,7 @@ MOST = 1 / 2  # of the logarithm of the speedup: the larger of two factors
 def of_run(run, M: int = 1) -> dict[str, Verdict]:
     """kernel_narrow and bits_wide at one M, judged at the report's projections, or at all of a run without them."""
     shares = decomposition.shares(run, M)
-    projections = pd.MultiIndex.from_frame(shares[["K", "N"]]).isin(list(REPORT_SHAPES))
+    projections = at_shapes(shares, REPORT_SHAPES)
     shares = shares[projections] if projections.any() else shares
     return {"kernel_narrow": kernel_makes_narrow(shares, M), "bits_wide": bits_make_wide(shares, M)}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from tinygemm.report import launch
-from tinygemm.report.verdicts.bounds import at_least, at_most, case_name, listed
+from tinygemm.report.verdicts.bounds import at_least, at_most, listed, named
 from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED, Verdict, for_all, shape_name
 
 
@@ -56,7 +56,7 @@ def host_costs_no_more(rows: pd.DataFrame) -> Verdict:
     """
     claim = "An eager call of the tuned kernel costs the host no more than one of PyTorch's INT4 kernel"
     missing = "This run did not time `int4` and `aten-int4mm` from Python."
-    verdict = at_most(claim, _named(rows), 1.0, missing)
+    verdict = at_most(claim, named(rows), 1.0, missing)
     if rows.empty:
         return verdict
     row = rows.iloc[0]
@@ -78,12 +78,8 @@ def overlap_gains(rows: pd.DataFrame, backend: str = "int4") -> Verdict:
     """
     claim = "Starting a call before the one before has finished makes the tuned kernel faster at every shape, M = 1"
     mine = rows[rows["backend"] == backend] if len(rows) else rows
-    return at_least(claim, _named(mine), 1.0, "This run did not time `int4-serial`.")
+    return at_least(claim, named(mine), 1.0, "This run did not time `int4-serial`.")
 
 
 def _both(row: pd.Series) -> str:
     return f"{shape_name(row)} ({row['eager']:.2f}× from Python, {row['graph']:.2f}× in a graph)"
-
-
-def _named(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.assign(name=[case_name(row) for _, row in rows.iterrows()])

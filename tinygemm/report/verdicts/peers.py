@@ -6,7 +6,7 @@ import pandas as pd
 
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import peers
-from tinygemm.report.verdicts.bounds import at_least, at_most, case_name, listed
+from tinygemm.report.verdicts.bounds import at_least, at_most, case_name, listed, named
 from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED, Verdict
 
 MEAN_OVER_PEERS, LEAST_OVER_PEERS = 1.6, 1.25
@@ -20,7 +20,7 @@ MOST_OVER_SEARCHED = 1.10
 def of_peers(run) -> dict[str, Verdict]:
     """Every verdict of the chapter: peers, reads_1, reads_8, reads_serial_1, reads_serial_8, sixteen, bfloat16,
     asymmetric, groups, heldout."""
-    formats = _named(peers.formats(run))
+    formats = named(peers.formats(run))
     found = {"peers": faster_than_peers(run, peers.contest(run))}
     for M in LEAST_OF_READS:
         found |= {f"reads_{M}": close_to_reads(run, M), f"reads_serial_{M}": close_to_reads(run, M, peers.SERIAL)}
@@ -42,7 +42,7 @@ def faster_than_peers(run, rows: pd.DataFrame) -> Verdict:
     if best.empty:
         return Verdict(claim, UNDECIDED, "This run timed no other INT4 kernel.", {})
     mean = peers.mean_over_peers(run, best)
-    least = at_least(claim, _named(best), LEAST_OVER_PEERS, "")
+    least = at_least(claim, named(best), LEAST_OVER_PEERS, "")
     cases = len(STUDY_SHAPES) * len(peers.TOKENS)
     timed = rows["backend"].value_counts()
     absent = [f"{peer} ({timed.get(peer, 0)})" for peer in peers.PEERS if timed.get(peer, 0) < cases]
@@ -81,7 +81,7 @@ def close_to_reads(run, M: int = 1, reads: str = peers.OVERLAPPING) -> Verdict:
     rows = peers.fraction_of_reads(run, reads)
     return at_least(
         claim,
-        _named(rows[rows["M"] == M]),
+        named(rows[rows["M"] == M]),
         bound,
         f"This run did not time `{reads}` and `{peers.READS[reads]}` at M = {M}.",
     )
@@ -118,8 +118,4 @@ def rule_serves_other_shapes(run) -> Verdict:
     """On shapes kept out of tuning, the config that the library selects is within 10 % of the best candidate."""
     claim = "On shapes kept out of tuning, a call takes at most "
     claim += f"{MOST_OVER_SEARCHED:g} times as long as with the best config"
-    return at_most(claim, _named(peers.heldout(run)), MOST_OVER_SEARCHED, "This run has no shapes kept out of tuning.")
-
-
-def _named(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.assign(name=[case_name(row) for _, row in rows.iterrows()])
+    return at_most(claim, named(peers.heldout(run)), MOST_OVER_SEARCHED, "This run has no shapes kept out of tuning.")

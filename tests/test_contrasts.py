@@ -6,8 +6,8 @@ import synthetic
 from derived import also, primary
 
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
+from tinygemm.report.contrasts import compare, geometric_mean, primary_cases, timed_cases
 from tinygemm.report.intervals import sample_matrix
-from tinygemm.report.ratios import compare, geometric_mean, primary_cases, timed_cases
 from tinygemm.report.tables import problem_of
 
 MODES = (("graph", "cold"), ("eager", "cold"))
@@ -25,7 +25,7 @@ def sides(run, left, right):
 
 
 def test_the_planted_ratio_lies_in_its_interval(run):
-    rows = compare(*sides(run, "fp16-cublas", "int4"), run.samples, ["problem", "M", "K", "N"])
+    rows = compare(run, *sides(run, "fp16-cublas", "int4"), ["problem", "M", "K", "N"])
     assert len(rows) == 2 * len(STUDY_SHAPES)
     truth = synthetic.Truth()
     for _, row in rows.iterrows():
@@ -38,23 +38,23 @@ def test_the_planted_ratio_lies_in_its_interval(run):
 
 def test_what_a_whole_round_shares_cancels_only_within_a_group(run):
     """The drift of a round is several times the noise: drawn apart, it widens the interval."""
-    together = compare(*sides(run, "fp16-cublas", "int4"), run.samples, ["problem"])
+    together = compare(run, *sides(run, "fp16-cublas", "int4"), ["problem"])
     cases = timed_cases(run.cases)
     int4 = cases[(cases["backend"] == "int4") & (cases["launch"] == "graph")]
-    other_rounds = compare(int4[int4["M"] == 8], int4[int4["M"] == 1], run.samples, ["K", "N"])
+    other_rounds = compare(run, int4[int4["M"] == 8], int4[int4["M"] == 1], ["K", "N"])
     widths = [((rows["high"] - rows["low"]) / rows["value"]).median() for rows in (together, other_rounds)]
     assert widths[1] > 1.5 * widths[0]
 
 
 def test_cases_with_different_numbers_of_samples_are_compared(run):
     fewer = also(run, primary(run, "int4"), factor=2, keep=7, backend="int4-searched")
-    rows = compare(*sides(fewer, "int4-searched", "int4"), fewer.samples, ["problem"])
+    rows = compare(fewer, *sides(fewer, "int4-searched", "int4"), ["problem"])
     np.testing.assert_allclose(rows["value"], 2, rtol=0.06)
     assert rows[["low", "high"]].notna().all(axis=None)
 
 
 def test_the_geometric_mean_is_that_of_the_ratios_and_surer_than_each(run):
-    pairs = compare(*sides(run, "fp16-cublas", "int4"), run.samples, ["problem"])
+    pairs = compare(run, *sides(run, "fp16-cublas", "int4"), ["problem"])
     matrix = sample_matrix(run.cases[run.cases["case_id"].isin({*pairs["left_id"], *pairs["right_id"]})], run.samples)
     mean = geometric_mean(pairs, matrix)
     assert mean["value"] == pytest.approx(np.exp(np.log(pairs["value"]).mean()))
@@ -65,12 +65,12 @@ def test_the_geometric_mean_is_that_of_the_ratios_and_surer_than_each(run):
 def test_a_case_that_stands_twice_in_its_place_is_refused(run):
     left, right = sides(run, "fp16-cublas", "int4")
     with pytest.raises(ValueError, match="merge"):
-        compare(left, right, run.samples, ["K", "N"])
+        compare(run, left, right, ["K", "N"])
 
 
 def test_nothing_in_common_is_an_empty_table(run):
     left, right = sides(run, "fp16-cublas", "int4")
-    rows = compare(left[left["M"] == 1], right[right["M"] == 8], run.samples, ["problem"])
+    rows = compare(run, left[left["M"] == 1], right[right["M"] == 8], ["problem"])
     assert rows.empty
     assert {"value", "low", "high", "left_us"} <= set(rows.columns)
     assert np.isnan(geometric_mean(rows, run.samples)["value"])
