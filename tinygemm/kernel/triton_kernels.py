@@ -315,12 +315,6 @@ def add_warps(acc, address, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, WARPS_
 
 
 @triton.jit
-def load_inside(ptrs, mask, EVEN: tl.constexpr):
-    """Load, with zeros outside `mask`; where EVEN promises that nothing lies outside, no mask is computed."""
-    return tl.load(ptrs) if EVEN else tl.load(ptrs, mask=mask, other=0)
-
-
-@triton.jit
 def load_step(ptrs, kb, last, row, rows, k, K, ALL_ROWS: tl.constexpr, ALL_K: tl.constexpr):
     """Load what step `kb` reads; zeros past the end of the share, past `rows` and past K. k counts from the step."""
     mask = kb < last
