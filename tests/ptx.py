@@ -66,7 +66,9 @@ class SharedMemory:
         return start[:, None] + np.arange(size)
 
     def copy(self, addresses: np.ndarray, pointers: np.ndarray, sizes: np.ndarray, width: int) -> None:
-        """Start copies of `width` bytes; entries of size 0 write zeros."""
+        """Start copies of `width` bytes; entries of size 0 write zeros. No two of them may write one place."""
+        if np.unique(addresses).size < addresses.size:
+            raise PtxError("two lanes copy to one place, which of them last is left to chance")
         if not np.isin(sizes, (0, width)).all() or (pointers[sizes > 0] % width).any():
             raise PtxError(f"a copy of {width} bytes takes sizes 0 and {width} and aligned pointers")
         if self.check:
@@ -185,6 +187,7 @@ class _Machine:
         self.size = size
         self.widths: dict[str, int] = {}
         self.bits: dict[str, np.ndarray] = {}
+        self.predicates: dict[str, np.ndarray] = {}
 
     def declare(self, name: str, kind: str) -> None:
         self.widths[name] = WIDTHS[kind]
@@ -217,14 +220,22 @@ class _Machine:
             raise PtxError(f"`{statement}`: {error}") from None
 
     def _run(self, statement: str) -> None:
-        name, _, rest = statement.partition(" ")
+        guard, _, guarded = statement.partition(" ") if statement.startswith("@") else ("", "", statement)
+        name, _, rest = guarded.partition(" ")
+        if guard and not name.startswith("cp.async.c"):
+            raise PtxError("only copies are emulated under a predicate")
         operands = [operand.strip() for operand in re.split(r",(?![^{]*\})", rest)]
         if name == ".reg":
             self._declare_registers(rest)
         elif name == ".shared":
             self._declare_shared(rest)
         elif name.startswith(("cp.async.", "ld.shared.", "st.shared.", "bar.warp.sync")):
-            self._access_shared(name, operands)
+            self._access_shared(name, operands, self.predicates[guard[1:]] if guard else slice(None))
+        elif name == "setp.ne.s32":
+            target, left, right = operands
+            if target not in self.predicates:
+                raise PtxError(f"predicate {target} is not declared")
+            self.predicates[target] = self.read(left, "s32") != self.read(right, "s32")
         elif name == "prefetch.global.L2":  # there are no caches here
             self._address(operands[0], "b64")
         elif name.startswith("griddepcontrol."):
@@ -245,6 +256,9 @@ class _Machine:
 
     def _declare_registers(self, text: str) -> None:
         kind, _, names = text.strip().partition(" ")
+        if kind == ".pred":
+            self.predicates[names.strip()] = np.zeros(self.size, bool)
+            return
         if kind.lstrip(".") not in WIDTHS:
             raise PtxError(f"register type {kind} is not emulated")
         for name in names.split(","):
@@ -259,7 +273,8 @@ class _Machine:
         self.declare(name, "b32")
         self.write(name, np.full(self.size, SHARED_AT, np.uint32))
 
-    def _access_shared(self, name: str, operands: list[str]) -> None:
+    def _access_shared(self, name: str, operands: list[str], lanes) -> None:
+        """lanes: those that take part in a copy."""
         if name == "bar.warp.sync":  # the lanes of a warp run together here
             return
         if name == "cp.async.commit_group":
@@ -271,7 +286,7 @@ class _Machine:
             if name == "cp.async.cg.shared.global" and width != "16":
                 raise PtxError("past L1 a copy has 16 bytes")
             pointers, sizes = self._address(source, "b64"), self.read(size, "u32")
-            SHARED.copy(self._address(target, "u32"), pointers, sizes, int(width))
+            SHARED.copy(self._address(target, "u32")[lanes], pointers[lanes], sizes[lanes], int(width))
         elif name == "st.shared.f32":
             SHARED.write(self._address(operands[0], "u32"), self.read(operands[1], "b32").view(np.uint8).reshape(-1, 4))
         elif match := re.fullmatch(r"ld\.shared\.(v4\.)?([ubf]\d+)", name):

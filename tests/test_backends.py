@@ -218,11 +218,11 @@ def test_zeros_are_zero_bits_and_their_product_is_zero():
             verify.compare(wrong, torch.zeros(2, 64), FP16_TOLERANCE)
 
 
-@pytest.mark.parametrize("M", [1, 8])
-def test_gemlite_is_given_its_kernels_to_choose_from_and_gemvs_for_one_token_only(M):
+@pytest.mark.parametrize(("M", "kinds"), [(1, 2), (4, 2), (5, 1), (8, 1)])
+def test_gemlite_is_given_its_kernels_to_choose_from_and_gemvs_for_few_tokens_only(M, kinds):
     variants = peers.gemlite_variants(GemmProblem(M, 4096, 4096), "h200")
-    assert len({variant.source for variant in variants}) == len(variants) == 2
-    assert any("GEMV" in variant.source for variant in variants) == (M == 1)
+    assert len({variant.source for variant in variants}) == len(variants) == kinds
+    assert any("GEMV" in variant.source for variant in variants) == (M <= 4)
 
     class Layer:
         def __call__(self, x):
@@ -234,15 +234,17 @@ def test_gemlite_is_given_its_kernels_to_choose_from_and_gemvs_for_one_token_onl
     assert all(variant.source.endswith(variant.bind(None, Layer())()) for variant in variants)
 
 
-def test_gemlite_is_set_up_once_for_setting_it_up_forgets_what_it_tuned(monkeypatch):
+def test_marlin_is_called_with_each_of_its_tiles(monkeypatch):
     calls = []
-    fake = SimpleNamespace(set_autotune=lambda mode: calls.append(mode), set_kernel_caching=calls.append)
-    monkeypatch.setitem(sys.modules, "gemlite", fake)
-    peers._set_up_gemlite.cache_clear()
-    for _ in range(3):
-        peers._set_up_gemlite()
-    peers._set_up_gemlite.cache_clear()
-    assert calls == ["fast", True]
+    monkeypatch.setitem(sys.modules, "marlin", SimpleNamespace(mul=lambda *arguments: calls.append(arguments)))
+    x, weight = torch.zeros(2, 128, dtype=torch.float16), ("words", torch.zeros(1, 256), "workspace")
+    variants = peers.marlin_variants(GemmProblem(2, 256, 128), "h200")
+    outs = [variant.bind(x, weight)() for variant in variants]
+    assert [(out.shape, arguments[2] is out) for out, arguments in zip(outs, calls, strict=True)] == [
+        ((2, 256), True)
+    ] * 2
+    assert [called[-2:] for called in calls] == [(-1, -1), (64, 256)]
+    assert all(out.isnan().all() for out in outs), "what it does not write is seen"
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])

@@ -285,20 +285,20 @@ def test_tune_writes_a_table_that_says_how_it_was_made(gpu, tmp_path, monkeypatc
 
     asked = []
 
-    def search(problems, forms, key, path, about, workers, partial, kept):
-        asked.append((len(problems), forms, key, partial.name, kept and kept.name))
+    def search(problems, forms, key, path, about, workers, partial, kept, others):
+        asked.append((len(problems), len(others), forms, key, partial.name, kept and kept.name))
         config = LaunchConfig("splitk", 8, 64, 256, 4, 2, 1)
         write_table(path, [{"M": 1, "K": 4096, "N": 1024, "latency_us": 3.7, "config": config}], "table", about)
 
     monkeypatch.setattr(tune, "tune", search)
     monkeypatch.setattr(hardware, "snapshot", lambda: {"driver": "580.159"})
     succeed("tune", "--out", tmp_path / "h200.json")
-    assert asked == [(45, ["splitk", "ring", "load-only", "fp16"], "h200", "h200.json.partial", None)]
+    assert asked == [(45, 72, ["splitk", "ring", "load-only", "fp16"], "h200", "h200.json.partial", None)]
     table = json.loads((tmp_path / "h200.json").read_text())
     assert re.search(r"NVIDIA H200, driver 580.159, torch .*`tinygemm tune`", table["about"])
     assert [file.name for file in tmp_path.iterdir()] == ["h200.json"]
     succeed("tune", "--out", tmp_path / "h200.json", "--shapes", "1,4096,512;1,14336,4096")
-    assert asked[1] == (10, ["splitk", "ring", "load-only", "fp16"], "h200", "h200.json.partial", "h200.json")
+    assert asked[1] == (10, 0, ["splitk", "ring", "load-only", "fp16"], "h200", "h200.json.partial", "h200.json")
 
 
 def test_counters_prints_the_commands_it_would_run(capsys, tmp_path):

@@ -15,6 +15,7 @@ from tinygemm.kernel.configs import (
     STATIC,
     LaunchConfig,
     crossovers,
+    fitted,
     for_format,
     select,
     table,
@@ -65,9 +66,9 @@ def test_every_config_of_the_tables_serves_its_problem_in_one_launch(gpu):
         config, problem = row["config"], GemmProblem(row["M"], row["N"], row["K"])
         assert config.form in ("splitk", "ring", "fp16", "load-only")
         assert config.block_m >= problem.M or config.form == "load-only", problem
-        assert config.split_k * config.block_k <= problem.K, f"{problem}: shares of K that would be empty"
+        assert fitted(config, problem) == config, f"{problem}: warps, shares or requests that would be empty"
         if config.form in ("ring", "load-only"):  # they have no masks
-            assert problem.N % config.block_n == problem.K % config.block_k == 0, problem
+            assert problem.N % config.block_n == problem.K % 128 == 0, problem
 
 
 def test_the_fastest_config_of_the_problem_itself_comes_first(planted):
@@ -88,6 +89,30 @@ def test_a_shape_outside_the_table_gets_the_nearest_one_of_its_own_tokens(plante
     assert select(GemmProblem(1, 12000, 4096), "h200") == (wide, "rule")
     assert select(GemmProblem(1, 4096, 11008), "h200") == (tall, "rule")
     assert select(GemmProblem(3, 12000, 4096), "h200") == (many, "rule"), "three tokens go where four do"
+
+
+def test_a_near_shape_counts_more_than_the_same_number_of_tokens(planted):
+    """But not across the tiles of 8 and 16 rows of x."""
+    near, far, many = SPLITK, replace(SPLITK, split_k=2), replace(SPLITK, block_m=16)
+    planted([(1, 4096, 4096, 5.0, near), (4, 4096, 14336, 9.0, far), (16, 14336, 14336, 9.0, many)])
+    assert select(GemmProblem(4, 4608, 4096), "h200") == (near, "rule")
+    assert select(GemmProblem(9, 4096, 4096), "h200") == (many, "rule")
+
+
+@pytest.mark.parametrize(("K", "expected"), [
+    (4096, (4, 2, 1024)), (1024, (4, 2, 512)), (512, (4, 1, 512)), (384, (4, 1, 512)), (200, (2, 1, 256)),
+    (64, (1, 1, 128)),
+])  # fmt: skip
+def test_a_config_of_another_shape_is_cut_to_the_k_there_is(planted, K, expected):
+    """Four warps that request two blocks each, in two programs: less of all where K has fewer blocks."""
+    planted([(1, 4096, 4096, 5.0, LaunchConfig("splitk", 8, 16, 1024, 2, 4, 1))])
+    config = select(GemmProblem(1, 4000, K, -1), "h200")[0]
+    assert (config.num_warps, config.split_k, config.block_k) == expected
+
+
+def test_a_ring_of_another_shape_holds_as_many_rows_of_x_as_there_are_tokens(planted):
+    planted([(8, 4096, 4096, 5.0, replace(RING, block_m=8))])
+    assert select(GemmProblem(3, 8192, 8192), "h200") == (replace(RING, block_m=4), "rule")
 
 
 def test_many_tokens_use_the_largest_bucket(planted):
@@ -134,7 +159,7 @@ def test_where_only_the_ring_was_tuned_another_m_lends_its_config(planted):
     assert select(GemmProblem(1, 4080, 4096), "h200") == (SPLITK, "rule")
     planted([(1, 4096, 4096, 5.0, RING)], gpu="a10g")
     with pytest.raises(ValueError, match="the table of a10g has no config of form splitk"):
-        select(GemmProblem(2, 4096, 4096), "a10g")
+        select(GemmProblem(2, 4080, 4096), "a10g")
 
 
 def test_a_form_can_be_forced(planted):
@@ -154,13 +179,13 @@ def test_a_yardstick_is_never_chosen_to_compute_the_product(planted):
 
 
 @pytest.mark.parametrize(
-    ("M", "N", "K", "group_size"), [(2, 4096, 4096, 128), (1, 4080, 4096, 64), (1, 4096, 4160, 32), (1, 4096, 64, -1)]
+    ("M", "N", "K", "group_size"), [(9, 4096, 4096, 128), (1, 4080, 4096, 64), (1, 4096, 4160, 32), (1, 4096, 64, -1)]
 )
 def test_the_ring_is_never_chosen_for_what_it_cannot_compute(planted, M, N, K, group_size):
-    """Fewer rows of x in its tile than tokens, N that does not fill its tiles, K that is no multiple of 128."""
+    """More rows of x than it has room for, N that does not fill its tiles, K that is no multiple of 128."""
     planted([(1, 4096, 4096, 5.0, RING), (1, 4096, 4096, 6.0, SPLITK)])
     problem = GemmProblem(M, N, K, group_size)
-    assert select(problem, "h200")[0] == SPLITK
+    assert select(problem, "h200")[0].form == "splitk"
     with pytest.raises(ValueError, match="the table of h200 has no config of form ring"):
         select(problem, "h200", form="ring")
 

@@ -88,6 +88,14 @@ def copy(lanes=LANES, size=16, width=16):
     execute(asm, "=r,r,l,r", [addresses, pointers, sizes])
 
 
+def copy_where(wanted):
+    """Only wanted lanes copy their 16 bytes."""
+    pointers, sizes = SOURCE.ctypes.data + 16 * LANES.astype(np.uint64), np.full(8, 16, np.uint32)
+    asm = """{ .reg .pred wanted; setp.ne.s32 wanted, $4, 0;
+               @wanted cp.async.ca.shared.global [$1], [$2], 16, $3; mov.b32 $0, 0; }"""
+    execute(asm, "=r,r,l,r,r", [(SHARED_AT + 16 * LANES).astype(np.uint32), pointers, sizes, wanted.astype(np.int32)])
+
+
 def commit():
     execute("cp.async.commit_group; mov.b32 $0, 0;", "=r", [])
 
@@ -117,6 +125,21 @@ def test_a_copy_that_is_read_without_its_wait_is_seen_as_poison():
     assert (read() == POISONED).all(), "the last group may still be under way"
     wait(0)
     np.testing.assert_array_equal(read().ravel(), SOURCE[:32])
+
+
+def test_a_lane_that_is_not_wanted_copies_nothing():
+    declare(128)
+    copy_where(LANES % 2)
+    commit()
+    wait(0)
+    np.testing.assert_array_equal(read(LANES[1::2]).ravel(), SOURCE[:32].reshape(8, 4)[1::2].ravel())
+    assert (read(LANES[::2]) == POISONED).all()
+
+
+def test_two_lanes_that_copy_to_one_place_are_refused():
+    declare(128)
+    with pytest.raises(PtxError, match="two lanes copy to one place"):
+        copy(LANES // 2)
 
 
 def test_groups_arrive_in_the_order_in_which_they_were_committed():

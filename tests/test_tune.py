@@ -15,9 +15,10 @@ from fake_gpu import FakeClock, fake_backend
 from tinygemm.harness import compile, progress, tune
 from tinygemm.harness.plan import Group, SweepPlan, groups
 from tinygemm.harness.progress import Progress
+from tinygemm.harness.suites import HELD_OUT_SHAPES
 from tinygemm.kernel import forms, quant, triton_kernels
-from tinygemm.kernel.configs import LaunchConfig, read_table, write_table
-from tinygemm.problem import GemmProblem
+from tinygemm.kernel.configs import LaunchConfig, fitted, read_table, write_table
+from tinygemm.problem import REPORT_SHAPES, GemmProblem
 
 PROBLEMS = tuple(GemmProblem(M, N, 4096) for N in (1024, 4096) for M in (1, 2, 8))
 FORMS = ("splitk", "fp16")
@@ -73,14 +74,14 @@ def test_only_what_is_still_to_be_measured_is_compiled(lab, tmp_path):
     lab.stop_after = 11
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path)
-    full, between = lab.compiled
+    full, between = [{config for config, _ in wanted} for wanted in lab.compiled]
     assert {config.form for config in full} == {config.form for config in between} == {"splitk", "fp16"}
     assert between < full, "what was compiled for the searches in full serves the token counts between"
     lab.stop_after = None
     search(tmp_path)
-    _, _, nothing, last = lab.compiled
-    assert nothing == set()
-    assert {config.form for config in last} == {"fp16"}
+    *_, nothing, last, others = lab.compiled
+    assert nothing == others == set()
+    assert {config.form for config, _ in last} == {"fp16"}
 
 
 def test_a_search_of_single_weights_keeps_the_rows_and_crossovers_of_others(lab, tmp_path, monkeypatch):
@@ -119,6 +120,29 @@ def test_between_the_token_counts_that_are_searched_in_full_only_the_finalists_r
     search(tmp_path)
     assert sizes["splitk", 1] > 20
     assert 3 <= sizes["splitk", 2] <= 6
+
+
+def test_of_other_weights_only_what_promises_most_is_raced(lab, tmp_path, monkeypatch):
+    """The best of the rough model and the finalists of the nearest weight, cut to the K there is."""
+    raced = {}
+    race = tune._race
+    monkeypatch.setattr(tune, "_race", lambda *a: raced.update({(a[0], a[4]): a[1]}) or race(*a))
+    others = tune.projections([(4096, 1024)])[:6]
+    found = search(tmp_path, others=others)
+    assert {(p.K, p.N) for p in others} <= {(row["K"], row["N"]) for row in found}
+    for problem in others:
+        configs = raced["splitk", problem]
+        assert tune.PROMISING / 2 < len(configs) <= tune.PROMISING + 6, "and at most 3 finalists of two token counts"
+        assert all(fitted(config, problem) == config and problem.N % config.block_n == 0 for config in configs)
+    assert lab.raced[-1][1] == others[-1], "they come last"
+
+
+def test_projections_are_of_models_and_leave_out_what_is_searched_in_full():
+    found = tune.projections(REPORT_SHAPES)
+    assert len(found) == len(set(found))
+    assert {problem.M for problem in found} == {1, 8}
+    assert not {(problem.K, problem.N) for problem in found} & {*REPORT_SHAPES, *HELD_OUT_SHAPES}
+    assert GemmProblem(8, 4096, 512) in found, "o_proj of Llama-3-8B on one of eight GPUs"
 
 
 @pytest.mark.parametrize(("M", "rows"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8), (9, None), (12, None), (20, None)])
@@ -226,8 +250,8 @@ def test_spills_are_those_of_what_a_launch_compiles(monkeypatch):
 
 def test_a_config_that_fails_or_spills_is_dropped_with_a_word(monkeypatch, threads, capsys):
     reasons = {1: "OutOfResources: shared memory", 2: "it spills 40 registers", 4: None}
-    monkeypatch.setattr(tune, "_compile_one", lambda config: reasons[config.split_k])
-    configs = {replace(CONFIG, split_k=split) for split in reasons}
+    monkeypatch.setattr(tune, "_compile_one", lambda wanted: reasons[wanted[0].split_k])
+    configs = {(replace(CONFIG, split_k=split), True) for split in reasons}
     assert tune._compile(configs, 2) == {replace(CONFIG, split_k=split) for split in (1, 2)}
     said = capsys.readouterr().out
     assert "split_k=1" in said
@@ -245,10 +269,10 @@ def test_a_config_whose_launch_fails_or_spills_says_so(monkeypatch):
     function = FakeFunction()
     monkeypatch.setattr(triton_kernels, "kernel_fake", function, raising=False)
     monkeypatch.setattr(tune, "_bind", lambda config, x, w: lambda: function.compile(config, config.split_k - 1))
-    assert tune._compile_one(replace(CONFIG, split_k=1)) is None
-    assert tune._compile_one(replace(CONFIG, split_k=9)) == "it spills 8 registers"
+    assert tune._compile_one((replace(CONFIG, split_k=1), True)) is None
+    assert tune._compile_one((replace(CONFIG, split_k=9), True)) == "it spills 8 registers"
     monkeypatch.setattr(tune, "_bind", lambda config, x, w: lambda: 1 / 0)
-    assert tune._compile_one(CONFIG) == "ZeroDivisionError: division by zero"
+    assert tune._compile_one((CONFIG, True)) == "ZeroDivisionError: division by zero"
 
 
 def test_work_is_spread_and_its_results_come_back_in_order(threads):

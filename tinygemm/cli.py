@@ -179,10 +179,13 @@ def record(params, suites, resume, new, data_root, allow_dirty):
 @_option(
     "shapes",
     default="",
-    help="Only these weights, as 1,K,N;1,K,N;...: other rows of the table stay. The report's without it.",
+    help="Only these weights, as 1,K,N;1,K,N;...: other rows of the table stay. The report's and the projections of "
+    "public models without it.",
 )
 def tune(out, workers, shapes):
-    """Search launch configs for the report's shapes on this machine's GPU and write the table that kernels read.
+    """Search launch configs on this machine's GPU and write the table that kernels read.
+
+    The report's shapes are searched in full; of the projections of public models, only what promises most is timed.
 
     A search that was stopped goes on where it was.
     """
@@ -198,6 +201,7 @@ def tune(out, workers, shapes):
 
     weights = [(each.K, each.N) for each in problem.parse_shape_list(shapes)] if shapes else problem.REPORT_SHAPES
     problems = [problem.GemmProblem(M, N, K) for K, N in dict.fromkeys(weights) for M in problem.DECODE_M]
+    others = () if shapes else search.projections(weights)
     forms = [form for form in (*FORMS, *YARDSTICKS) if form != "static"]
     versions = runs.software_versions()
     about = (
@@ -205,7 +209,7 @@ def tune(out, workers, shapes):
         f"{date.today():%Y-%m-%d}: `tinygemm tune`, cold L2, CUDA graphs, group 128"
     )
     partial, kept = out.with_name(f"{out.name}.partial"), out if shapes and out.is_file() else None
-    _write(out, lambda aside: search.tune(problems, forms, spec.key, aside, about, workers, partial, kept))
+    _write(out, lambda aside: search.tune(problems, forms, spec.key, aside, about, workers, partial, kept, others))
 
 
 # --- profiling ------------------------------------------------------------------------------------------------------

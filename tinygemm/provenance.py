@@ -23,7 +23,7 @@ def software_versions() -> dict:
     from importlib import metadata
 
     versions = {"python": platform.python_version()}
-    for package in ("torch", "triton", "numpy", "pandas", "gemlite", "bitsandbytes"):
+    for package in ("torch", "triton", "numpy", "pandas", "gemlite", "bitsandbytes", "marlin"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

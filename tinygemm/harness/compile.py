@@ -113,9 +113,10 @@ def one_line(error: Exception) -> str:
 
 def _compiled_in(problem: GemmProblem, config) -> tuple:
     """What a kernel knows of a problem at compile time: its groups, full tiles, and which sizes 16 divides."""
-    sizes = (problem.N, problem.K, -(-problem.K // 128))
-    full = problem.N % config.block_n == 0, problem.K % config.block_k == 0
-    return (problem.group_size, *full, *(size % 16 == 0 for size in sizes))
+    from tinygemm.kernel.forms import fills_tiles
+
+    sizes = (problem.N, problem.K, *([-(-problem.K // 128)] if config.form == "static" else []))
+    return (problem.group_size, fills_tiles(problem.N, problem.K, config), *(size % 16 == 0 for size in sizes))
 
 
 def _compiled() -> list:

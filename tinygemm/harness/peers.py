@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from importlib.util import find_spec
 
 from tinygemm.harness import verify
 from tinygemm.harness.contender import Variant
 
 ATEN_INNER_K_TILES = (2, 4, 8)
-GEMLITE_AUTOTUNE = "fast"  # of GemLite's default, fast and max: the last tunes for minutes per shape
 NF4_BLOCKSIZE = 128
+MARLIN_TILES = ((-1, -1), (64, 256))
 
 
 # --- aten::_weight_int4pack_mm, the kernel inside torch -------------------------------------------------------------
@@ -76,20 +75,21 @@ def gemlite_unsupported(problem, symmetric) -> str | None:
 
 
 def gemlite_variants(problem, gpu) -> list[Variant]:
-    """Its kernels for few tokens; the first call of each tunes it."""
-    kinds = ("GEMV_REVSPLITK", "GEMM_SPLITK") if problem.M == 1 else ("GEMM_SPLITK", "GEMM")
-    return [
-        Variant(f"gemlite autotune={GEMLITE_AUTOTUNE}, {kind}", "gemlite", gemlite_build, gemlite_bind(kind))
-        for kind in kinds
-    ]
+    """Its kernels for few tokens: the one that it would take itself (up to 4 tokens a GEMV), and GEMM_SPLITK.
+
+    Where it ships configs that its authors found by a full search on this GPU (an H100, say), it takes those;
+    elsewhere the first call of each kernel searches the shorter list, which is its default.
+    """
+    kinds = ("GEMV_REVSPLITK", "GEMM_SPLITK") if problem.M <= 4 else ("GEMM_SPLITK",)
+    return [Variant(f"gemlite {kind}", "gemlite", gemlite_build, gemlite_bind(kind)) for kind in kinds]
 
 
 def gemlite_build(packed):
-    from gemlite import DType, GemLiteLinear
+    from gemlite import DType, GemLiteLinear, set_kernel_caching
 
     from tinygemm.kernel import quant
 
-    _set_up_gemlite()
+    set_kernel_caching(True)  # keep the compiled kernels at hand: less host time in its eager calls
     layer = GemLiteLinear(
         4, group_size=packed.group_length, in_features=packed.K, out_features=packed.N,
         input_dtype=DType.FP16, output_dtype=DType.FP16,
@@ -107,16 +107,6 @@ def gemlite_bind(kind: str):
         return lambda: layer.forward_manual(x, matmul_type=kind)
 
     return bind
-
-
-@functools.cache
-def _set_up_gemlite() -> None:
-    """Once per process: setting the autotune mode reloads GemLite's kernels, and with them goes what was tuned."""
-    import gemlite
-
-    gemlite.set_autotune(GEMLITE_AUTOTUNE)
-    if hasattr(gemlite, "set_kernel_caching"):
-        gemlite.set_kernel_caching(True)
 
 
 # --- bitsandbytes NF4: another 4-bit code, shown for context --------------------------------------------------------
@@ -195,7 +185,8 @@ def marlin_unsupported(problem, symmetric) -> str | None:
 
 
 def marlin_variants(problem, gpu) -> list[Variant]:
-    return [Variant("", "marlin", marlin_build, marlin_bind)]
+    """The tile that it chooses itself, and the others that it has for few tokens."""
+    return [Variant(f"thread_k={k} thread_n={n}", "marlin", marlin_build, marlin_bind(k, n)) for k, n in MARLIN_TILES]
 
 
 def marlin_build(packed):
@@ -212,15 +203,20 @@ def marlin_build(packed):
     return tuple(part.to(packed.device) for part in (layer.B, layer.s, layer.workspace))
 
 
-def marlin_bind(x, weight):
-    import marlin
-    import torch
+def marlin_bind(thread_k: int, thread_n: int):
+    """thread_k, thread_n: tile of one thread block, -1 for its own choice."""
 
-    words, scales, workspace = weight
-    out = torch.full((x.shape[0], scales.shape[1]), float("nan"), dtype=x.dtype, device=x.device)
+    def bind(x, weight):
+        import marlin
+        import torch
 
-    def call():
-        marlin.mul(x, words, out, scales, workspace)
-        return out
+        words, scales, workspace = weight
+        out = torch.full((x.shape[0], scales.shape[1]), float("nan"), dtype=x.dtype, device=x.device)
 
-    return call
+        def call():
+            marlin.mul(x, words, out, scales, workspace, thread_k, thread_n)
+            return out
+
+        return call
+
+    return bind

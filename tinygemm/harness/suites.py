@@ -28,7 +28,7 @@ REPORT_BACKENDS = (
     *IDEALS,
 )
 # other people's packages: how they launch and cache is theirs, and tuning them takes long
-GUESTS, GUEST_M = ("gemlite", "bitsandbytes-nf4", "marlin"), (1, 8)
+GUESTS, GUEST_M = ("gemlite", "bitsandbytes-nf4", "marlin"), (1, 2, 4, 8)
 
 REP, GRID_REP = 25, 9  # samples per case where a ratio is the claim, and where a trend over a grid is
 PRIMARY = (("graph", "cold"),)

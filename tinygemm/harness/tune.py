@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,24 +11,33 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from tinygemm.hardware import GpuSpec
+from tinygemm import models
+from tinygemm.hardware import GpuSpec, gpu_spec
 from tinygemm.harness import backends, compile, own, timing, verify
 from tinygemm.harness.progress import Progress, terms
 from tinygemm.harness.weights import Weights
-from tinygemm.kernel.configs import DEQUANTISE, LaunchConfig, read_table, write_table
-from tinygemm.kernel.forms import SHARED_BYTES
+from tinygemm.kernel.configs import DEQUANTISE, TUNED_GROUP_SIZE, LaunchConfig, fitted, read_table, write_table
+from tinygemm.kernel.forms import SHARED_BYTES, fills_tiles
 from tinygemm.problem import GemmProblem
 
 # what a config is tuned for: every config of these M is timed; then, for those between, only the best of them
 FULL_M = (1, 8, 16)
 MANY_M = (24, 32, 48, 64, 96, 128, 192, 256)  # where the fused kernel may lose to dequantising first
 SCREEN_REP, FINAL_REP, FINALISTS = 3, 15, 6
+PROJECTION_M = (1, 8)
+PROMISING = 10  # of a form, by the rough model: what is timed of a shape that is not searched in full
 LATENCY_US = 0.8  # one trip to DRAM and back under load, about the same on every GPU of these years
 L2_OVER_DRAM = 3.0  # L2 bandwidth over DRAM bandwidth, of the order of both Ampere and Hopper
-COMPILE_K = 4096  # every candidate's block_k divides it, and K and K / 128 are divisible by 16 as in real shapes
+COMPILE_K = 4096  # every candidate's block_k divides it; one block of 128 more does not fill several warps
 SPLITS = (1, 2, 3, 4, 6, 8, 10, 16)
 WORDS = {"splitk": (8, 16, 32), "load-only": (32, 64), "fp16": (32, 64)}
 WARPS_PER_SM = (0.9, 40)  # programs that leave most of the GPU idle, or queue many deep, are not worth timing
+
+
+def projections(known: Iterable[tuple[int, int]]) -> tuple[GemmProblem, ...]:
+    """Problems of the models' projections, uncut and cut by eight GPUs, whose weight (K, N) is not yet known."""
+    shapes = [(K, N) for K, N, size in models.decode_shapes((1, 8)) if size == TUNED_GROUP_SIZE]
+    return tuple(GemmProblem(M, N, K) for K, N in shapes if (K, N) not in set(known) for M in PROJECTION_M)
 
 
 def candidates(form: str, M: int) -> list[LaunchConfig]:
@@ -60,11 +70,13 @@ def _rings(M: int) -> list[LaunchConfig]:
 
 
 def fits(config: LaunchConfig, problem: GemmProblem, sm_count: int) -> bool:
-    """Whether a config is worth timing: whole tiles, no empty share of K, neither too few nor too many warps."""
-    if problem.N % config.block_n or problem.K % config.block_k or config.split_k > problem.K // config.block_k:
+    """Whether a config is worth timing: whole tiles of N, no warp or share without K, not too few or many warps."""
+    if problem.N % config.block_n or fitted(config, problem) != config:
         return False
-    if config.form == "ring" and problem.M > config.block_m:
+    if config.form == "ring" and problem.K % 128:
         return False
+    if config.form == "load-only" and (problem.K % config.block_k or config.split_k > problem.K // config.block_k):
+        return False  # it has no masks
     warps = problem.N // config.block_n * config.split_k * config.num_warps
     return WARPS_PER_SM[0] <= warps / sm_count <= WARPS_PER_SM[1]
 
@@ -78,10 +90,13 @@ def tune(
     workers: int = 0,
     partial: Path | None = None,
     kept: Path | None = None,
+    others: Iterable[GemmProblem] = (),
 ):
     """Measure every candidate of every form on every problem, cold, and write the table.
 
     problems: what to tune for; group size 128
+    others:   more problems, at other weights, on which only what promises most is timed: the best of the rough model,
+              and the finalists of the nearest of `problems`
     gpu:      key of the GPU in this machine
     path:     the table to write
     about:    one line that says when and how, written into the table
@@ -101,14 +116,22 @@ def tune(
     problems, forms = sorted(problems, key=lambda p: (p.K, p.N, p.M)), tuple(forms)
     progress = Progress.open(partial, {"gpu": gpu, **terms()})
     todo: dict[tuple, list[LaunchConfig]] = {}
-    for searched in (True, False):  # in full, then between
-        for form, problem in itertools.product(forms, [p for p in problems if (p.M in FULL_M) == searched]):
-            configs = candidates_of(form, problem, device.multi_processor_count)
-            if configs and not searched:
-                configs = _for_tokens(problem.M, progress.finalists(form, (problem.K, problem.N)))
-            todo[form, problem] = configs
-        left = {pair: configs for pair, configs in todo.items() if configs and pair not in progress.ranked}
-        _race_all(left, problems, forms, progress, device.L2_cache_size, workers)
+    others = sorted(others, key=lambda p: (p.K, p.N, p.M))
+    full, between = (tuple(p for p in problems if (p.M in FULL_M) == searched) for searched in (True, False))
+
+    def choice(form: str, problem: GemmProblem) -> list[LaunchConfig]:
+        configs = candidates_of(form, problem, device.multi_processor_count)
+        if problem in full or not configs:
+            return configs
+        if problem in between:
+            return _for_tokens(problem.M, progress.finalists(form, (problem.K, problem.N)))
+        return _promising(form, problem, configs, full, progress, gpu_spec(gpu))
+
+    for phase, raced in ((full, forms), (between, forms), (others, [form for form in forms if form != "load-only"])):
+        pairs = {(form, problem): choice(form, problem) for form, problem in itertools.product(raced, phase)}
+        left = {pair: configs for pair, configs in pairs.items() if configs and pair not in progress.ranked}
+        _race_all(left, phase, forms, progress, device.L2_cache_size, workers)
+        todo |= pairs
     best = [
         (problem, *progress.ranked[form, problem][0]) for form, problem in todo if (form, problem) in progress.ranked
     ]
@@ -117,7 +140,7 @@ def tune(
         (p.K, p.N): progress.ranked["splitk", p][0][1] for p in problems if p.M == FULL_M[-1] and "splitk" in forms
     }
     crossovers = _crossovers(fused, device.L2_cache_size)
-    searched = {(p.K, p.N) for p in problems}
+    searched = {(p.K, p.N) for p in (*problems, *others)}
     rows = [row for row in old_rows if (row["K"], row["N"]) not in searched] + rows
     crossovers = [row for row in old_crossovers if (row["K"], row["N"]) not in searched] + crossovers
     write_table(path, rows, "table", about, crossovers)
@@ -129,7 +152,8 @@ def _race_all(left: dict, problems, forms, progress: Progress, l2_bytes: int, wo
     """Compile and race what is left, weight by weight."""
     import torch
 
-    broken = _compile({config for configs in left.values() for config in configs}, workers)
+    wanted = {(c, fills_tiles(p.N, p.K, c)) for (_, p), configs in left.items() for c in configs}
+    broken = _compile(wanted, workers)
     clock = timing.CudaClock()
     shapes = itertools.groupby(problems, key=lambda p: (p.K, p.N))
     for _, of_shape in tqdm(shapes, desc="tune", total=len({(p.K, p.N) for p in problems})):
@@ -165,6 +189,15 @@ def _crossovers(fused: dict[tuple[int, int], LaunchConfig], l2_bytes: int) -> li
             crossover = M
         rows.append({"K": K, "N": N, "M": crossover})
     return rows
+
+
+def _promising(form, problem: GemmProblem, configs, full, progress: Progress, spec: GpuSpec) -> list[LaunchConfig]:
+    """Those of a problem's candidates that the rough model ranks first, and what won at the nearest weight."""
+    ranked = sorted(configs, key=lambda config: predicted_us(config, problem, spec))[:PROMISING]
+    nearest = min(full, key=lambda p: abs(math.log(p.K / problem.K)) + abs(math.log(p.N / problem.N)))
+    won = [fitted(config, problem) for config in progress.finalists(form, (nearest.K, nearest.N))]
+    won = [config for config in _for_tokens(problem.M, won) if problem.N % config.block_n == 0]
+    return list(dict.fromkeys([*ranked, *won]))
 
 
 def _for_tokens(M: int, configs: list[LaunchConfig]) -> list[LaunchConfig]:
@@ -268,25 +301,30 @@ def _bind(config: LaunchConfig, x, weight):
     return lambda: gemm.gemm(x, weight, config)
 
 
-def _compile(configs: set[LaunchConfig], workers: int) -> set[LaunchConfig]:
-    """Compile in many processes; returns what does not compile, or spills."""
-    ordered = sorted(configs, key=lambda c: (c.form, c.block_n, c.num_warps, c.split_k))
+def _compile(wanted: set[tuple[LaunchConfig, bool]], workers: int) -> set[LaunchConfig]:
+    """Compile in many processes, each config for weights that fill its tiles, or do not.
+
+    returns: what is not to be used, because it does not compile, or spills
+    """
+    ordered = sorted(wanted, key=lambda pair: (pair[0].form, pair[0].block_n, pair[0].num_warps, pair[0].split_k))
     results = compile.in_processes(_compile_one, ordered, workers) if ordered else ()
-    broken = {config: reason for config, reason in zip(ordered, results, strict=False) if reason}
+    broken = {config: reason for (config, _), reason in zip(ordered, results, strict=False) if reason}
     for config, reason in broken.items():
         tqdm.write(f"dropped {config}: {reason}")
     return set(broken)
 
 
-def _compile_one(config: LaunchConfig) -> str | None:
+def _compile_one(wanted: tuple[LaunchConfig, bool]) -> str | None:
     """Compile by a launch on small operands with the divisibilities of real ones; returns why it is not to be used."""
     import torch
 
     from tinygemm.kernel import quant
 
+    config, fills = wanted
+    K = COMPILE_K if fills else COMPILE_K + 128
     try:
-        packed = quant.random_packed(128, COMPILE_K, 128, device="cuda")
-        x = torch.randn(config.block_m, COMPILE_K, dtype=torch.float16, device="cuda")
+        packed = quant.random_packed(128, K, 128, device="cuda")
+        x = torch.randn(config.block_m, K, dtype=torch.float16, device="cuda")
         weight = own.fp16_nk(packed) if config.form == "fp16" else packed
         spills = compile.spills_of(_bind(config, x, weight))
         torch.cuda.synchronize()

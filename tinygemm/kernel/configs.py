@@ -16,6 +16,7 @@ YARDSTICKS = ("load-only", "fp16")  # twins that splitk is measured against, cut
 ROUTE = "dequantise"  # write the weight out in the type of x, then torch's matmul
 M_BUCKETS = (1, 2, 4, 8, 16)
 TUNED_GROUP_SIZE = 128
+OTHER_TILE = 100.0  # further than any two shapes are apart
 
 
 @dataclass(frozen=True, order=True)
@@ -91,7 +92,7 @@ def select(problem: GemmProblem, gpu: str, form: str | None = None) -> tuple[Lau
     form:    only configs of this kernel; "fused": the fastest of the fused forms; None: that, or dequantise where M
              reaches `dequantise_from`
     returns: (config, source); source is `table` (this problem was tuned), `predicted` (from the static model),
-             `rule` (the nearest tuned problem: nearest M bucket, then nearest K x N on a log scale), or `default`
+             `rule` (the nearest tuned problem, see `_distance`, its config cut to what K and M need), or `default`
     raises:  ValueError for a form that cannot compute the problem, or that the table has no config of
     """
     if form in ("static", ROUTE):
@@ -103,13 +104,12 @@ def select(problem: GemmProblem, gpu: str, form: str | None = None) -> tuple[Lau
         if problem.M >= from_m:
             return DEQUANTISE, source
     rows, source = table(gpu)
-    bucket = next((m for m in M_BUCKETS if problem.M <= m), M_BUCKETS[-1])
     forms = FORMS if form in (None, "fused") else (form,)
-    usable = [row for row in rows if row["config"].form in forms]
+    usable = [row | {"config": fitted(row["config"], problem)} for row in rows if row["config"].form in forms]
     usable = [row for row in usable if serves(row["config"], problem)]
     if not usable:
         raise ValueError(f"the table of {gpu} has no config of form {form if form in forms else 'splitk'}")
-    row = min(usable, key=lambda row: (abs(math.log(row["M"] / bucket)), _distance(row, problem), row["latency_us"]))
+    row = min(usable, key=lambda row: (_distance(row, problem) + _apart(row["M"], problem.M), row["latency_us"]))
     tuned = GemmProblem(row["M"], row["N"], row["K"], TUNED_GROUP_SIZE) == problem
     return row["config"], source if tuned else "rule"
 
@@ -188,6 +188,24 @@ def for_format(config: LaunchConfig, group_size: int, symmetric: bool = True, ha
     return config if fits or not config.max_registers else replace(config, max_registers=0)
 
 
+def fitted(config: LaunchConfig, problem: GemmProblem) -> LaunchConfig:
+    """A config of another problem, cut to this one: no warp, share or request without a block of K, no idle row of x.
+
+    The yardstick that only reads is left as it is: its configs are tuned for what they are used on.
+    """
+    if config.form not in ("splitk", "ring", "fp16"):
+        return config
+    blocks = -(-problem.K // 128)
+    num_warps = min(config.num_warps, 1 << (blocks - 1).bit_length())
+    steps = -(-blocks // num_warps)
+    split_k = min(config.split_k, steps)
+    at_once = min(config.block_k // (128 * config.num_warps), -(-steps // split_k))
+    block_m = config.block_m
+    if config.form == "ring" and problem.M <= 8:
+        block_m = 1 << (problem.M - 1).bit_length()
+    return replace(config, block_m=block_m, block_k=128 * num_warps * at_once, split_k=split_k, num_warps=num_warps)
+
+
 def serves(config: LaunchConfig, problem: GemmProblem) -> bool:
     """Whether a form can compute a problem with this config: the ring has no masks."""
     if config.form != "ring":
@@ -214,3 +232,13 @@ def _nearest_table(gpu: str) -> str:
 def _distance(row: dict, problem: GemmProblem) -> float:
     """How far two shapes are apart: K and N count alike, on a log scale."""
     return abs(math.log(row["K"] / problem.K)) + abs(math.log(row["N"] / problem.N))
+
+
+def _apart(tuned_m: int, M: int) -> float:
+    """How much a config tuned for other tokens counts as being of another shape.
+
+    Little, as long as both take a tile of up to 8 rows of x, or both one of 16; from tile to tile nothing carries over.
+    """
+    bucket = next((m for m in M_BUCKETS if M <= m), M_BUCKETS[-1])
+    other_tile = (tuned_m > 8) != (bucket > 8)
+    return 0.2 * abs(math.log(tuned_m / bucket)) + (OTHER_TILE if other_tile else 0.0)

@@ -53,6 +53,7 @@ class Plan:
     launch:    the function of Triton's driver that starts a kernel, given grid, stream, *fixed, then the arguments
     as_tuple:  it takes the kernel's arguments as one tuple (Triton 3.7), not one by one (3.6)
     workspace: (partial sums, counters) of the largest launch, as in Launch
+    no_space: what the kernel takes in place of a workspace, where it needs none or has no such parameters; else None
     pieces:    for each launch: grid, byte offsets into the first input and `out`, the arguments behind the pointers
     """
 
@@ -64,7 +65,8 @@ class Plan:
     launch: Callable
     as_tuple: bool
     fixed: tuple
-    workspace: tuple[int, int] | None
+    workspace: tuple[int, int]
+    no_space: tuple[None, ...] | None
     pieces: tuple[tuple[tuple, int, int, tuple], ...]
 
 
@@ -110,16 +112,18 @@ def replay(key: tuple, inputs: tuple[torch.Tensor | None, ...]) -> torch.Tensor 
     if bits % ALIGNED:
         return None
     address, *others = pointers
-    out = torch.empty(*plan.shape, dtype=plan.dtype, device=plan.device)  # sizes one by one: a tuple takes longer
+    # new_empty takes half as long as torch.empty, which has a dtype and a device to read; sizes one by one, no tuple
+    like = inputs[0]
+    out = (like if like.dtype is plan.dtype else like.new_empty(0, dtype=plan.dtype)).new_empty(*plan.shape)
     target, stream = out.data_ptr(), torch._C._cuda_getCurrentRawStream(plan.index)
-    space = NO_PARAMETERS if plan.workspace is None else workspace(*plan.workspace, plan.device)
-    workspace_pointers, fixed = space.addresses, plan.fixed
+    space = plan.no_space
+    space, fixed = workspace(*plan.workspace, plan.device).addresses if space is None else space, plan.fixed
     for grid, offset, out_offset, rest in plan.pieces:
         first, last = address + offset, target + out_offset
         if plan.as_tuple:
-            plan.launch(*grid, stream, *fixed, (first, *others, last, *workspace_pointers, *rest))
+            plan.launch(*grid, stream, *fixed, (first, *others, last, *space, *rest))
         else:
-            plan.launch(*grid, stream, *fixed, first, *others, last, *workspace_pointers, *rest)
+            plan.launch(*grid, stream, *fixed, first, *others, last, *space, *rest)
     return out
 
 
@@ -149,12 +153,13 @@ def _start(key, inputs, work) -> torch.Tensor:
     if binary is None or any(other is not binary for other in binaries) or any(place % ALIGNED for place in places):
         return out  # the interpreter has no binary
     if (fixed := _fixed_arguments(binary)) is not None:
-        spaces = [launch.workspace for launch in work.launches if launch.workspace is not None]
+        space = max((launch.workspace for launch in work.launches if launch.workspace), default=None)
+        no_space = NO_PARAMETERS.addresses if space is None else NOT_NEEDED.addresses if not space[0] else None
         if len(_plans) >= MAX_PLANS:
             _plans.clear()
         _plans[key] = Plan(
             first.device, first.device.index, work.shape, work.dtype, work.copy, binary.run.launch,
-            _version == ("3", "7"), fixed, max(spaces, default=None), tuple(pieces),
+            _version == ("3", "7"), fixed, space or (0, 0), no_space, tuple(pieces),
         )  # fmt: skip
     return out
 

@@ -199,20 +199,16 @@ def copy_tile(address, pointer, size):
 
 
 @triton.jit
-def copy_x(address, pointer, size):
-    """Copy 16 bytes through L1, which the other programs of an SM then find there; zeros where size is 0, not 16."""
-    tl.inline_asm_elementwise(
-        "cp.async.ca.shared.global [$1], [$2], 16, $3; mov.b32 $0, 0;", "=r,r,l,r", [address, pointer, size],
-        dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
+def copy_some(address, pointer, size, wanted, BYTES: tl.constexpr):
+    """Copy BYTES (4 or 16) where `wanted` is not 0, zeros where size is 0 instead of BYTES.
 
-
-@triton.jit
-def copy_4(address, pointer, size):
-    """Copy 4 bytes to `address`; zeros where size is 0 instead of 4."""
+    Through L1, where the other programs of an SM then find x. A lane that is not wanted copies nothing: did it repeat
+    what another lane copies, two would write one place at once.
+    """
     tl.inline_asm_elementwise(
-        "cp.async.ca.shared.global [$1], [$2], 4, $3; mov.b32 $0, 0;", "=r,r,l,r", [address, pointer, size],
-        dtype=tl.int32, is_pure=False, pack=1,
+        f"{{ .reg .pred wanted; setp.ne.s32 wanted, $4, 0;"
+        f" @wanted cp.async.ca.shared.global [$1], [$2], {BYTES}, $3; mov.b32 $0, 0; }}", "=r,r,l,r,r",
+        [address, pointer, size, wanted], dtype=tl.int32, is_pure=False, pack=1,
     )  # fmt: skip
 
 
@@ -516,7 +512,7 @@ def multiply_block(
     return acc
 
 
-@triton.jit(do_not_specialize=["M"])  # one binary serves every M up to BLOCK_M
+@triton.jit(do_not_specialize=["M", "KB"])  # one binary serves every M up to BLOCK_M
 def kernel_gemm_packed_int4_splitk(
     x_ptr, qweight_ptr, scales_ptr, zeros_ptr, out_ptr, partial_ptr, counter_ptr,
     M, N, K, KB, stride_xm,
@@ -528,7 +524,7 @@ def kernel_gemm_packed_int4_splitk(
 
     STEPS: blocks of 128 k that a warp requests at once; they wait in registers, and ptxas may not move them past a loop
            edge, so the loads of a chunk are in flight together and other warps hide what is left of their latency
-    EVEN:  N and K fill the tiles, so that a load needs no mask but the end of the share
+    EVEN:  N fills the tiles and K a block of every warp, so that a load needs no mask but the end of the share
     ADD_WARPS: add up with add_warps; False: with tl.sum, to see what that costs
     PDL:   dependent launch: the first weights are requested while the kernel before this one still runs
     """
@@ -597,11 +593,12 @@ def stage_group_values(
     PIECES: tl.constexpr = SUBGROUPS * PER_ROW
     COUNT: tl.constexpr = (PIECES + 31) // 32
     i = tl.arange(0, COUNT * WARPS_K)[:, None]
-    piece = (i // WARPS_K * 32 + tl.arange(0, 32)[None, :]) % PIECES  # lanes too many repeat what others copy
+    piece = i // WARPS_K * 32 + tl.arange(0, 32)[None, :]
     warp = i % WARPS_K
     row = (block + warp) * SCALE_ROWS + piece // PER_ROW
     source = ptr.to(tl.int64) + (row.to(tl.int64) * N + pid_n * BLOCK_N) * BYTES + piece % PER_ROW * 4
-    copy_4(address + warp * WARP_BYTES + piece * 4, source, tl.where(block + warp < last, 4, 0) + piece * 0)
+    size, wanted = tl.where(block + warp < last, 4, 0) + piece * 0, tl.where(piece < PIECES, 1, 0)
+    copy_some(address + warp * WARP_BYTES + piece * 4, source, size, wanted, 4)
 
 
 @triton.jit
@@ -637,13 +634,13 @@ def stage_x(
     PIECES: tl.constexpr = 16 * BLOCK_M
     COUNT: tl.constexpr = (PIECES + 31) // 32
     i = tl.arange(0, COUNT * WARPS_K)[:, None]
-    piece = (i // WARPS_K * 32 + tl.arange(0, 32)[None, :]) % PIECES
+    piece = i // WARPS_K * 32 + tl.arange(0, 32)[None, :]
     warp = i % WARPS_K
     p, m, t = piece // (4 * BLOCK_M), piece // 4 % BLOCK_M, piece % 4
     row = tl.minimum(m, M - 1).to(tl.int64) * stride_xm  # rows past M repeat the last one; nobody stores their product
     source = x_ptr + row + (block + warp).to(tl.int64) * 128 + p * 32 + t * 8
-    size = tl.where(block + warp < last, 16, 0) + piece * 0
-    copy_x(address + warp * WARP_BYTES + piece * 16, source.to(tl.int64), size)
+    size, wanted = tl.where(block + warp < last, 16, 0) + piece * 0, tl.where(piece < PIECES, 1, 0)
+    copy_some(address + warp * WARP_BYTES + piece * 16, source.to(tl.int64), size, wanted, 16)
 
 
 @triton.jit
@@ -663,7 +660,7 @@ def read_groups(address, BYTES: tl.constexpr, SUBGROUPS: tl.constexpr, BLOCK_N: 
     return v0, v1, v2, v3
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "KB"])
 def kernel_gemm_packed_int4_ring(
     x_ptr, qweight_ptr, scales_ptr, zeros_ptr, out_ptr, partial_ptr, counter_ptr,
     M, N, K, KB, stride_xm,
@@ -826,7 +823,7 @@ def kernel_dequantize_int4(
     tl.store(weight_ptr + offs_n[:, None].to(tl.int64) * K + k, weight, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["KB"])
 def kernel_load_only_int4(
     qweight_ptr, scales_ptr, checksum_ptr,
     N, KB,
@@ -871,7 +868,7 @@ def kernel_load_only_int4(
     tl.store(checksum_ptr + pid_k * N + pid_n * BLOCK_N + offs, checksum)
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "KB"])
 def kernel_gemm_fp16_splitk(
     x_ptr, weight_ptr, out_ptr, partial_ptr, counter_ptr,
     M, N, K, KB, stride_xm,
