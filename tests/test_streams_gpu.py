@@ -189,7 +189,7 @@ def test_a_call_that_failed_leaves_the_next_ones_right(failure, monkeypatch):
     ((key, plan),) = launch._plans.items()
     with monkeypatch.context() as patch:
         if failure == "out of memory":
-            patch.setattr(torch, "empty", fails)
+            patch.setattr(torch.Tensor, "new_empty", fails)
         else:
             patch.setitem(launch._plans, key, replace(plan, launch=fails))
         with pytest.raises(type(FAILURES[failure])):
