@@ -61,11 +61,13 @@ def assert_close(out: torch.Tensor, reference: torch.Tensor, max_err: float = 4e
 
 
 def poison_allocations(monkeypatch) -> None:
-    """From here on `torch.empty` returns NaN, or a large number where it holds integers: what nobody writes shows."""
-    empty = torch.empty
+    """From here on new tensors hold NaN, or a large number where they hold integers: what nobody writes shows."""
+    allocate_with(monkeypatch, lambda new: new.fill_(torch.nan if new.is_floating_point() else 0x5A))
 
-    def poisoned(*args, **kwargs):
-        tensor = empty(*args, **kwargs)
-        return tensor.fill_(torch.nan if tensor.is_floating_point() else 0x5A)
 
-    monkeypatch.setattr(torch, "empty", poisoned)
+def allocate_with(monkeypatch, change) -> None:
+    """From here on `torch.empty` and `Tensor.new_empty` return change(what they would return)."""
+    for owner, name in ((torch, "empty"), (torch.Tensor, "new_empty")):
+        original = getattr(owner, name)
+        changed = lambda *args, original=original, **kwargs: change(original(*args, **kwargs))  # noqa: E731
+        monkeypatch.setattr(owner, name, changed)

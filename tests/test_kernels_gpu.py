@@ -3,12 +3,11 @@
 Outputs and workspaces are poisoned before every call: what a kernel does not write stays NaN.
 """
 
-import math
 from dataclasses import replace
 
 import pytest
 import torch
-from operands import assert_close, make_operands, poison_allocations
+from operands import allocate_with, assert_close, make_operands, poison_allocations
 
 from tinygemm.hardware import cuda_unavailable_reason
 from tinygemm.kernel import launch
@@ -244,14 +243,13 @@ def test_nothing_around_the_output_is_written(config, monkeypatch):
     x = activations(1, 2048)
     arenas = []
 
-    def inside_an_arena(*shape, dtype, device):
-        shape = shape[0] if isinstance(shape[0], tuple) else shape
-        size = math.prod(shape)
-        arenas.append((torch.full((size + 2 * edge,), torch.nan, dtype=dtype, device=device), size))
-        return arenas[-1][0][edge : edge + size].view(shape)
+    def inside_an_arena(new):
+        size = new.numel()
+        arenas.append((torch.full((size + 2 * edge,), torch.nan, dtype=new.dtype, device=new.device), size))
+        return arenas[-1][0][edge : edge + size].view(new.shape)
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "empty", inside_an_arena)
+        allocate_with(patch, inside_an_arena)
         outputs = [gemm(x, w, config) for _ in range(2)]  # the second one by the short way
     for out in outputs:
         assert_close(out, reference_gemm(x, w))
