@@ -1,5 +1,7 @@
 """What `make sanitize` makes of a sanitizer's report: clean only where every test ran and nothing was found."""
 
+import re
+
 import pytest
 import sanitize
 
@@ -59,3 +61,11 @@ def test_a_machine_without_the_tool_is_told_what_is_missing(tmp_path, monkeypatc
     monkeypatch.setenv("PATH", str(tmp_path))
     assert sanitize.main() == 1
     assert "it comes with the CUDA toolkit" in capsys.readouterr().out
+
+
+def test_what_the_page_shows_is_a_report_in_which_every_tool_was_clean():
+    first, *lines = (sanitize.ROOT / "data" / "checks" / "sanitizer.txt").read_text().splitlines()
+    assert re.match(r"\d{4}-\d\d-\d\d, NVIDIA .*driver .*compute-sanitizer .*torch .*triton ", first)
+    assert len(lines) == len(sanitize.TOOLS)
+    for line, (tool, finds) in zip(lines, sanitize.TOOLS.items(), strict=True):
+        assert re.fullmatch(rf"{tool} \({re.escape(finds)}\): no errors in [1-9]\d* tests", line)

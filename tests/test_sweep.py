@@ -377,9 +377,8 @@ def test_captured_calls_never_run_out_of_counters(tmp_path):
     """A split-K call whose counters must be zeroed in the graph carries one node more; no sweep may get there."""
     from tinygemm.kernel import launch
 
-    plan = SweepPlan(
-        (GemmProblem(1, 512, 4096),), backends=("int4-splitk",), launches=("graph",), rep=2, warmup=0, counters=False
-    )
+    problems, backends = (GemmProblem(1, 512, 4096),), ("int4-more-split",)
+    plan = SweepPlan(problems, backends=backends, launches=("graph",), rep=2, warmup=0, counters=False)
     bench = sweep.bench_of_this_gpu(plan, sweep.hardware.snapshot())
     for _ in sweep.measure(bench, groups(plan) * 40):
         (pool,) = launch._captured_counters.values()

@@ -155,7 +155,7 @@ def main(params: Path | None, headline: bool) -> None:
         if headline:
             from tinygemm.report import readme
 
-            readme.write(ROOT, latest_run(readme.GPU))
+            readme.write(ROOT, latest_run())
             return
         parameters = yaml.safe_load(params.read_text()) if params else None
         click.echo(f"open the report: {build(parameters=parameters).as_uri()}")

@@ -7,7 +7,6 @@ from pathlib import Path
 from tinygemm.report import figures, tables, verdicts
 from tinygemm.report.verdicts import FAILS, HOLDS, Verdict
 
-GPU = "h200"  # whose newest run the README shows
 FIGURE = "book/_static/headline.svg"
 BEGIN, END = "<!-- findings: written by `make headline` -->", "<!-- end of findings -->"
 

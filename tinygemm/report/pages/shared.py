@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 from IPython.display import Markdown
 from myst_nb import glue
@@ -13,6 +15,7 @@ from tinygemm.report import style, tables
 from tinygemm.report.tables import BASELINE
 from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED, Verdict
 from tinygemm.report.words import shape_names
+from tinygemm.runs import DATA_ROOT
 
 BADGE = {HOLDS: "bdg-success", FAILS: "bdg-danger", UNDECIDED: "bdg-warning"}
 NARROW, WIDE = STUDY_SHAPES[0], STUDY_SHAPES[2]
@@ -246,6 +249,12 @@ def by_tokens(table: pd.DataFrame, backend: str = "int4") -> pd.DataFrame:
     rows = rows[(rows["backend"] == backend) & tables.at_shapes(rows, STUDY_SHAPES)]
     wide = rows.pivot(index=["K", "N"], columns="M", values="speedup_vs_fp16").add_prefix("M").reset_index()
     return wide.assign(shape=shape_names(wide)).rename_axis(columns=None)
+
+
+def sanitizers(file: Path = DATA_ROOT / "checks" / "sanitizer.txt") -> Markdown:
+    """What `make sanitize` said when it last ran: the day and the versions, then a line per tool, word for word."""
+    conditions, *tools = file.read_text().splitlines()
+    return Markdown("\n".join([f"Last run: {conditions}.", "", *(f"* {tool}" for tool in tools)]))
 
 
 def no_counters() -> Markdown:
