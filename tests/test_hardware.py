@@ -2,7 +2,7 @@
 
 import pytest
 
-from tinygemm.hardware import ALIASES, GPUS, gpu_key, gpu_spec
+from tinygemm.hardware import ALIASES, GPUS, full_key, gpu_key, gpu_spec
 
 FP32_LANES = {(8, 0): 64, (8, 6): 128, (8, 9): 128, (9, 0): 128}  # FP32 multiply-adds per SM and clock, tuning guides
 FP32_TFLOP_S = {
@@ -20,6 +20,11 @@ def test_the_name_that_torch_reports_leads_to_the_figures(spec):
 @pytest.mark.parametrize(("said", "key"), [*ALIASES.items(), ("H100", "h100-80gb-hbm3"), (" L4 ", "l4")])
 def test_an_alias_leads_to_the_full_key(said, key):
     assert gpu_spec(said).key == key
+
+
+def test_a_name_is_spelled_out_where_it_is_known_and_left_alone_where_not():
+    assert full_key("h100") == full_key("NVIDIA H100 80GB HBM3") == "h100-80gb-hbm3"
+    assert [full_key(said) for said in ("auto", "a10g", "h1000")] == ["auto", "a10g", "h1000"]
 
 
 @pytest.mark.parametrize("said", ["", "h1000", "NVIDIA"])

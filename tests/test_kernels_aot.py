@@ -44,6 +44,12 @@ def distinct_configs():
     return list(distinct.values())
 
 
+def selected_loops():
+    """(gpu, config without its split of K): what `select` returns for the problems of the tables."""
+    problems = [(gpu, GemmProblem(row["M"], row["N"], row["K"])) for gpu in tables() for row in table(gpu)[0]]
+    return {(gpu, replace(select(problem, gpu)[0], split_k=1)) for gpu, problem in problems}
+
+
 SPLITK = LaunchConfig("splitk", block_m=8, block_n=32, block_k=1024, split_k=4, num_warps=4, num_stages=1)
 RING = LaunchConfig("ring", block_m=4, block_n=32, block_k=512, split_k=4, num_warps=4, num_stages=3)
 
@@ -74,6 +80,9 @@ def costs():
 # yardsticks are no products: the clock alone chose their configs, and the fastest for two shapes keeps a register or
 # two in memory
 YARDSTICK_SPILLS = 4
+# a search drops what spills with the compiler that it has; with another version, the best of a form that is not the
+# fastest, and so is never selected, may put one pair of registers aside
+UNSELECTED_SPILLS = 2
 # the most scales and zeros: the assembler may put one pair of registers aside in a pass over 256 weights of a thread
 MOST_VALUES_SPILLS = 2
 
@@ -107,7 +116,8 @@ def assert_intended_loop(cost, config):
 @pytest.mark.parametrize(("gpu", "config", "problem"), distinct_configs(), ids=name)
 def test_every_config_of_the_tables_fits_its_gpu_and_compiles_to_the_intended_loop(costs, gpu, config, problem):
     cost = costs[gpu, config, problem, True, torch.float16]
-    assert_fits(cost, YARDSTICK_SPILLS if config.form in YARDSTICKS else 0)
+    selected = (gpu, replace(config, split_k=1)) in selected_loops()
+    assert_fits(cost, YARDSTICK_SPILLS if config.form in YARDSTICKS else 0 if selected else UNSELECTED_SPILLS)
     wide_loads = cost.loop_count("LDGSTS", "128") + cost.loop_count("LDG", "128")
     if config.form == "load-only":
         passes, rest = divmod(wide_loads, cost.loop_weights / 32)  # the assembler may unroll this one

@@ -15,7 +15,7 @@ import synthetic
 import yaml
 from conftest import ROOT
 
-from tinygemm.hardware import live_gpu_key
+from tinygemm.hardware import gpu_spec, live_gpu_key
 from tinygemm.report import build
 from tinygemm.report.build import BuildError
 from tinygemm.runs import latest_run, recorded_runs
@@ -112,7 +112,7 @@ def test_chapter_run_by_papermill_alone_from_anywhere_finds_the_newest_run(tmp_p
 @pytest.mark.parametrize("file", PARAMS, ids=lambda path: path.stem)
 def test_parameter_file_names_its_gpu_and_only_parameters_that_exist(file):
     parameters = yaml.safe_load(file.read_text())
-    assert parameters["gpu"] == file.stem
+    assert parameters["gpu"] == gpu_spec(file.stem).key, "named by the key of its GPU, or by an alias"
     for notebook in NOTEBOOKS:
         build.check_parameters(notebook, parameters)
 

@@ -1,5 +1,7 @@
 """Peers and targets: every verdict is given by a planted answer and flipped by the opposite one."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ import synthetic
 from derived import also, primary, slowed
 
 from tinygemm.problem import STUDY_SHAPES
-from tinygemm.report import pages, peers, verdicts
+from tinygemm.report import limiters, pages, peers, tables, verdicts
 from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
 
 BACKENDS = ("fp16-cublas", "int4", "int4-load-only")
@@ -109,6 +111,53 @@ def test_the_share_of_reading_alone_is_judged_on_every_shape(plain, factor, stat
     verdict = verdict_of(run, "reads_serial_1")
     assert verdict.state == state
     assert verdict.numbers["n"] == 4
+
+
+def test_reads_in_a_config_that_was_tuned_for_another_weight_are_no_ceiling(plain):
+    of_a_rule = primary(plain, "int4-load-only") & (plain.cases["N"] == 1024)
+    source = plain.cases["config_source"].mask(of_a_rule, "rule")
+    run = dataclasses.replace(plain, cases=plain.cases.assign(config_source=source))
+    assert verdict_of(run, "reads_1").numbers["n"] == verdict_of(plain, "reads_1").numbers["n"] - 1
+    assert 1024 not in set(peers.fraction_of_reads(run)["N"])
+
+
+def test_what_the_kernel_takes_beyond_its_reads_is_a_fixed_time_and_a_factor(plain):
+    """Planted: 1.25 times the reads, and nothing fixed."""
+    reads = tables.only(plain, plain.cases["backend"] != "int4")
+    run = also(reads, primary(reads, "int4-load-only"), 1.25, backend="int4")
+    found = peers.beyond_reads(run, 1)
+    assert found["n"] == 4
+    assert found["times"] == pytest.approx(1.25, rel=0.01)
+    assert abs(found["fixed_us"]) < 0.1
+    assert found["least_us"] == pytest.approx(found["reads_least_us"] / 4, rel=0.02)
+    text = pages.peers.beyond_reads(run, (1,)).data
+    assert "it takes" in text
+    assert "1.25 times its reads" in text
+    assert peers.beyond_reads(tables.only(run, run.cases["K"] != 4096), 1) == {}
+    assert "did not time" in pages.peers.beyond_reads(reads).data
+
+
+def test_a_slow_format_is_shown_beside_its_machine_code(plain, tmp_path):
+    """Planted: bfloat16 takes 1.3 times as long, and half the warps fit; M = 16 is compiled as M = 8 is."""
+    run = also(plain, primary(plain, "int4"), 1.3, backend="int4-bf16")
+    compiled = run.cases[run.cases["backend"].isin(["int4", "int4-bf16"])]
+    counts = compiled[limiters.STATIC].drop_duplicates().assign(per_weight=2.0, registers=128, warps_per_sm=16)
+    counts["warps_per_sm"] = counts["warps_per_sm"].mask(counts["backend"] == "int4-bf16", 8)
+    counts.to_csv(tmp_path / "counts.csv", index=False)
+    rows = peers.machine_code(run, tmp_path / "counts.csv").set_index(["variant", "M", "K", "N"])
+    slow = rows.loc[("bfloat16", 8, 4096, 1024)]
+    assert slow["ratio"] == pytest.approx(1.3, rel=0.01)
+    assert slow["fewer_warps"]
+    assert not rows.loc["float16"]["fewer_warps"].any()
+    sixteen = rows.loc[("float16", 16, 4096, 1024)]
+    assert sixteen["ratio"] == pytest.approx(sixteen["latency_us"] / rows.loc[("float16", 8, 4096, 1024)]["latency_us"])
+    assert peers.machine_code(run, tmp_path / "absent.csv").empty
+    assert "no static counts" in pages.peers.machine_code(run_of_nowhere(run)).data
+
+
+def run_of_nowhere(run):
+    """The run as of a GPU that nobody has compiled for."""
+    return dataclasses.replace(run, provenance=run.provenance | {"gpu": run.gpu | {"key": "nowhere"}})
 
 
 def test_the_share_of_reading_alone_is_not_asked_of_runs_without_it(plain):

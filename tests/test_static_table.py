@@ -7,8 +7,8 @@ import triton
 from tinygemm.cli import main
 from tinygemm.hardware import gpu_spec
 from tinygemm.harness.static_cost import config_cost
-from tinygemm.harness.static_table import OPCODES, PROBLEMS, static_row
-from tinygemm.kernel.configs import STATIC, LaunchConfig, select
+from tinygemm.harness.static_table import FORMATS, MORE_TOKENS, OPCODES, PROBLEMS, static_row
+from tinygemm.kernel.configs import STATIC, LaunchConfig, for_format, select
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
 from tinygemm.report.limiters import CONFIG, static_file
 from tinygemm.report.limiters import STATIC as STATIC_COLUMNS
@@ -20,8 +20,9 @@ FILES = sorted(static_file("h200").parent.glob("*.csv"))
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_committed_table_is_of_the_configs_that_are_selected_today(file):
-    table = pd.read_csv(file).set_index(["backend", "M", "K", "N"])
-    assert len(table) == 2 * len(PROBLEMS)
+    table = pd.read_csv(file)
+    assert len(table) == (2 + len(FORMATS)) * len(PROBLEMS) + len(STUDY_SHAPES)
+    table = table[table["group_size"] == 128].set_index(["backend", "M", "K", "N"])
     for problem in PROBLEMS:
         row = table.loc[("int4", problem.M, problem.K, problem.N)]
         config = select(problem, file.stem)[0]
@@ -35,8 +36,24 @@ def test_a_row_of_the_committed_table_is_what_compiling_gives(file, backend):
     (K, N), M = STUDY_SHAPES[2], 1
     problem = GemmProblem(M, N, K)
     config = select(problem, file.stem)[0] if backend == "int4" else STATIC
-    expected = static_row(backend, problem, config, config_cost(config, problem, gpu_spec(file.stem)))
-    row = table[(table["backend"] == backend) & (table["M"] == M) & (table["K"] == K) & (table["N"] == N)].iloc[0]
+    check(file, table, backend, problem, config, config_cost(config, problem, gpu_spec(file.stem)))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_row_of_another_format_is_what_compiling_gives(file):
+    """Asymmetric weights at the wide projection: more registers and instructions than the tuned format takes."""
+    (K, N), M = STUDY_SHAPES[2], 8
+    problem = GemmProblem(M, N, K)
+    config = for_format(select(problem, file.stem)[0], 128, symmetric=False)
+    cost = config_cost(config, problem, gpu_spec(file.stem), symmetric=False)
+    check(file, pd.read_csv(file), "int4-asymmetric", problem, config, cost)
+
+
+def check(file, table, backend, problem, config, cost):
+    """The row of the table is that of the cost."""
+    expected = static_row(backend, problem, config, cost)
+    keys = ["backend", "M", "K", "N", "group_size"]
+    (row,) = [row for _, row in table.iterrows() if all(row[key] == expected[key] for key in keys)]
     assert row["triton"] == triton.__version__, HINT.format(file.stem)
     assert row.to_dict() == pytest.approx(expected), HINT.format(file.stem)
 
@@ -47,7 +64,8 @@ def test_the_command_writes_a_table_that_the_report_can_read(tmp_path, monkeypat
         main(["static-cost", "--gpu", "h200", "--csv", str(tmp_path / "counts.csv")])
     assert ended.value.code == 0
     written = pd.read_csv(tmp_path / "counts.csv")
-    assert list(written["backend"]) == ["int4-static", "int4"]
+    assert list(written["backend"][:2]) == ["int4-static", "int4"]
+    assert written["M"].iloc[-1] == MORE_TOKENS
     assert {*STATIC_COLUMNS, "per_weight", "per_weight_high"} <= set(written.columns)
 
 

@@ -150,11 +150,11 @@ def breakdown(csv, shape_list, group_size, asymmetric, rep, warmup, skip_correct
 @_option("allow_dirty", is_flag=True, help="Measure uncommitted code; the book refuses such a run.")
 def record(params, suites, resume, new, data_root, allow_dirty):
     """Measure what the report explains and write it as a run in data/<gpu>/; a killed run can be resumed."""
-    from tinygemm import runs
+    from tinygemm import hardware, runs
     from tinygemm.harness import sweep
 
     parameters = _read_params(params) if params else {}
-    gpu = parameters.pop("gpu", "auto")
+    gpu = hardware.full_key(str(parameters.pop("gpu", "auto")))
     root = data_root or Path(parameters.pop("data_root", "") or runs.DATA_ROOT)
     allow_dirty = parameters.pop("allow_dirty", False) or allow_dirty
     for name in ("source", "run_dir", "data_root"):

@@ -124,6 +124,14 @@ def gpu_spec(key: str) -> GpuSpec:
     raise ValueError(f"unknown GPU {key!r}; known: {', '.join(sorted({*GPUS, *ALIASES}))}")
 
 
+def full_key(said: str) -> str:
+    """The key that an alias or a full name stands for; what is not known stays as it is, such as `auto`."""
+    try:
+        return gpu_spec(said).key
+    except ValueError:
+        return said
+
+
 def cuda_unavailable_reason() -> str | None:
     """None where a CUDA GPU can be used, otherwise one sentence that says what is missing."""
     try:

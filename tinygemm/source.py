@@ -18,7 +18,8 @@ def open_run(
 
     source:      "live" measures on this machine's GPU and records the run; "recorded" reads the newest recorded run;
                  "auto" is live where a CUDA GPU of the wanted kind is present and no run_dir is given, else recorded
-    gpu:         key such as "a10g"; "auto": this machine's GPU if live, whatever was recorded last if not
+    gpu:         key or alias such as "a10g" or "h100"; "auto": this machine's GPU if live, else whatever was
+                 recorded last
     run_dir:     folder of one run to read, instead of the newest
     data_root:   folder that holds <gpu>/<run_id>/; "": the project's data/
     allow_dirty: read and record runs of a tree with uncommitted changes
@@ -28,6 +29,7 @@ def open_run(
     if source not in SOURCES:
         raise ValueError(f"source must be one of {', '.join(SOURCES)}, got {source!r}")
     root = Path(data_root) if data_root else runs.DATA_ROOT
+    gpu = hardware.full_key(gpu)
     if run_dir:
         if source == "live":
             raise ValueError("source is live and run_dir names a recorded run; give one of the two")

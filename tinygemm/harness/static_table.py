@@ -1,19 +1,29 @@
-"""Instructions per weight of the kernels that get profiled, counted in their machine code: the table of a GPU."""
+"""The kernels of the report in their machine code, instructions counted: the table of a GPU."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
 
+import torch
 import triton
 
 from tinygemm.hardware import gpu_spec
 from tinygemm.harness.static_cost import StaticCost, config_cost
-from tinygemm.kernel.configs import STATIC, LaunchConfig, select
+from tinygemm.kernel.configs import STATIC, LaunchConfig, for_format, select
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
 
 PROBLEMS = tuple(GemmProblem(M, N, K) for K, N in STUDY_SHAPES for M in (1, 8))
+# (backend, group size, symmetric, type of x): what the tuned kernel serves besides, in configs not tuned for it
+FORMATS = (
+    ("int4-bf16", 128, True, torch.bfloat16),
+    ("int4-asymmetric", 128, False, torch.float16),
+    ("int4", 64, True, torch.float16),
+    ("int4", 32, True, torch.float16),
+)
+MORE_TOKENS = 16
 # by the pipe that executes them; what is in none of them is integer, logic, moves and control
 OPCODES = {
     "tensor": ("HMMA",),
@@ -25,6 +35,8 @@ OPCODES = {
 
 def static_rows(gpu: str) -> list[dict]:
     """One row per kernel and problem: what is launched, and thread instructions per weight.
+
+    First the kernels that get profiled, then the tuned one in its other formats and for 16 tokens.
 
     gpu:     key of hardware.GPUS; it need not be here
     returns: backend, M, K, N, group_size, the launch config, registers, spills, shared_bytes, warps_per_sm, per_weight
@@ -38,6 +50,13 @@ def static_rows(gpu: str) -> list[dict]:
         configs = {"int4-static": STATIC, "int4": select(problem, gpu)[0]}
         for backend, config in configs.items():
             rows.append(static_row(backend, problem, config, config_cost(config, problem, spec)))
+    plain = ("int4", 128, True, torch.float16)
+    more = [dataclasses.replace(problem, M=MORE_TOKENS) for problem in dict.fromkeys(PROBLEMS) if problem.M == 1]
+    for problem, kind in [*itertools.product(PROBLEMS, FORMATS), *((problem, plain) for problem in more)]:
+        backend, group_size, symmetric, dtype = kind
+        problem = dataclasses.replace(problem, group_size=group_size)
+        config = for_format(select(problem, gpu)[0], group_size, symmetric, dtype == torch.float16)
+        rows.append(static_row(backend, problem, config, config_cost(config, problem, spec, symmetric, dtype)))
     return rows
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.contrasts import compare, geometric_mean, primary_cases
 from tinygemm.report.intervals import sample_matrix
+from tinygemm.report.limiters import STATIC
 from tinygemm.report.tables import GROUP_SIZE, SHAPE, at_shapes, problem_of
 from tinygemm.runs import DATA_ROOT
 
@@ -67,9 +68,13 @@ def mean_over_peers(run, best: pd.DataFrame) -> dict[str, float]:
 
 def fraction_of_reads(run, reads: str = OVERLAPPING) -> pd.DataFrame:
     """How much of the speed of reading alone the tuned kernel reaches: problem, M, K, N, value = reads / READS[reads],
-    low, high, with left_us (reads) and right_us (kernel); every problem of the run at the group size of the peers."""
+    low, high, with left_us (reads) and right_us (kernel); every problem of the run at the group size of the peers for
+    whose weight the reads were tuned."""
     cases = _primary(run)
-    rows = compare(run, _of(cases, reads), _of(cases, READS[reads]), PROBLEM)
+    readers = _of(cases, reads)
+    tuned = readers[readers["config_source"] != "rule"]  # at one M: a config that reads no x serves every other
+    readers = readers[at_shapes(readers, set(zip(tuned["K"], tuned["N"], strict=True)))]
+    rows = compare(run, readers, _of(cases, READS[reads]), PROBLEM)
     return rows.sort_values(["M", "K", "N"]).reset_index(drop=True)
 
 
@@ -95,6 +100,50 @@ def formats(run) -> pd.DataFrame:
     rows = [compare(run, cases, base, SHAPE).assign(variant=name) for name, cases in variants.items()]
     rows = pd.concat([part for part in rows if len(part)] or rows[:1], ignore_index=True)
     return rows.assign(bytes_ratio=rows["left_id"].map(moved) / rows["right_id"].map(moved))
+
+
+def machine_code(run, file: Path) -> pd.DataFrame:
+    """Other formats and M = 16 at the study's projections: how long they take, and what their machine code says.
+
+    file:    limiters.static_file of the run's GPU
+    returns: variant ("float16" for the format that configs are tuned for), M, K, N, latency_us, ratio (to float16 at
+             the same M, of M = 16 to M = 8), per_weight (instructions of the main loop), registers, warps_per_sm (that
+             fit), fewer_warps (than in the case it is divided by); cases of the very launch config that was compiled
+    """
+    named = {("int4-bf16", 128): "bfloat16", ("int4-asymmetric", 128): "asymmetric", ("int4", 128): "float16"}
+    named |= {("int4", size): f"groups of {size}" for size in (64, 32)}
+    cases = primary_cases(run.cases)
+    cases = cases[at_shapes(cases, STUDY_SHAPES) & cases["backend"].isin({backend for backend, _ in named})]
+    columns = ["per_weight", "registers", "warps_per_sm"]
+    static = pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=[*STATIC, *columns])
+    rows = cases.merge(static[[*STATIC, *columns]], on=STATIC)
+    rows["variant"] = [named.get(key) for key in zip(rows["backend"], rows["group_size"], strict=True)]
+    rows["latency_us"] = rows["case_id"].map(run.samples.groupby("case_id")["latency_us"].median())
+    rows["base_m"] = rows["M"].where(rows["M"] != 16, 8)
+    base = rows[rows["variant"] == "float16"][["M", "K", "N", "latency_us", "warps_per_sm"]]
+    rows = rows.merge(base.rename(columns={"M": "base_m"}), on=["base_m", "K", "N"], suffixes=("", "_base"))
+    rows = rows.assign(
+        ratio=rows["latency_us"] / rows["latency_us_base"], fewer_warps=rows["warps_per_sm"] < rows["warps_per_sm_base"]
+    )
+    kept = ["variant", "M", "K", "N", "latency_us", "ratio", *columns, "fewer_warps"]
+    return rows[rows["variant"].notna()][kept].sort_values(["K", "N", "M", "ratio"]).reset_index(drop=True)
+
+
+def beyond_reads(run, M: int = 1) -> dict[str, float]:
+    """How the time of the kernel follows that of its reads over the shapes of a run at one M, calls overlapping.
+
+    returns: n shapes; least_us and most_us, by which the kernel exceeds its reads; reads_least_us and reads_most_us;
+             fixed_us and times of the line kernel = fixed_us + times * reads by least squares; empty for fewer than 3
+    """
+    rows = fraction_of_reads(run)
+    rows = rows[rows["M"] == M]
+    if len(rows) < 3:
+        return {}
+    reads, beyond = rows["left_us"], rows["right_us"] - rows["left_us"]
+    times, fixed_us = np.polyfit(reads, rows["right_us"], 1)
+    found = {"n": len(rows), "least_us": beyond.min(), "most_us": beyond.max(), "fixed_us": fixed_us, "times": times}
+    found |= {"reads_least_us": reads.min(), "reads_most_us": reads.max()}
+    return {name: float(value) for name, value in found.items()}
 
 
 def heldout(run) -> pd.DataFrame:

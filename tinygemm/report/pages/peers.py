@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pandas as pd
+from IPython.display import Markdown
 
-from tinygemm.report import peers, style
+from tinygemm.report import limiters, peers, style, verdicts
+from tinygemm.report.pages.shared import lacks, table
 from tinygemm.report.words import interval_texts, shape_names
 
 
@@ -39,6 +41,55 @@ def reads(run) -> pd.DataFrame:
         parts.append(rows[["left_us", "right_us", "value"]].add_prefix(f"{name}_"))
     both = pd.concat(parts, axis=1).sort_index().reset_index()
     return both.assign(shape=shape_names(both))
+
+
+def beyond_reads(run, tokens: tuple[int, ...] = (1, 8)) -> Markdown:
+    """By how much the kernel exceeds its reads, and what its counters say where it was profiled: a paragraph per M."""
+    profiled = limiters.readings(run)
+    told = []
+    for M in tokens:
+        if found := peers.beyond_reads(run, M):
+            told.append(
+                f"At M = {M} a call takes {found['least_us']:.1f} to {found['most_us']:.1f} µs longer than its reads, "
+                f"which take {found['reads_least_us']:.1f} to {found['reads_most_us']:.1f} µs. Over the "
+                f"{found['n']:.0f} shapes, by least squares, it takes {found['fixed_us']:.1f} µs and "
+                f"{found['times']:.2f} times its reads."
+            )
+            verdict = verdicts.limiters.latency_limits(profiled, M=M)
+            if verdict.state != verdicts.UNDECIDED or verdict.numbers:
+                told[-1] += f" By its counters, {verdict.sentence[0].lower()}{verdict.sentence[1:]}"
+    return Markdown("\n\n".join(told)) if told else lacks("reading alone at three shapes or more")
+
+
+def machine_code(run) -> Markdown:
+    """Other formats and M = 16 in their machine code, and in how many of the slow cases fewer warps fit into an SM."""
+    rows = peers.machine_code(run, limiters.static_file(run.gpu["key"]))
+    if rows.empty:
+        return Markdown("*The launch configs of this run have no static counts.*")
+    slow = rows[rows["ratio"] > verdicts.peers.MOST_OF_FORMAT["asymmetric"]]
+    few = rows["fewer_warps"].map({True: "fewer", False: ""})
+    body = table(
+        rows.assign(shape=shape_names(rows), few=few),
+        {
+            "variant": ("Format", ""),
+            "shape": ("K×N", ""),
+            "M": ("M", ".0f"),
+            "latency_us": ("µs", ".2f"),
+            "ratio": ("time ratio", ".2f"),
+            "per_weight": ("instructions per weight", ".2f"),
+            "registers": ("registers", ".0f"),
+            "warps_per_sm": ("warps that fit into an SM", ".0f"),
+            "few": ("than float16", ""),
+        },
+        name="tab-machine-code",
+        caption="What the compiled kernel takes in other formats, and at M = 16, against float16 with symmetric groups "
+        "of 128 (M = 16: against M = 8)",
+    )
+    sentence = (
+        f"Of {len(slow)} cases here that take more than {verdicts.peers.MOST_OF_FORMAT['asymmetric']:g} times as long, "
+        f"fewer warps fit into an SM in {int(slow['fewer_warps'].sum())}."
+    )
+    return Markdown(f"{body.data}\n\n{sentence}")
 
 
 def ratio_rows(rows: pd.DataFrame) -> pd.DataFrame:
