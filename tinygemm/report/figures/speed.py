@@ -41,7 +41,7 @@ def headline(table: pd.DataFrame, M: int = 1, backends=CONTENDERS, shapes=STUDY_
     handles = [Patch(color=style.colour(backend), label=style.name(backend)) for backend in shown]
     where = style.conditions(rows[rows["backend"].isin(shown)], f"M = {M}")
     fig, ax = style.canvas("What INT4 gains over FP16 in decode", where, legend=handles, height=3.5)
-    _bars(ax, rows, shown, shapes, "speedup_vs_fp16", "{:.1f}×".format, below=1.0)
+    _bars(ax, rows, shown, shapes, "speedup_vs_fp16", "{:.1f}×".format, lines=(1.0, _ideal(rows)))
     _speedup_axis(ax, rows, "ideal: 16 bits / {bits:.4g} bits = {ideal:.2f}×")
     _name_shapes(ax, shapes, [_gain(rows, shape, "int4") for shape in shapes])
     ax.set(ylabel="speedup over FP16", xlim=(-0.5, len(shapes) - 0.5))
@@ -178,14 +178,14 @@ def _at(table: pd.DataFrame, M: int, backends, shapes, figure: str) -> tuple[pd.
     return rows[pd.MultiIndex.from_frame(rows[["K", "N"]]).isin(shapes)], shapes
 
 
-def _bars(ax: Axes, rows: pd.DataFrame, backends, shapes, value: str, write, below=None, floors=False) -> None:
+def _bars(ax: Axes, rows: pd.DataFrame, backends, shapes, value: str, write, lines=(), floors=False) -> None:
     """Bars in groups of one shape, each with its interval and its number.
 
     write:  a number -> what stands at the bar
-    below:  a line at this height is drawn by the caller: numbers that would meet it stand inside their bar
+    lines:  heights at which the caller draws one: numbers that would meet it stand inside their bar
     floors: draw the floor of each bar
     """
-    width = 0.84 / len(backends)
+    width, room = 0.84 / len(backends), 0.12 * max([*lines, rows[value].max()])
     for i, backend in enumerate(backends):
         mine = rows[rows["backend"] == backend].set_index(["K", "N"]).reindex(shapes)
         x = np.arange(len(shapes)) + (i - (len(backends) - 1) / 2) * width
@@ -194,7 +194,7 @@ def _bars(ax: Axes, rows: pd.DataFrame, backends, shapes, value: str, write, bel
         ax.errorbar(x, mine[value], spread, fmt="none", ecolor=style.INK, elinewidth=1, capsize=2, zorder=3)
         look = {"size": 9.5 if len(backends) < 4 else 8.5, "weight": "bold" if backend == "int4" else "normal"}
         for at, height in zip(x[mine[value].notna()], mine[value].dropna(), strict=True):
-            struck = below is not None and 0.5 * below < height < below
+            struck = any(line - room < height < line for line in lines)
             inside = {"xytext": (0, -4), "va": "top", "color": _readable_on(style.colour(backend))}
             place = inside if struck else {"xytext": (0, 4), "va": "bottom"}
             ax.annotate(write(height), (at, height), textcoords="offset points", ha="center", **place, **look)

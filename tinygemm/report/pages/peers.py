@@ -29,7 +29,7 @@ def contest_columns(rows: pd.DataFrame) -> dict[str, tuple[str, str]]:
     """Columns of `contest` for pages.table: those kernels that were timed or quoted."""
     others = [backend for backend in (*peers.PEERS, peers.CONTEXT) if backend in set(rows["backend"])]
     columns = {"shape": ("K×N", ""), "M": ("M", ".0f"), "int4_us": ("tuned, µs", ".2f")}
-    columns |= {name: (f"{style.name(name)}, µs", "") for name in others}
+    columns |= {name: (f"{style.name(name).removeprefix('INT4, ')}, µs", "") for name in others}
     return columns | {"value": ("best peer / tuned", ".2f"), "interval": ("95 % interval", "")}
 
 
