@@ -43,7 +43,7 @@ def otherwise(run, way, factor, keep=None):
 def judge(run, within=None, between=None):
     empty = evidence.halves(run).iloc[:0]
     within, between = (empty if rows is None else rows for rows in (within, between))
-    return verdicts.of_evidence(evidence.errors(run), within, between)
+    return verdicts.of_evidence(evidence.errors(run), within, between, evidence.beside_others(run))
 
 
 # --- ways of timing -------------------------------------------------------------------------------------------------
@@ -68,6 +68,38 @@ def test_an_error_matters_if_it_is_clearly_larger_than_five_percent(run, way, fa
     verdict = judge(otherwise(run, way, factor))[way]
     assert verdict.state == state
     assert judge(run)[way].state == UNDECIDED
+
+
+# --- beside other contenders ----------------------------------------------------------------------------------------
+
+
+def test_a_kernel_without_x_is_compared_with_itself_in_other_groups(tmp_path):
+    """Planted: the group of M = 2 adds a fifth at one weight; at the others all groups agree."""
+    steady = load(tmp_path, backends=("fp16-cublas", "int4", "int4-load-only"))
+    assert judge(steady)["beside"].state == HOLDS
+    at = primary(steady, "int4-load-only") & (steady.cases["M"] == 2) & (steady.cases["N"] == 1024)
+    run = slowed(steady, at, 1.2)
+    rows = evidence.beside_others(run)
+    assert set(rows["backend"]) == {"int4-load-only"}, "others depend on M"
+    assert set(rows["n"]) == {3}
+    worst = rows.loc[rows["value"].idxmax()]
+    assert (worst["K"], worst["N"]) == (4096, 1024)
+    assert worst["value"] == pytest.approx(1.2, rel=0.02)
+    assert worst["apart_us"] == pytest.approx(worst["right_us"] * 0.2, rel=0.1)
+    assert worst["low"] <= worst["value"] <= worst["high"]
+    verdict = judge(run)["beside"]
+    assert verdict.state == FAILS
+    assert "4096×1024 (int4-load-only" in verdict.sentence
+    table = pages.evidence.beside(rows)
+    assert list(table["value"]) == sorted(rows["value"], reverse=True)
+
+
+def test_another_config_is_another_kernel(tmp_path, run):
+    steady = load(tmp_path, backends=("fp16-cublas", "int4-load-only"))
+    cases = steady.cases.assign(split_k=steady.cases["split_k"].mask(steady.cases["M"] == 2, 77))
+    rows = evidence.beside_others(dataclasses.replace(steady, cases=cases))
+    assert set(rows["n"]) == {2}
+    assert judge(run)["beside"].state == UNDECIDED, "no kernel without x"
 
 
 # --- the same again -------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ WAYS = {
 PRIMARY = {"launch": "graph", "l2_state": "cold", "operands": "random"}
 # code that this project does not change from run to run: libraries, and the yardsticks
 UNCHANGED = (BASELINE, "aten-int4mm", "gemlite", "marlin", "bitsandbytes-nf4", "copy", "empty-node")
+WITHOUT_X = ("dequant-only", "int4-load-only", "int4-load-only-serial")
 # Two medians of one distribution differ by less than the half-width of one's 95 % interval with this probability:
 # their difference has sqrt(2) times the standard error, and P(|z| < 1.96 / sqrt(2)) = 0.834.
 EXPECTED_INSIDE = 0.834
@@ -76,6 +77,29 @@ def halves(run) -> pd.DataFrame:
     parts = [run.samples[position <= size // 2], run.samples[position > size - size // 2]]
     sides = [_summary(cases.assign(n_samples=cases["n_samples"] // 2), _renumbered(part)) for part in parts]
     return _joined(*sides).assign(unchanged=True)
+
+
+def beside_others(run) -> pd.DataFrame:
+    """One kernel timed in several groups of contenders: the largest time over the smallest, for kernels that read no x
+    and so do the same work at every M.
+
+    returns: backend, K, N, n (groups), right_us and left_us (least and most), value = left / right, low, high (from the
+             intervals of both), apart_us = left - right
+    """
+    cases = primary_cases(run.cases)
+    table = _summary(cases[cases["backend"].isin(WITHOUT_X)], run.samples)
+    rows = []
+    for (backend, K, N, _), same in table.groupby(["backend", "K", "N", _config(table, CONFIG[:-1])], sort=False):
+        if len(same) > 1:
+            least, most = (same.loc[getattr(same["latency_us_p50"], end)()] for end in ("idxmin", "idxmax"))
+            rows.append({
+                "backend": backend, "K": K, "N": N, "n": len(same),
+                "right_us": least["latency_us_p50"], "left_us": most["latency_us_p50"],
+                "low": most["latency_us_low"] / least["latency_us_high"],
+                "high": most["latency_us_high"] / least["latency_us_low"],
+            })  # fmt: skip
+    rows = pd.DataFrame(rows, columns=["backend", "K", "N", "n", "right_us", "left_us", "low", "high"])
+    return rows.assign(value=rows["left_us"] / rows["right_us"], apart_us=rows["left_us"] - rows["right_us"])
 
 
 def older_runs(run: Run) -> list[Run]:
@@ -148,9 +172,9 @@ def _renumbered(samples: pd.DataFrame) -> pd.DataFrame:
     return samples.assign(sample=samples.groupby("case_id").cumcount())
 
 
-def _config(table: pd.DataFrame) -> pd.Series:
+def _config(table: pd.DataFrame, columns=CONFIG) -> pd.Series:
     """The launch config of each case, or the variant that won, as one word."""
-    return table[CONFIG].apply(lambda row: "/".join(map(str, row)), axis=1)
+    return table[columns].apply(lambda row: "/".join(map(str, row)), axis=1)
 
 
 def _joined(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:

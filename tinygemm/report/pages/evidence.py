@@ -19,6 +19,15 @@ ERRORS = {
     "value": ("ratio", ".3f"),
     "interval": ("95 % interval", ""),
 }
+BESIDE = {
+    "name": ("Backend", ""),
+    "shape": ("K×N", ""),
+    "n": ("Groups", ".0f"),
+    "right_us": ("least, µs", ".2f"),
+    "left_us": ("most, µs", ".2f"),
+    "apart_us": ("apart, µs", ".2f"),
+    "value": ("ratio", ".3f"),
+}
 REPEATS = {
     "pair": ("Compared", ""),
     "days": ("Days apart", ".1f"),
@@ -45,6 +54,12 @@ def errors(rows: pd.DataFrame) -> pd.DataFrame:
     """evidence.errors with names, shapes and intervals in words."""
     name, shape = rows["backend"].map(style.name), shape_names(rows)
     return rows.assign(name=name, shape=shape, interval=interval_texts(rows, ".3f"))
+
+
+def beside(rows: pd.DataFrame) -> pd.DataFrame:
+    """evidence.beside_others with names and shapes in words, the largest difference first."""
+    rows = rows.sort_values("value", ascending=False)
+    return rows.assign(name=rows["backend"].map(style.name), shape=shape_names(rows))
 
 
 def repeats(run, within: pd.DataFrame, older: list, between: list[pd.DataFrame]) -> pd.DataFrame:

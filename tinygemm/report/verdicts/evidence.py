@@ -5,10 +5,11 @@ from __future__ import annotations
 import pandas as pd
 
 from tinygemm.report.evidence import EXPECTED_INSIDE, spread
-from tinygemm.report.verdicts.bounds import listed
+from tinygemm.report.verdicts.bounds import at_most, listed
 from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED, Verdict, shape_name
 
 MATTERS = 0.05  # relative: an error below this would not change what the report says
+BESIDE_OTHERS = 0.02  # relative: more than repetition within one group shows
 CHANCE = 3  # standard errors that the share of medians inside may lie below EXPECTED_INSIDE by chance
 FEWEST_CASES = 10
 LEAST_SHOWN = 1e-4  # a relative spread below this would be printed as nothing
@@ -22,17 +23,21 @@ CLAIMS = {
 SHORT = {"fp16-cublas": "FP16", "int4": "INT4"}
 
 
-def of_evidence(rows: pd.DataFrame, within: pd.DataFrame, between: pd.DataFrame) -> dict[str, Verdict]:
-    """The verdicts of the chapter: one per way of timing, under its name; steady (within the run); repeated (between
-    runs).
+def of_evidence(
+    rows: pd.DataFrame, within: pd.DataFrame, between: pd.DataFrame, beside: pd.DataFrame
+) -> dict[str, Verdict]:
+    """The verdicts of the chapter: one per way of timing, under its name; steady (within the run); beside (in other
+    groups of contenders); repeated (between runs).
 
     rows:    evidence.errors(run)
     within:  evidence.halves(run)
     between: evidence.agreement with an older run, or no rows
+    beside:  evidence.beside_others(run)
     """
     found = {way: matters(rows, way) for way in CLAIMS}
     unchanged = between[between["unchanged"]] if len(between) else between
     return found | {
+        "beside": same_beside_others(beside),
         "steady": agrees("Both halves of the run agree within their stated intervals", within, "each half"),
         "repeated": agrees(
             "Another run of the same GPU agrees within the stated intervals, where the code did not change, in graphs",
@@ -57,6 +62,14 @@ def matters(rows: pd.DataFrame, way: str) -> Verdict:
     numbers = {"lowest": mine["value"].min(), "highest": mine["value"].max(), "n": len(mine), "n_off": off.sum()}
     sentence = f"Beside the primary number: {listed(told)}."
     return Verdict(claim, state, sentence, {name: float(value) for name, value in numbers.items()})
+
+
+def same_beside_others(rows: pd.DataFrame) -> Verdict:
+    """rows: evidence.beside_others(run)"""
+    claim = f"One kernel takes the same time in every group of contenders, within {BESIDE_OTHERS:.0%}"
+    names = [f"{row['K']}×{row['N']} ({row['backend']}, {row['apart_us']:.2f} µs)" for _, row in rows.iterrows()]
+    rows = rows.assign(name=names)
+    return at_most(claim, rows, 1 + BESIDE_OTHERS, "This run timed no kernel without x in several groups.")
 
 
 def agrees(claim: str, rows: pd.DataFrame, each: str) -> Verdict:
