@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import synthetic
-from derived import also, primary
+from derived import also, primary, slowed
 
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES, GemmProblem
 from tinygemm.report import launch, pages, tables, verdicts
@@ -141,3 +141,22 @@ def test_overlap_of_bare_reads_is_shown_beside_that_of_the_kernel(run):
     both = also(reads, primary(reads, "int4-load-only"), 1.2, backend="int4-load-only-serial")
     rows = launch.overlaps(both)
     assert rows.loc[rows["backend"] == "int4-load-only", "value"].to_list() == pytest.approx([1.2] * 9, rel=0.01)
+
+
+def test_a_slow_host_is_seen_by_a_kernel_that_asks_the_same_of_it_at_every_shape(tmp_path):
+    """Planted: in one group the host took 1.6 times as long; where the device sets the time, nothing is said."""
+    truth = synthetic.Truth(noise=0.002, drift=0.0, host_us=14.0)
+    run = synthetic.load(
+        tmp_path, truth=truth, m_list=(1,), shapes=REPORT_SHAPES, backends=("fp16-cublas", "int4-load-only"),
+        modes=MODES, counters=False,
+    )  # fmt: skip
+    steady = pages.launch.steadiness(tables.report_table(run)).data
+    assert "slow host" not in steady
+    slow = (run.cases["launch"] == "eager") & (run.cases["N"] == 4096) & (run.cases["K"] == 4096)
+    table = tables.report_table(slowed(run, slow, 1.6))
+    rows = launch.host_steadiness(table)
+    assert (rows["ratio"] > 1.5).sum() == 1
+    assert not {28672} & set(rows["N"]), "there the device sets the time"
+    assert "4096×4096, M = 1" in pages.launch.steadiness(table).data
+    bare = tables.only(run, run.cases["backend"] == "fp16-cublas")
+    assert "did not time" in pages.launch.steadiness(tables.report_table(bare)).data

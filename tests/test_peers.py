@@ -56,6 +56,18 @@ def test_one_case_below_its_target_refutes_and_is_named(plain):
     assert "1.10× at 4096×1024, M = 2 (aten-int4mm)" in verdict.sentence
 
 
+def test_without_overlap_the_serial_kernel_stands_for_ours(plain):
+    """Planted: the serial kernel takes 1.4 times as long, so every peer is that much nearer."""
+    run = with_peers(plain)
+    run = also(run, primary(run, "int4"), 1.4, backend="int4-serial")
+    verdict = verdict_of(run, "peers_serial")
+    assert verdict.numbers["mean"] == pytest.approx(2.0 / 1.4, rel=0.01)
+    assert verdict.state == FAILS
+    assert "without its overlap" in verdict.claim
+    assert verdict_of(run, "peers").state == HOLDS
+    assert verdict_of(with_peers(plain), "peers_serial").state == UNDECIDED
+
+
 def test_without_a_contender_the_claim_cannot_hold_but_it_can_fail(plain):
     run = also(plain, primary(plain, "int4"), 2.0, backend="aten-int4mm")
     rows = peers.contest(run, quoted=None)

@@ -92,6 +92,13 @@ def test_the_claim_about_projections_follows_the_hits(model):
     assert judge.projects(stood_in).state == UNDECIDED, "a stand-in is not scored"
 
 
+def test_values_of_the_gpu_that_was_measured_are_not_called_projections(model):
+    table = compared(model, quoted(gpu="h200"), quoted(gpu="a10g"))
+    assert list(table["gpu"]) == ["a10g"]
+    (band,) = against_published.scores(table)["band"]
+    assert band == pytest.approx(table["high"][0] / table["low"][0])
+
+
 def test_every_published_value_of_a_timed_backend_is_compared(run):
     values = published.load()
     table = against_published.compare(costmodel.fit(run), values)

@@ -39,7 +39,7 @@ def advise(model, gpu, m, tp, group_size, launch, csv, data_root):
     Measured where the GPU was recorded, else predicted from the newest run of any GPU.
     """
     from tinygemm import hardware, runs
-    from tinygemm.report import advice, costmodel
+    from tinygemm.report import advice, costmodel, tables
 
     if csv:
         check_writable(csv)
@@ -51,7 +51,7 @@ def advise(model, gpu, m, tp, group_size, launch, csv, data_root):
     spec = fitted.spec if recorded else hardware.gpu_spec(gpu)
     found = advice.advise(fitted, chosen, spec, m, tp, int(group_size), launch)
     rows = found.rows.rename(columns=SHOWN)[list(SHOWN.values())]
-    click.echo("\n".join([*advice.heading(found), ""]))
+    click.echo("\n".join([*advice.heading(found), f"whose kernels are {tables.kernels(fitted.run)}", ""]))
     click.echo(rows.to_string(index=False, na_rep="–", formatters=FORMATS))
     click.echo("\n".join(["", *advice.sentences(found)]))
     if csv:

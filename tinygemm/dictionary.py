@@ -12,14 +12,14 @@ README = DATA_ROOT / "README.md"
 INTRODUCTION = """\
 # Measurements
 
-Two kinds of numbers lie here and never mix. Runs, in `<gpu>/<run_id>/`, were measured by this project: every number
-that the report calls measured comes from one. Values in `published/` were measured by others and are quoted, each with
-its source.
+Runs and published values lie here and never mix; "What is no run" lists the rest. Runs, in `<gpu>/<run_id>/`, were
+measured by this project: every number that the report calls measured comes from one. Values in `published/` were
+measured by others and are quoted, each with its source.
 
-A run is named by the UTC minute and the commit that measured it, such as `h200/2026-11-23T1412Z-3fa9c1e/`. It is
-written once by `tinygemm record` and never edited: `provenance.json` holds the sha256 of every file. A run that differs
-from it is refused, and so is one measured from uncommitted code (`-dirty`). Rates, speedups and quantiles are not
-stored: `tinygemm/report/tables.py` derives them.
+A run is named by the UTC minute and the commit that measured it: `<gpu>/<minute>-<commit>/`. It is written
+once by `tinygemm record` and never edited: `provenance.json` holds the sha256 of every file. A run that differs from it
+is refused, and so is one measured from uncommitted code (`-dirty`). Rates, speedups and quantiles are not stored:
+`tinygemm/report/tables.py` derives them.
 
 The schema is version {version}. This page is generated from it: `python -m tinygemm.dictionary`. Runs of an older
 version stay readable: what they lack is filled in ({later}).

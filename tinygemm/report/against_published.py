@@ -21,7 +21,7 @@ HIT, MISS = "hit", "miss"
 
 
 def compare(model: CostModel, published: pd.DataFrame) -> pd.DataFrame:
-    """Every published latency and speedup that the model can say something about.
+    """Every published latency and speedup of another GPU that the model can say something about.
 
     published: published.load()
     returns:   source_key, gpu, M, K, N, backend, quantity, value, digitised, method, note; launch that was predicted;
@@ -33,7 +33,8 @@ def compare(model: CostModel, published: pd.DataFrame) -> pd.DataFrame:
     for row in published.to_dict("records"):
         spec, backend = _known(row["gpu"]), _modelled(model, row["backend"])
         quantity = row["quantity"] == "latency_us" or (row["quantity"] == "speedup" and BASELINE in model.backends)
-        if spec and backend and quantity and row["M"] <= MAX_M:
+        elsewhere = spec and spec.key != model.spec.key  # of the GPU that the model is of, nothing is projected
+        if elsewhere and backend and quantity and row["M"] <= MAX_M:
             rows.append(row | _beside(model, row, backend, _as_measured(spec, row["method"])))
     columns = [*published.columns, "launch", "stand_in", "predicted", "low", "high", "off", "result"]
     return pd.DataFrame(rows, columns=columns).assign(base=model.spec.name, run_id=model.run_id)
@@ -42,12 +43,14 @@ def compare(model: CostModel, published: pd.DataFrame) -> pd.DataFrame:
 def scores(compared: pd.DataFrame) -> pd.DataFrame:
     """Hits and cases per source, GPU and backend, and whether the backend itself was modelled or a stand-in.
 
-    returns: source_key, gpu, backend, stand_in, cases, hits, median_off, worst_off
+    returns: source_key, gpu, backend, stand_in, cases, hits, median_off, worst_off, band (high / low, its median)
     """
     keys = ["source_key", "gpu", "backend", "stand_in"]
-    groups = compared.assign(size=compared["off"].abs(), hit=compared["result"] == HIT).groupby(keys, sort=False)
+    band = compared["high"] / compared["low"]
+    compared = compared.assign(size=compared["off"].abs(), hit=compared["result"] == HIT, band=band)
     columns = {"cases": ("hit", "size"), "hits": ("hit", "sum"), "median_off": ("size", "median")}
-    return groups.agg(**columns, worst_off=("size", "max")).reset_index()
+    columns |= {"worst_off": ("size", "max"), "band": ("band", "median")}
+    return compared.groupby(keys, sort=False).agg(**columns).reset_index()
 
 
 def _known(gpu: str) -> GpuSpec | None:

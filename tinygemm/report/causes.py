@@ -19,6 +19,10 @@ CAUSES = {
     "too little parallelism": (("int4-no-split", "graph"), ("int4", "graph")),
     "launch": (("int4", "eager"), ("int4", "graph")),
 }
+# the same from Python, where what a kernel saves may vanish behind the host; the launch is the same removal in both
+FROM_PYTHON = {
+    cause: tuple((backend, "eager") for backend, _ in ends) for cause, ends in CAUSES.items() if cause != "launch"
+}
 # `int4-no-split` is of this form; where the run timed it, too, nothing but the split differs
 SAME_FORM = {"too little parallelism": ("int4-splitk", "graph")}
 # what is left to gain in the tuned kernel, and how far one form of dequantisation is from the other
@@ -50,14 +54,26 @@ FEWEST = 3  # values of K and of N below which no terms are fitted
 def removals(run, M: int = 1) -> pd.DataFrame:
     """What removing one cause saves, everything else as it was, one row per problem and removal.
 
-    returns: problem, M, K, N, removal, cause (of CAUSES; empty for LEFTOVERS), left_us, right_us, value, low, high: the
-             share of the time before that is saved, with its 95 % interval; gpu, run_id; no row for what was not timed
+    returns: problem, M, K, N, removal, cause (of CAUSES; empty for LEFTOVERS and FROM_PYTHON), from_python (the cause,
+             of FROM_PYTHON, and the launch; else empty), left_us, right_us, value, low, high: the share of the time
+             before that is saved, with its 95 % interval; gpu, run_id; no row for what was not timed
     """
     cases = contrasts.timed(run, M)
     in_one_form = {name: (before, SAME_FORM[name]) for name, (before, _) in CAUSES.items() if name in SAME_FORM}
-    found = [contrasts.changes(run, cases, ends, "removal", saved) for ends in (in_one_form, CAUSES | LEFTOVERS)]
+    from_python = {_from_python(cause): ends for cause, ends in FROM_PYTHON.items()}
+    every = (in_one_form, CAUSES | LEFTOVERS | from_python)
+    found = [contrasts.changes(run, cases, ends, "removal", saved) for ends in every]
     rows = pd.concat(found, ignore_index=True).drop_duplicates(["problem", "removal"], ignore_index=True)
-    return rows.assign(cause=rows["removal"].where(rows["removal"].isin(list(CAUSES)), ""), **origin(run))
+    eager = {_from_python(cause): cause for cause in FROM_PYTHON} | {"launch": "launch"}
+    return rows.assign(
+        cause=rows["removal"].where(rows["removal"].isin(list(CAUSES)), ""),
+        from_python=rows["removal"].map(eager).fillna(""),
+        **origin(run),
+    )
+
+
+def _from_python(cause: str) -> str:
+    return f"{cause}, from Python"
 
 
 def saved(left: np.ndarray, right: np.ndarray, axis: int = -1) -> np.ndarray:

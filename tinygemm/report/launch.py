@@ -63,6 +63,21 @@ def host_costs(table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
     return both.drop_duplicates("backend").reset_index(drop=True)
 
 
+def host_steadiness(table: pd.DataFrame, backend: str = "int4-load-only") -> pd.DataFrame:
+    """What a call from Python took in every group of the run, of a kernel whose work on the host is always alike.
+
+    returns: M, K, N, latency_us (from Python), ratio (to the median of all); only where the device needs less than half
+             of it, so that the host sets the time
+    """
+    rows = _cold(table)
+    rows = rows[rows["backend"] == backend]
+    sides = rows.pivot_table(index=[*SHAPE], columns="launch", values="latency_us_p50")
+    sides = sides.reindex(columns=["graph", "eager"]).dropna().reset_index()
+    sides = sides[sides["graph"] < sides["eager"] / 2].rename(columns={"eager": "latency_us"})
+    sides = sides.assign(ratio=sides["latency_us"] / sides["latency_us"].median())
+    return sides[[*SHAPE, "latency_us", "ratio"]].reset_index(drop=True)
+
+
 def host_bound(table: pd.DataFrame, backend: str = "int4", M: int = 1, K: int = 4096) -> dict[str, float]:
     """Up to which N the host bounds an eager call: there, the device would be done before the host can launch again.
 

@@ -24,16 +24,17 @@ PROBLEM = ["problem", *SHAPE]
 QUOTED = DATA_ROOT / "earlier" / "marlin-h200.csv"  # measured before runs were recorded
 
 
-def contest(run, quoted: Path | None = QUOTED) -> pd.DataFrame:
+def contest(run, quoted: Path | None = QUOTED, ours: str = "int4") -> pd.DataFrame:
     """`int4` against the others at the projections of the earlier study, M 1 to 8: one row per problem and contender.
 
     quoted:  Marlin's times of an earlier measurement, which stand where the run has the GPU they are of and no Marlin
+    ours:    what stands for `int4`, as int4_us: `int4-serial` overlaps the call before it no more than they do
     returns: problem, M, K, N, backend, other_us, int4_us, value (other / int4), low, high, kind ("measured" or
              "quoted": without an interval), left_id, right_id
     """
     cases = _study(run)
     rows = [
-        compare(run, _of(cases, name), _of(cases, "int4"), PROBLEM).assign(backend=name, kind="measured")
+        compare(run, _of(cases, name), _of(cases, ours), PROBLEM).assign(backend=name, kind="measured")
         for name in (*PEERS, CONTEXT)
     ]
     names = {"left_us": "other_us", "right_us": "int4_us"}

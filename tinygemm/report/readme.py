@@ -64,4 +64,7 @@ def _speedups(numbers: dict[str, float]) -> str:
 def _dram(numbers: dict[str, float]) -> str:
     if "fp16_dram" not in numbers:
         return ""
-    return f": DRAM busy {numbers['fp16_dram']:.0%} in FP16, {numbers['int4_dram']:.0%} in INT4"
+    alone = f": profiled alone, DRAM busy {numbers['fp16_dram']:.0%} in FP16, {numbers['int4_dram']:.0%} in INT4"
+    if "int4_rate" not in numbers:
+        return alone
+    return f"{alone}; in a row, {numbers['fp16_rate']:.0%} and {numbers['int4_rate']:.0%} of the speed of a copy"

@@ -28,6 +28,7 @@ from tinygemm.report.pages.shared import (
     table,
     token_counts,
     twins,
+    without_overlap,
 )
 
 __all__ = [
@@ -68,4 +69,5 @@ __all__ = [
     "table",
     "token_counts",
     "twins",
+    "without_overlap",
 ]

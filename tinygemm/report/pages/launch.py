@@ -73,6 +73,28 @@ def host_bound(table: pd.DataFrame, K: int = 4096) -> Markdown:
     return Markdown(" ".join(sentences) or f"*This run did not time K = {K} from Python and as a graph.*")
 
 
+SLOW = 1.25  # times the median: the host was not what it was in most groups
+
+
+def steadiness(table: pd.DataFrame) -> Markdown:
+    """Whether the host was equally fast in every group, by a kernel whose work on the host is always the same."""
+    rows = launch.host_steadiness(table)
+    if len(rows) < 2:
+        return Markdown("*This run did not time `int4-load-only` from Python in several groups.*")
+    slow = rows[rows["ratio"] > SLOW].sort_values("ratio", ascending=False)
+    told = (
+        f"Times from Python depend on how fast the host was while their group was timed, and no interval contains "
+        f"that. `int4-load-only` asks the same of the host at every shape: its calls took "
+        f"{rows['latency_us'].median():.1f} µs in the median of {len(rows)} groups, and "
+        f"{rows['latency_us'].min():.1f} to {rows['latency_us'].max():.1f} µs in all."
+    )
+    if len(slow):
+        shapes = [f"{row.K}×{row.N}, M = {row.M}" for row in slow.itertuples()]
+        told += f" In {len(slow)} it took more than {SLOW:g} times the median, so every time from Python of these "
+        told += f"groups is of a slow host: {'; '.join(shapes)}."
+    return Markdown(told)
+
+
 def host(table: pd.DataFrame) -> pd.DataFrame:
     """launch.host_costs with names, cheapest first."""
     rows = launch.host_costs(table).sort_values("host_us")

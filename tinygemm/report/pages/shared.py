@@ -177,10 +177,12 @@ def serial_walk(table: pd.DataFrame, M: int = 1) -> Markdown:
     few, many, deep = (4096, 512), (4096, 8192), (14336, 4096)
     if not {few, many, deep} <= set(latency.index):
         return Markdown("*This run did not time `int4-static` at the shapes of this comparison.*")
+    at_k = latency[latency.index.get_level_values("K") == few[0]]
+    between = at_k[at_k.index.get_level_values("N") <= many[1]]
     return Markdown(
-        f"With K at {few[0]}, {many[1] // few[1]} times the weights (N from {few[1]} to {many[1]}) take it from "
-        f"{latency[few]:.1f} µs to {latency[many]:.1f} µs. With K at {deep[0]}, {deep[0] / few[0]:.1f} times as deep, "
-        f"{deep[0]}×{deep[1]} takes {latency[deep]:.1f} µs."
+        f"With K at {few[0]}, the simple kernel takes {between.min():.1f} to {between.max():.1f} µs from N = {few[1]} "
+        f"to {many[1]}, {many[1] // few[1]} times the weights. With K at {deep[0]}, {deep[0] / few[0]:.1f} times as "
+        f"deep, {deep[0]}×{deep[1]} takes {latency[deep]:.1f} µs."
     )
 
 
@@ -249,6 +251,21 @@ def by_tokens(table: pd.DataFrame, backend: str = "int4") -> pd.DataFrame:
     rows = rows[(rows["backend"] == backend) & tables.at_shapes(rows, STUDY_SHAPES)]
     wide = rows.pivot(index=["K", "N"], columns="M", values="speedup_vs_fp16").add_prefix("M").reset_index()
     return wide.assign(shape=shape_names(wide)).rename_axis(columns=None)
+
+
+def without_overlap(table: pd.DataFrame, M: int = 1) -> Markdown:
+    """The speedup of the tuned kernel at the study's projections, as it is and started only after the call before."""
+    rows = tables.primary(table)
+    rows = rows[(rows["M"] == M) & tables.at_shapes(rows, STUDY_SHAPES)].dropna(subset=["speedup_vs_fp16"])
+    both = [rows.loc[rows["backend"] == name, "speedup_vs_fp16"] for name in ("int4", "int4-serial")]
+    if any(side.empty for side in both):
+        return lacks("`int4` and `int4-serial` at the projections of the earlier study")
+    (low, high), (serial_low, serial_high) = ((side.min(), side.max()) for side in both)
+    return Markdown(
+        f"At the four projections above the tuned kernel is {low:.2f}× to {high:.2f}× as fast as FP16 in cuBLAS; "
+        f"started only when the call before has finished (`int4-serial`, in the config of the former), "
+        f"{serial_low:.2f}× to {serial_high:.2f}×."
+    )
 
 
 def sanitizers(file: Path = DATA_ROOT / "checks" / "sanitizer.txt") -> Markdown:

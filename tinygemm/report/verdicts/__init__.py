@@ -53,7 +53,7 @@ def of_run(run) -> dict[str, Verdict]:
         cause = dequantisation_decides(tuned if backend == "int4" else breakdown(run, backend), tuned, backend)
         verdicts |= {
             f"A{suffix}": wide_helps(table, backend),
-            f"B{suffix}": bottleneck_shifts(counters, backend),
+            f"B{suffix}": bottleneck_shifts(counters, backend, table=table),
             f"C{suffix}": narrow_loses_to_dequantisation(loses, cause),
             f"C_loses{suffix}": loses,
             f"C_cause{suffix}": cause,

@@ -48,11 +48,20 @@ def wide_helps(table: pd.DataFrame, backend: str = "int4", M: int = 1) -> Verdic
 
 
 def bottleneck_shifts(
-    counters: pd.DataFrame | None, backend: str = "int4", M: int = 1, K: int = 4096, N: int = 14336
+    counters: pd.DataFrame | None,
+    backend: str = "int4",
+    M: int = 1,
+    K: int = 4096,
+    N: int = 14336,
+    table: pd.DataFrame | None = None,
 ) -> Verdict:
     """B: the counters show the bottleneck move: DRAM limits FP16; INT4 keeps DRAM less busy and is limited elsewhere.
 
+    A profiler runs one call at a time. Where the same call, timed in a row, needs its bytes at a rate that keeps DRAM
+    busy all the same, counters and clock disagree, and the claim is undecided.
+
     counters: counters_table(run), or None for a run without counters
+    table:    report_table(run), for the rate at which timed calls move their bytes
     """
     claim = f"Hardware counters show the bottleneck shift, M = {M}, {K}×{N}"
     pair = _counter_pair(counters, backend, (M, K, N))
@@ -62,10 +71,20 @@ def bottleneck_shifts(
     shift = fp16["frac_dram"] - int4["frac_dram"]
     margins = pd.Series([fp16["frac_dram"] - BOUND_FRACTION, BOUND_FRACTION - int4["frac_dram"], shift - CLEAR_SHIFT])
     state = for_all(margins > COUNTER_MARGIN, margins < -COUNTER_MARGIN)
-    sentence = f"FP16 {_use(fp16)}. {_subject(backend)} {_use(int4)}."
+    subject = _subject(backend)
+    sentence = f"Profiled one call at a time, FP16 {_use(fp16)}. {subject} {_use(int4)}."
+    rates = _rates(table, backend, (M, K, N))
+    if rates:
+        sentence += f" Timed in a row, FP16 moves its bytes at {rates[0]:.0%} of the speed of a copy, and "
+        sentence += f"{subject[0].lower()}{subject[1:]} at {rates[1]:.0%}"
+        if state == HOLDS and rates[1] > BOUND_FRACTION + COUNTER_MARGIN:
+            state = UNDECIDED
+            sentence += ": there the bytes set most of the time of both"
+        sentence += "."
     numbers = {f"{name}_{part}": float(row[f"frac_{part}"]) for name, row in zip(("fp16", "int4"), pair, strict=True)
                for part in ("dram", "sm")}  # fmt: skip
-    return Verdict(claim, state, sentence, numbers | {"dram_shift": float(shift)})
+    numbers |= {"dram_shift": float(shift)}
+    return Verdict(claim, state, sentence, numbers | dict(zip(("fp16_rate", "int4_rate"), rates, strict=False)))
 
 
 def narrow_loses(table: pd.DataFrame, backend: str = "int4", M: int = 1) -> Verdict:
@@ -206,6 +225,16 @@ def _counter_pair(counters: pd.DataFrame | None, backend: str, shape: tuple[int,
     )
     sides = [rows[rows["backend"] == name] for name in (BASELINE, backend)]
     return None if any(side.empty for side in sides) else [side.iloc[0] for side in sides]
+
+
+def _rates(table: pd.DataFrame | None, backend: str, shape: tuple[int, int, int]) -> tuple[float, ...]:
+    """At which fraction of the copy bandwidth FP16 and a backend move their bytes when timed; () where unknown."""
+    if table is None or "frac_peak_bw" not in table:
+        return ()
+    rows = primary(table)
+    rows = rows[(rows[SHAPE] == list(shape)).all(axis=1)].dropna(subset=["frac_peak_bw"])
+    sides = [rows.loc[rows["backend"] == name, "frac_peak_bw"] for name in (BASELINE, backend)]
+    return () if any(side.empty for side in sides) else tuple(float(side.iloc[0]) for side in sides)
 
 
 def _use(row: pd.Series) -> str:
