@@ -10,7 +10,7 @@ from tinygemm.report.causes import CAUSES, LEFTOVERS, REGIMES
 from tinygemm.report.pages.shared import badge
 from tinygemm.report.words import shape_names
 
-SPLITS = {"int4-no-split": "one warp", "int4": "as selected", "int4-more-split": "twice the programs"}
+SPLITS = {"int4-no-split": "one warp", "int4": "as selected, in either form", "int4-more-split": "twice the programs"}
 
 
 def card(regime: str, verdicts: dict) -> Markdown:
