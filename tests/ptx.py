@@ -222,8 +222,10 @@ class _Machine:
     def _run(self, statement: str) -> None:
         guard, _, guarded = statement.partition(" ") if statement.startswith("@") else ("", "", statement)
         name, _, rest = guarded.partition(" ")
-        if guard and not name.startswith("cp.async.c"):
+        if guard and not name.startswith(("cp.async.ca.", "cp.async.cg.")):
             raise PtxError("only copies are emulated under a predicate")
+        if guard and guard[1:] not in self.predicates:
+            raise PtxError(f"predicate {guard[1:]} is not declared")
         operands = [operand.strip() for operand in re.split(r",(?![^{]*\})", rest)]
         if name == ".reg":
             self._declare_registers(rest)

@@ -412,6 +412,7 @@ def test_bad_input_is_refused_with_the_constraint_in_words(gpu, tmp_path, capsys
         ("reps: 3\n", "unknown parameter reps; known: m_list"),
         ('m_list: "1,two"\n', "m_list must be positive integers"),
         ("gpu: a10g\n", "is for a10g, but this machine's GPU is h200"),
+        ("gpu: h100\n", "is for h100-80gb-hbm3, but this machine's GPU is h200"),
         ("rep: many\n", "rep must be an integer of at least 1, got 'many'"),
         ("m_list: 1\nshapes: 4096,1024\nrep: 0\n", "rep must be an integer of at least 1"),
     ],

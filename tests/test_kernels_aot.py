@@ -1,5 +1,6 @@
 """Every launch config of the tables, compiled for its GPU on any machine: its cost, and what it must not do."""
 
+import functools
 import itertools
 import json
 from concurrent.futures import ProcessPoolExecutor
@@ -44,6 +45,7 @@ def distinct_configs():
     return list(distinct.values())
 
 
+@functools.cache
 def selected_loops():
     """(gpu, config without its split of K): what `select` returns for the problems of the tables."""
     problems = [(gpu, GemmProblem(row["M"], row["N"], row["K"])) for gpu in tables() for row in table(gpu)[0]]

@@ -149,7 +149,7 @@ def test_what_the_kernel_takes_beyond_its_reads_is_a_fixed_time_and_a_factor(pla
     assert "did not time" in pages.peers.beyond_reads(reads).data
 
 
-def test_a_slow_format_is_shown_beside_its_machine_code(plain, tmp_path):
+def test_a_slow_format_is_shown_beside_its_machine_code(plain, tmp_path, monkeypatch):
     """Planted: bfloat16 takes 1.3 times as long, and half the warps fit; M = 16 is compiled as M = 8 is."""
     run = also(plain, primary(plain, "int4"), 1.3, backend="int4-bf16")
     compiled = run.cases[run.cases["backend"].isin(["int4", "int4-bf16"])]
@@ -164,6 +164,13 @@ def test_a_slow_format_is_shown_beside_its_machine_code(plain, tmp_path):
     sixteen = rows.loc[("float16", 16, 4096, 1024)]
     assert sixteen["ratio"] == pytest.approx(sixteen["latency_us"] / rows.loc[("float16", 8, 4096, 1024)]["latency_us"])
     assert peers.machine_code(run, tmp_path / "absent.csv").empty
+    monkeypatch.setattr(limiters, "static_file", lambda key: tmp_path / "counts.csv")
+    slow = rows[rows["ratio"] > 1.1]
+    assert set(slow.index.get_level_values("variant")) == {"bfloat16"}
+    said = pages.peers.machine_code(run).data
+    assert f"Of {len(slow)} cases here that take more than 1.1 times as long, fewer warps fit" in said
+    assert f"into an SM in {len(slow)}." in said
+    monkeypatch.undo()
     assert "no static counts" in pages.peers.machine_code(run_of_nowhere(run)).data
 
 

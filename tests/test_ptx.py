@@ -136,6 +136,17 @@ def test_a_lane_that_is_not_wanted_copies_nothing():
     assert (read(LANES[::2]) == POISONED).all()
 
 
+@pytest.mark.parametrize(("guarded", "message"), [
+    ("@other cp.async.ca.shared.global [$1], [$2], 16, $3", "predicate other is not declared"),
+    ("@!wanted cp.async.ca.shared.global [$1], [$2], 16, $3", "predicate !wanted is not declared"),
+    ("@wanted cp.async.commit_group", "only copies are emulated under a predicate"),
+])  # fmt: skip
+def test_what_is_not_emulated_under_a_predicate_is_refused(guarded, message):
+    values = [LANES, LANES.astype(np.uint64), LANES, LANES.astype(np.int32)]
+    with pytest.raises(PtxError, match=message):
+        execute(f"{{ .reg .pred wanted; setp.ne.s32 wanted, $4, 0; {guarded}; }}", "=r,r,l,r,r", values)
+
+
 def test_two_lanes_that_copy_to_one_place_are_refused():
     declare(128)
     with pytest.raises(PtxError, match="two lanes copy to one place"):

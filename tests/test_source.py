@@ -71,6 +71,14 @@ def test_auto_reads_what_was_recorded_where_another_gpu_is_asked_for(root, measu
     assert not measured
 
 
+def test_an_alias_names_a_recorded_gpu_and_the_one_of_this_machine(root, measured):
+    """`H200` and `NVIDIA A10G` are how people write them; a parameter file may hold a number."""
+    assert open_run("recorded", "H200", data_root=str(root)).gpu["key"] == "h200"
+    assert open_run("live", "NVIDIA A10G", data_root=str(root)).gpu["key"] == "a10g"
+    with pytest.raises(RunError, match="no recorded run of rtx-4090"):
+        open_run("recorded", 4090, data_root=str(root))
+
+
 def test_recorded_never_measures(root, measured):
     assert open_run("recorded", data_root=str(root)).gpu["key"] == "h200"
     assert not measured

@@ -12,6 +12,7 @@ import pytest
 import torch
 from fake_gpu import FakeClock, fake_backend
 
+from tinygemm.hardware import gpu_spec
 from tinygemm.harness import compile, progress, tune
 from tinygemm.harness.plan import Group, SweepPlan, groups
 from tinygemm.harness.progress import Progress
@@ -130,10 +131,17 @@ def test_of_other_weights_only_what_promises_most_is_raced(lab, tmp_path, monkey
     others = tune.projections([(4096, 1024)])[:6]
     found = search(tmp_path, others=others)
     assert {(p.K, p.N) for p in others} <= {(row["K"], row["N"]) for row in found}
+    spec, nearest = gpu_spec("h200"), (4096, 1024)  # of the two weights that are searched in full
+    tried = [configs for (form, each), configs in raced.items() if form == "splitk" and (each.K, each.N) == nearest]
     for problem in others:
         configs = raced["splitk", problem]
-        assert tune.PROMISING / 2 < len(configs) <= tune.PROMISING + 6, "and at most 3 finalists of two token counts"
-        assert all(fitted(config, problem) == config and problem.N % config.block_n == 0 for config in configs)
+        every = tune.candidates_of("splitk", problem, 132)
+        ranked = sorted(every, key=lambda c: tune.predicted_us(c, problem, spec))[: tune.PROMISING]
+        assert configs[: len(ranked)] == ranked
+        won = configs[len(ranked) :]
+        assert set(won) <= {fitted(config, problem) for configs in tried for config in configs}
+        assert all(problem.N % config.block_n == 0 for config in won)
+    assert any(len(raced["splitk", problem]) > tune.PROMISING for problem in others), "a finalist of the nearest weight"
     assert lab.raced[-1][1] == others[-1], "they come last"
 
 

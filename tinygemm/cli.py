@@ -154,7 +154,7 @@ def record(params, suites, resume, new, data_root, allow_dirty):
     from tinygemm.harness import sweep
 
     parameters = _read_params(params) if params else {}
-    gpu = hardware.full_key(str(parameters.pop("gpu", "auto")))
+    gpu = hardware.full_key(parameters.pop("gpu", "auto"))
     root = data_root or Path(parameters.pop("data_root", "") or runs.DATA_ROOT)
     allow_dirty = parameters.pop("allow_dirty", False) or allow_dirty
     for name in ("source", "run_dir", "data_root"):

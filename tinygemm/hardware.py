@@ -127,9 +127,9 @@ def gpu_spec(key: str) -> GpuSpec:
 def full_key(said: str) -> str:
     """The key that an alias or a full name stands for; what is not known stays as it is, such as `auto`."""
     try:
-        return gpu_spec(said).key
+        return gpu_spec(str(said)).key
     except ValueError:
-        return said
+        return str(said)
 
 
 def cuda_unavailable_reason() -> str | None:

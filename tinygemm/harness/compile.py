@@ -113,9 +113,11 @@ def one_line(error: Exception) -> str:
 
 def _compiled_in(problem: GemmProblem, config) -> tuple:
     """What a kernel knows of a problem at compile time: its groups, full tiles, and which sizes 16 divides."""
+    from tinygemm.kernel.configs import ROUTE
     from tinygemm.kernel.forms import fills_tiles
 
-    sizes = (problem.N, problem.K, *([-(-problem.K // 128)] if config.form == "static" else []))
+    blocks = [-(-problem.K // 128)] if config.form in ("static", ROUTE) else []  # the others do not specialise it
+    sizes = (problem.N, problem.K, *blocks)
     return (problem.group_size, fills_tiles(problem.N, problem.K, config), *(size % 16 == 0 for size in sizes))
 
 

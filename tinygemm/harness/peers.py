@@ -185,7 +185,7 @@ def marlin_unsupported(problem, symmetric) -> str | None:
 
 
 def marlin_variants(problem, gpu) -> list[Variant]:
-    """The tile that it chooses itself, and the others that it has for few tokens."""
+    """The tile that it chooses itself, and the other one that it has for few tokens."""
     return [Variant(f"thread_k={k} thread_n={n}", "marlin", marlin_build, marlin_bind(k, n)) for k, n in MARLIN_TILES]
 
 

@@ -51,7 +51,7 @@ def static_rows(gpu: str) -> list[dict]:
         for backend, config in configs.items():
             rows.append(static_row(backend, problem, config, config_cost(config, problem, spec)))
     plain = ("int4", 128, True, torch.float16)
-    more = [dataclasses.replace(problem, M=MORE_TOKENS) for problem in dict.fromkeys(PROBLEMS) if problem.M == 1]
+    more = [dataclasses.replace(problem, M=MORE_TOKENS) for problem in PROBLEMS if problem.M == 1]
     for problem, kind in [*itertools.product(PROBLEMS, FORMATS), *((problem, plain) for problem in more)]:
         backend, group_size, symmetric, dtype = kind
         problem = dataclasses.replace(problem, group_size=group_size)

@@ -36,8 +36,9 @@ WARPS_PER_SM = (0.9, 40)  # programs that leave most of the GPU idle, or queue m
 
 def projections(known: Iterable[tuple[int, int]]) -> tuple[GemmProblem, ...]:
     """Problems of the models' projections, uncut and cut by eight GPUs, whose weight (K, N) is not yet known."""
+    known = set(known)
     shapes = [(K, N) for K, N, size in models.decode_shapes((1, 8)) if size == TUNED_GROUP_SIZE]
-    return tuple(GemmProblem(M, N, K) for K, N in shapes if (K, N) not in set(known) for M in PROJECTION_M)
+    return tuple(GemmProblem(M, N, K) for K, N in shapes if (K, N) not in known for M in PROJECTION_M)
 
 
 def candidates(form: str, M: int) -> list[LaunchConfig]:
@@ -142,7 +143,8 @@ def tune(
     crossovers = _crossovers(fused, device.L2_cache_size)
     searched = {(p.K, p.N) for p in (*problems, *others)}
     rows = [row for row in old_rows if (row["K"], row["N"]) not in searched] + rows
-    crossovers = [row for row in old_crossovers if (row["K"], row["N"]) not in searched] + crossovers
+    crossed = {(p.K, p.N) for p in problems}  # of the others none are searched
+    crossovers = [row for row in old_crossovers if (row["K"], row["N"]) not in crossed] + crossovers
     write_table(path, rows, "table", about, crossovers)
     progress.close()
     return rows
@@ -196,6 +198,7 @@ def _promising(form, problem: GemmProblem, configs, full, progress: Progress, sp
     ranked = sorted(configs, key=lambda config: predicted_us(config, problem, spec))[:PROMISING]
     nearest = min(full, key=lambda p: abs(math.log(p.K / problem.K)) + abs(math.log(p.N / problem.N)))
     won = [fitted(config, problem) for config in progress.finalists(form, (nearest.K, nearest.N))]
+    # not by `fits`: what won nearby may leave some SMs idle here, and is tried all the same
     won = [config for config in _for_tokens(problem.M, won) if problem.N % config.block_n == 0]
     return list(dict.fromkeys([*ranked, *won]))
 

@@ -19,7 +19,8 @@ CAUSES = {
     "too little parallelism": (("int4-no-split", "graph"), ("int4", "graph")),
     "launch": (("int4", "eager"), ("int4", "graph")),
 }
-# the same from Python, where what a kernel saves may vanish behind the host; the launch is the same removal in both
+# the same from Python, where what a kernel saves may vanish behind the host; the launch is the same removal in both.
+# `int4` may be of another form than `int4-no-split` here: `int4-splitk` is not timed from Python
 FROM_PYTHON = {
     cause: tuple((backend, "eager") for backend, _ in ends) for cause, ends in CAUSES.items() if cause != "launch"
 }

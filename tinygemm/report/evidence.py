@@ -30,7 +30,8 @@ WITHOUT_X = ("dequant-only", "int4-load-only", "int4-load-only-serial")
 # their difference has sqrt(2) times the standard error, and P(|z| < 1.96 / sqrt(2)) = 0.834.
 EXPECTED_INSIDE = 0.834
 FEWEST_SAMPLES = 8  # the bootstrap interval of a median of fewer is too narrow to be tested
-CONFIG = ["form", "block_m", "block_n", "block_k", "split_k", "num_warps", "num_stages", "config_source"]
+LAUNCH_CONFIG = ["form", "block_m", "block_n", "block_k", "split_k", "num_warps", "num_stages"]
+CONFIG = [*LAUNCH_CONFIG, "config_source"]
 
 
 def errors(run, M: int = 1) -> pd.DataFrame:
@@ -84,12 +85,13 @@ def beside_others(run) -> pd.DataFrame:
     and so do the same work at every M.
 
     returns: backend, K, N, n (groups), right_us and left_us (least and most), value = left / right, low, high (from the
-             intervals of both), apart_us = left - right
+             intervals of both; that they are the extremes of n is not in them), apart_us = left - right
     """
     cases = primary_cases(run.cases)
     table = _summary(cases[cases["backend"].isin(WITHOUT_X)], run.samples)
     rows = []
-    for (backend, K, N, _), same in table.groupby(["backend", "K", "N", _config(table, CONFIG[:-1])], sort=False):
+    keys = ["backend", "K", "N", "group_size", _config(table, LAUNCH_CONFIG)]
+    for (backend, K, N, *_), same in table.groupby(keys, sort=False):
         if len(same) > 1:
             least, most = (same.loc[getattr(same["latency_us_p50"], end)()] for end in ("idxmin", "idxmax"))
             rows.append({

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from tinygemm.problem import STUDY_SHAPES
-from tinygemm.report.contrasts import compare, geometric_mean, primary_cases
+from tinygemm.report.contrasts import compare, geometric_mean, medians, primary_cases
 from tinygemm.report.intervals import sample_matrix
 from tinygemm.report.limiters import STATIC
 from tinygemm.report.tables import GROUP_SIZE, SHAPE, at_shapes, problem_of
@@ -111,15 +111,15 @@ def machine_code(run, file: Path) -> pd.DataFrame:
              the same M, of M = 16 to M = 8), per_weight (instructions of the main loop), registers, warps_per_sm (that
              fit), fewer_warps (than in the case it is divided by); cases of the very launch config that was compiled
     """
-    named = {("int4-bf16", 128): "bfloat16", ("int4-asymmetric", 128): "asymmetric", ("int4", 128): "float16"}
-    named |= {("int4", size): f"groups of {size}" for size in (64, 32)}
+    formats = {(backend, GROUP_SIZE): variant for variant, backend in VARIANTS.items()}
+    formats |= {("int4", GROUP_SIZE): "float16"} | {("int4", size): f"groups of {size}" for size in (64, 32)}
     cases = primary_cases(run.cases)
-    cases = cases[at_shapes(cases, STUDY_SHAPES) & cases["backend"].isin({backend for backend, _ in named})]
+    cases = cases[at_shapes(cases, STUDY_SHAPES) & cases["backend"].isin({backend for backend, _ in formats})]
     columns = ["per_weight", "registers", "warps_per_sm"]
     static = pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=[*STATIC, *columns])
     rows = cases.merge(static[[*STATIC, *columns]], on=STATIC)
-    rows["variant"] = [named.get(key) for key in zip(rows["backend"], rows["group_size"], strict=True)]
-    rows["latency_us"] = rows["case_id"].map(run.samples.groupby("case_id")["latency_us"].median())
+    rows["variant"] = [formats.get(key) for key in zip(rows["backend"], rows["group_size"], strict=True)]
+    rows["latency_us"] = rows["case_id"].map(medians(run, rows))
     rows["base_m"] = rows["M"].where(rows["M"] != 16, 8)
     base = rows[rows["variant"] == "float16"][["M", "K", "N", "latency_us", "warps_per_sm"]]
     rows = rows.merge(base.rename(columns={"M": "base_m"}), on=["base_m", "K", "N"], suffixes=("", "_base"))

@@ -42,6 +42,9 @@ CHAIN = {
 }
 
 
+SLOW = 1.25  # times the median: the host was not what it was in most groups
+
+
 def narrowest(table: pd.DataFrame) -> Markdown:
     """One call of the tuned kernel at the narrow shape, from Python and in a graph."""
     rows = launch.gains(table)
@@ -71,9 +74,6 @@ def host_bound(table: pd.DataFrame, K: int = 4096) -> Markdown:
             where = f"the device needs less up to N = {last:.0f}, and longer from N = {found['first_free_N']:.0f}"
         sentences.append(f"{name} takes {host:.1f} µs at the narrowest N; {where}.")
     return Markdown(" ".join(sentences) or f"*This run did not time K = {K} from Python and as a graph.*")
-
-
-SLOW = 1.25  # times the median: the host was not what it was in most groups
 
 
 def steadiness(table: pd.DataFrame) -> Markdown:

@@ -33,7 +33,8 @@ def dequantisation_comes_first(rows: pd.DataFrame, regime: str, candidates: tupl
     It holds if dequantisation saves most, its interval excludes zero and those of the others lie below it; it does not
     hold if another cause saves more with an interval above that of dequantisation and above zero.
 
-    Called from Python, every removal is timed from Python: the host hides what a kernel saves behind it.
+    Called from Python, every removal is timed from Python: the host hides what a kernel saves behind it. There the
+    split also carries what the choice of form gains, since the split-K form by itself is timed in graphs only.
 
     rows: causes.removals(run, M)
     """
@@ -42,10 +43,9 @@ def dequantisation_comes_first(rows: pd.DataFrame, regime: str, candidates: tupl
     where = "in a CUDA graph" if in_graph else "called from Python"
     name = f"{shape[0]}×{shape[1]}"
     claim = f"Dequantisation costs INT4 most at the {regime} projection, {name}, {where}"
-    at = rows[(rows["K"] == shape[0]) & (rows["N"] == shape[1])].assign(kind=lambda rows: (
-        rows["cause"] if in_graph else rows["from_python"]
-    ))  # fmt: skip
-    here = at[at["kind"].isin(candidates)].drop_duplicates("kind").set_index("kind").dropna(subset=["low"])
+    kind = "cause" if in_graph else "from_python"
+    here = rows[(rows["K"] == shape[0]) & (rows["N"] == shape[1]) & rows[kind].isin(candidates)]
+    here = here.drop_duplicates(kind).set_index(kind).dropna(subset=["low"])
     if missing := [cause for cause in candidates if cause not in here.index]:
         return Verdict(claim, UNDECIDED, f"The run did not vary {_and(missing)} at {name}.", {})
     here = here.sort_values("value", ascending=False)

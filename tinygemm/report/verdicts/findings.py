@@ -18,6 +18,8 @@ BOUND_FRACTION = 0.60
 CLEAR_SHIFT = 0.10
 # Counters come from a few profiled calls and have no interval: within 2 points of a threshold they do not decide.
 COUNTER_MARGIN = 0.02
+# Of the speed of a copy in the same run: calls that move their bytes faster than that spend most of their time on it.
+COPY_FRACTION = 2 / 3
 
 SUBJECT = {"int4": "The tuned INT4 kernel", "int4-static": "The simple INT4 kernel", "aten-int4mm": "aten-int4mm"}
 
@@ -57,8 +59,8 @@ def bottleneck_shifts(
 ) -> Verdict:
     """B: the counters show the bottleneck move: DRAM limits FP16; INT4 keeps DRAM less busy and is limited elsewhere.
 
-    A profiler runs one call at a time. Where the same call, timed in a row, needs its bytes at a rate that keeps DRAM
-    busy all the same, counters and clock disagree, and the claim is undecided.
+    A profiler runs one call at a time. Where calls in a row move their bytes at more than COPY_FRACTION of the speed of
+    a copy, counters and clock disagree, and the claim is undecided.
 
     counters: counters_table(run), or None for a run without counters
     table:    report_table(run), for the rate at which timed calls move their bytes
@@ -77,7 +79,7 @@ def bottleneck_shifts(
     if rates:
         sentence += f" Timed in a row, FP16 moves its bytes at {rates[0]:.0%} of the speed of a copy, and "
         sentence += f"{subject[0].lower()}{subject[1:]} at {rates[1]:.0%}"
-        if state == HOLDS and rates[1] > BOUND_FRACTION + COUNTER_MARGIN:
+        if state == HOLDS and min(rates) > COPY_FRACTION:
             state = UNDECIDED
             sentence += ": there the bytes set most of the time of both"
         sentence += "."

@@ -44,7 +44,7 @@ def faster_than_peers(run, rows: pd.DataFrame, how: str = "") -> Verdict:
         f"four projections at M = {', '.join(map(str, peers.TOKENS))}, and nowhere under {LEAST_OVER_PEERS:g}×"
     )
     if best.empty:
-        return Verdict(claim, UNDECIDED, "This run timed no other INT4 kernel.", {})
+        return Verdict(claim, UNDECIDED, "This run timed no other INT4 kernel beside this one.", {})
     mean = peers.mean_over_peers(run, best)
     least = at_least(claim, named(best), LEAST_OVER_PEERS, "")
     cases = len(STUDY_SHAPES) * len(peers.TOKENS)
@@ -87,7 +87,7 @@ def close_to_reads(run, M: int = 1, reads: str = peers.OVERLAPPING) -> Verdict:
         claim,
         named(rows[rows["M"] == M]),
         bound,
-        f"This run did not time `{reads}` and `{peers.READS[reads]}` at M = {M}.",
+        f"This run did not time `{reads}`, tuned for the weight, and `{peers.READS[reads]}` at M = {M}.",
     )
 
 
