@@ -59,8 +59,8 @@ def bottleneck_shifts(
 ) -> Verdict:
     """B: the counters show the bottleneck move: DRAM limits FP16; INT4 keeps DRAM less busy and is limited elsewhere.
 
-    A profiler runs one call at a time. Where calls in a row move their bytes at more than COPY_FRACTION of the speed of
-    a copy, counters and clock disagree, and the claim is undecided.
+    A profiler runs one call at a time. Where INT4 calls in a row move their bytes at more than COPY_FRACTION of the
+    speed of a copy, counters and clock disagree, and the claim is undecided.
 
     counters: counters_table(run), or None for a run without counters
     table:    report_table(run), for the rate at which timed calls move their bytes
@@ -79,9 +79,9 @@ def bottleneck_shifts(
     if rates:
         sentence += f" Timed in a row, FP16 moves its bytes at {rates[0]:.0%} of the speed of a copy, and "
         sentence += f"{subject[0].lower()}{subject[1:]} at {rates[1]:.0%}"
-        if state == HOLDS and min(rates) > COPY_FRACTION:
+        if state == HOLDS and rates[1] > COPY_FRACTION:
             state = UNDECIDED
-            sentence += ": there the bytes set most of the time of both"
+            sentence += ": there the bytes set most of its time"
         sentence += "."
     numbers = {f"{name}_{part}": float(row[f"frac_{part}"]) for name, row in zip(("fp16", "int4"), pair, strict=True)
                for part in ("dram", "sm")}  # fmt: skip
