@@ -12,11 +12,12 @@ from tinygemm.kernel import configs
 from tinygemm.kernel.configs import (
     DEQUANTISE,
     DEQUANTISE_FROM_M,
+    PLAIN,
     STATIC,
+    Format,
     LaunchConfig,
     crossovers,
     fitted,
-    for_format,
     select,
     table,
     tables,
@@ -35,7 +36,8 @@ def planted(tmp_path, monkeypatch):
     forget()
 
     def write(rows, gpu="h200", source="table", dequantise_from_m=()):
-        content = [{"M": M, "K": K, "N": N, "latency_us": us, "config": config} for M, K, N, us, config in rows]
+        names = ("M", "K", "N", "latency_us", "config", "format")
+        content = [dict(zip(names, (*row, PLAIN)[:6], strict=True)) for row in rows]
         crossover = [{"K": K, "N": N, "M": M} for K, N, M in dequantise_from_m]
         write_table(tmp_path / f"{gpu}.json", content, source, "planted", crossover)
         forget()
@@ -63,7 +65,7 @@ def test_every_gpu_has_a_config_of_its_own_for_every_problem_of_the_report(gpu):
 @pytest.mark.parametrize("gpu", tables())
 def test_every_config_of_the_tables_serves_its_problem_in_one_launch(gpu):
     for row in table(gpu)[0]:
-        config, problem = row["config"], GemmProblem(row["M"], row["N"], row["K"])
+        config, problem = row["config"], GemmProblem(row["M"], row["N"], row["K"], row["format"].group_size)
         assert config.form in ("splitk", "ring", "fp16", "load-only")
         assert config.block_m >= problem.M or config.form == "load-only", problem
         assert fitted(config, problem) == config, f"{problem}: warps, shares or requests that would be empty"
@@ -163,6 +165,17 @@ def test_where_only_the_ring_was_tuned_another_m_lends_its_config(planted):
         select(GemmProblem(2, 4080, 4096), "a10g")
 
 
+def test_what_only_reads_is_never_given_a_tile_that_it_cannot_fill(planted):
+    """It has no masks, and its config is not cut to the K there is."""
+    small, large = (replace(SPLITK, form="load-only", block_n=n, block_k=k) for n, k in ((16, 256), (64, 2048)))
+    planted([(1, 4096, 4096, 4.0, large), (1, 4096, 512, 1.0, small)])
+    assert select(GemmProblem(1, 4096, 4096), "h200", "load-only") == (large, "table")
+    assert select(GemmProblem(1, 4112, 4096), "h200", "load-only") == (small, "rule")
+    assert select(GemmProblem(1, 4096, 4096 + 256), "h200", "load-only") == (small, "rule")
+    with pytest.raises(ValueError, match="the table of h200 has no config of form load-only for M=1 N=4096 K=4224"):
+        select(GemmProblem(1, 4096, 4224), "h200", "load-only")
+
+
 def test_a_form_can_be_forced(planted):
     planted([(1, 4096, 4096, 5.0, RING), (1, 4096, 4096, 6.0, SPLITK)])
     problem = GemmProblem(1, 4096, 4096)
@@ -201,10 +214,36 @@ def test_the_ring_serves_every_group_size_and_any_whole_tiles(planted, group_siz
     (128, True, True, 168), (-1, True, True, 168), (64, True, True, 0), (32, True, True, 0), (128, False, True, 0),
     (128, True, False, 0),
 ])  # fmt: skip
-def test_a_limit_of_registers_holds_for_what_it_was_tuned_for(group_size, symmetric, half, limit):
+def test_a_limit_of_registers_holds_for_the_format_it_was_tuned_for(planted, group_size, symmetric, half, limit):
     """More scales, zeros and bfloat16 take more registers; under the limit they would wait in memory."""
-    assert for_format(replace(SPLITK, max_registers=168), group_size, symmetric, half).max_registers == limit
-    assert for_format(SPLITK, group_size, symmetric, half) == SPLITK
+    planted([(1, 4096, 4096, 5.0, replace(SPLITK, max_registers=168))])
+    problem = GemmProblem(1, 4096, 4096, group_size)
+    config, source = select(problem, "h200", symmetric=symmetric, half=half)
+    assert config == replace(SPLITK, max_registers=limit)
+    assert source == ("table" if limit and group_size == 128 else "rule")
+
+
+FORMATS = {
+    "bf16": ({"half": False}, 128, Format(half=False)),
+    "asymmetric": ({"symmetric": False}, 128, Format(symmetric=False)),
+    "groups of 64": ({}, 64, Format(64)),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_row_of_the_format_itself_comes_first_and_serves_nobody_else(planted, name):
+    """Unless its shape is further away than another format counts."""
+    asked, group_size, format = FORMATS[name]
+    own = replace(SPLITK, split_k=8, max_registers=128)
+    planted([(1, 4096, 4096, 5.0, SPLITK), (1, 4096, 4096, 6.0, own, format), (1, 1024, 512, 2.0, SPLITK)])
+    assert select(GemmProblem(1, 4096, 4096, group_size), "h200", **asked) == (own, "table")
+    assert select(GemmProblem(1, 6144, 4096, group_size), "h200", **asked) == (own, "rule")
+    assert select(GemmProblem(1, 512, 1024, group_size), "h200", **asked) == (SPLITK, "rule")
+    for other, (others, size, _) in FORMATS.items():
+        if other != name:
+            assert select(GemmProblem(1, 4096, 4096, size), "h200", **others) == (SPLITK, "rule")
+    assert select(GemmProblem(1, 4096, 4096), "h200") == (SPLITK, "table")
+    assert select(GemmProblem(1, 4096, 4096), "h200", symmetric=False, half=False) == (SPLITK, "rule"), "both at once"
 
 
 def test_every_table_is_of_a_known_gpu():
@@ -256,11 +295,15 @@ def test_forms_have_their_own_constraints():
 
 def test_a_written_table_reads_back_and_has_one_row_per_line(planted, tmp_path):
     limited = replace(SPLITK, max_registers=168)
-    planted([(1, 4096, 4096, 5.25, limited), (2, 4096, 4096, 5.5, RING)], dequantise_from_m=[(4096, 4096, 48)])
+    bf16 = Format(half=False)
+    planted([(1, 4096, 4096, 5.25, limited), (2, 4096, 4096, 5.5, RING, bf16)], dequantise_from_m=[(4096, 4096, 48)])
     rows, source = table("h200")
     assert source == "table"
-    assert [(row["M"], row["latency_us"], row["config"]) for row in rows] == [(1, 5.25, limited), (2, 5.5, RING)]
+    assert [(row["M"], row["latency_us"], row["config"], row["format"]) for row in rows] == [
+        (1, 5.25, limited, PLAIN), (2, 5.5, RING, bf16)
+    ]  # fmt: skip
     text = (tmp_path / "h200.json").read_text()
     assert json.loads(text)["about"] == "planted"
     assert json.loads(text)["dequantise_from_m"] == [{"K": 4096, "N": 4096, "M": 48}]
     assert sum('"config"' in line for line in text.splitlines()) == 2
+    assert sum('"format"' in line for line in text.splitlines()) == 1, "the plain one goes without saying"

@@ -44,7 +44,7 @@ def packed(operands):
 
 @pytest.mark.parametrize("M", [DEQUANTISE_FROM_M - 1, DEQUANTISE_FROM_M])
 def test_from_the_crossover_on_the_weight_is_dequantised_first(M, launched, monkeypatch):
-    monkeypatch.setattr(gemm, "_selected", lambda M, N, K, group_size, gpu, form=None: selected(M, form))
+    monkeypatch.setattr(gemm, "_selected", lambda problem, gpu, form, *format: selected(problem.M, form))
     operands = make_operands(M, 40, 256, 64, symmetric=False)
     assert_close(gemm.gemm(operands.x, packed(operands)), operands.reference())
     fused = "kernel_gemm_packed_int4_splitk"

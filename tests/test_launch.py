@@ -252,7 +252,7 @@ def test_a_failed_launch_leaves_nothing_behind(failure, version, kernel, monkeyp
 
     plan = next(iter(launch._plans.values()))
     with monkeypatch.context() as patch:
-        patch.setitem(launch._plans, next(iter(launch._plans)), replace(plan, launch=fails))
+        patch.setitem(launch._plans, next(iter(launch._plans)), plan._replace(launch=fails))
         with pytest.raises(type(failure)):
             gemm.gemm(x, W, SPLITK)
     gemm.gemm(x, W, SPLITK)

@@ -8,7 +8,7 @@ from tinygemm.cli import main
 from tinygemm.hardware import gpu_spec
 from tinygemm.harness.static_cost import config_cost
 from tinygemm.harness.static_table import FORMATS, MORE_TOKENS, OPCODES, PROBLEMS, static_row
-from tinygemm.kernel.configs import STATIC, LaunchConfig, for_format, select
+from tinygemm.kernel.configs import STATIC, LaunchConfig, select
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
 from tinygemm.report.limiters import CONFIG, static_file
 from tinygemm.report.limiters import STATIC as STATIC_COLUMNS
@@ -44,7 +44,7 @@ def test_a_row_of_another_format_is_what_compiling_gives(file):
     """Asymmetric weights at the wide projection: more registers and instructions than the tuned format takes."""
     (K, N), M = STUDY_SHAPES[2], 8
     problem = GemmProblem(M, N, K)
-    config = for_format(select(problem, file.stem)[0], 128, symmetric=False)
+    config = select(problem, file.stem, symmetric=False)[0]
     cost = config_cost(config, problem, gpu_spec(file.stem), symmetric=False)
     check(file, pd.read_csv(file), "int4-asymmetric", problem, config, cost)
 

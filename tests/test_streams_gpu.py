@@ -191,7 +191,7 @@ def test_a_call_that_failed_leaves_the_next_ones_right(failure, monkeypatch):
         if failure == "out of memory":
             patch.setattr(torch.Tensor, "new_empty", fails)
         else:
-            patch.setitem(launch._plans, key, replace(plan, launch=fails))
+            patch.setitem(launch._plans, key, plan._replace(launch=fails))
         with pytest.raises(type(FAILURES[failure])):
             gemm(x, w, SPLITK)
     for _ in range(3):

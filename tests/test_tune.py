@@ -13,13 +13,13 @@ import torch
 from fake_gpu import FakeClock, fake_backend
 
 from tinygemm.hardware import gpu_spec
-from tinygemm.harness import compile, progress, tune
+from tinygemm.harness import candidates, compile, progress, tune
 from tinygemm.harness.plan import Group, SweepPlan, groups
-from tinygemm.harness.progress import Progress
+from tinygemm.harness.progress import Progress, Task
 from tinygemm.harness.suites import HELD_OUT_SHAPES
 from tinygemm.kernel import forms, quant, triton_kernels
-from tinygemm.kernel.configs import LaunchConfig, fitted, read_table, write_table
-from tinygemm.problem import REPORT_SHAPES, GemmProblem
+from tinygemm.kernel.configs import PLAIN, Format, LaunchConfig, fitted, read_table, write_table
+from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES, GemmProblem
 
 PROBLEMS = tuple(GemmProblem(M, N, 4096) for N in (1024, 4096) for M in (1, 2, 8))
 FORMS = ("splitk", "fp16")
@@ -33,10 +33,11 @@ def lab(monkeypatch):
     """A GPU on which the race of a problem is decided by a rule; what was raced and compiled is kept."""
     log = SimpleNamespace(raced=[], compiled=[], stop_after=None)
 
-    def race(form, configs, x, weights, problem, clock):
+    def race(task, configs, x, weights, clock):
         if log.stop_after is not None and len(log.raced) == log.stop_after:
             raise KeyboardInterrupt
-        log.raced.append((form, problem))
+        problem = task.problem
+        log.raced.append(task)
         best = sorted(configs, key=lambda config: (config.split_k * config.num_warps, config))[:3]
         return [(problem.M + problem.N / 1000 + i, config) for i, config in enumerate(best)]
 
@@ -45,8 +46,9 @@ def lab(monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(tune, "_race", race)
     monkeypatch.setattr(tune, "_compile", lambda configs, workers: log.compiled.append(configs) or set())
-    monkeypatch.setattr(tune.backends, "operands", lambda *_, **__: None)
-    monkeypatch.setattr(tune.backends, "activations", lambda *_, **__: None)
+    monkeypatch.setattr(tune, "_weight", lambda *_: None)
+    monkeypatch.setattr(tune, "_x", lambda *_: None)
+    monkeypatch.setattr(tune, "OTHER_FORMATS", ())
     return log
 
 
@@ -75,19 +77,20 @@ def test_only_what_is_still_to_be_measured_is_compiled(lab, tmp_path):
     lab.stop_after = 11
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path)
-    full, between = [{config for config, _ in wanted} for wanted in lab.compiled]
+    full, between = [{config for config, *_ in wanted} for wanted in lab.compiled]
     assert {config.form for config in full} == {config.form for config in between} == {"splitk", "fp16"}
     assert between < full, "what was compiled for the searches in full serves the token counts between"
     lab.stop_after = None
     search(tmp_path)
-    *_, nothing, last, others = lab.compiled
-    assert nothing == others == set()
-    assert {config.form for config, _ in last} == {"fp16"}
+    *_, nothing, last, others, formats = lab.compiled
+    assert nothing == others == formats == set()
+    assert {config.form for config, *_ in last} == {"fp16"}
 
 
 def test_a_search_of_single_weights_keeps_the_rows_and_crossovers_of_others(lab, tmp_path, monkeypatch):
     before, after = tmp_path / "before.json", tmp_path / "t.json"
-    old = [{"M": M, "K": 4096, "N": N, "latency_us": 99.0, "config": CONFIG} for N in (1024, 512) for M in (1, 3)]
+    same = {"K": 4096, "latency_us": 99.0, "format": PLAIN, "config": CONFIG}
+    old = [same | {"M": M, "N": N} for N in (1024, 512) for M in (1, 3)]
     crossed = [{"K": 4096, "N": N, "M": 77} for N in (1024, 512)]
     write_table(before, old, "table", "before", crossed)
     monkeypatch.setattr(tune, "_crossovers", lambda *_: [{"K": 4096, "N": 1024, "M": 48}])
@@ -108,16 +111,17 @@ def test_predicted_rows_do_not_stay_beside_measured_ones(lab, tmp_path):
 
 def test_the_token_counts_between_come_after_those_that_are_searched_in_full_for_every_weight(lab, tmp_path):
     search(tmp_path)
-    first = next(i for i, (_, problem) in enumerate(lab.raced) if problem.M not in tune.FULL_M)
-    assert {problem.M for _, problem in lab.raced[:first]} == {1, 8}
-    assert {problem.M for _, problem in lab.raced[first:]} == {2}
+    tokens = [task.problem.M for task in lab.raced]
+    first = next(i for i, M in enumerate(tokens) if M not in tune.FULL_M)
+    assert set(tokens[:first]) == {1, 8}
+    assert set(tokens[first:]) == {2}
     assert len(lab.raced) == len(PROBLEMS) * len(FORMS)
 
 
 def test_between_the_token_counts_that_are_searched_in_full_only_the_finalists_run(lab, tmp_path, monkeypatch):
     sizes = {}
     race = tune._race
-    monkeypatch.setattr(tune, "_race", lambda *a: sizes.update({(a[0], a[4].M): len(a[1])}) or race(*a))
+    monkeypatch.setattr(tune, "_race", lambda *a: sizes.update({(a[0].form, a[0].problem.M): len(a[1])}) or race(*a))
     search(tmp_path)
     assert sizes["splitk", 1] > 20
     assert 3 <= sizes["splitk", 2] <= 6
@@ -125,9 +129,10 @@ def test_between_the_token_counts_that_are_searched_in_full_only_the_finalists_r
 
 def test_of_other_weights_only_what_promises_most_is_raced(lab, tmp_path, monkeypatch):
     """The best of the rough model and the finalists of the nearest weight, cut to the K there is."""
+    monkeypatch.setattr(tune, "PROMISING", 10)  # few, so that a finalist is not among them
     raced = {}
     race = tune._race
-    monkeypatch.setattr(tune, "_race", lambda *a: raced.update({(a[0], a[4]): a[1]}) or race(*a))
+    monkeypatch.setattr(tune, "_race", lambda *a: raced.update({(a[0].form, a[0].problem): a[1]}) or race(*a))
     others = tune.projections([(4096, 1024)])[:6]
     found = search(tmp_path, others=others)
     assert {(p.K, p.N) for p in others} <= {(row["K"], row["N"]) for row in found}
@@ -135,14 +140,73 @@ def test_of_other_weights_only_what_promises_most_is_raced(lab, tmp_path, monkey
     tried = [configs for (form, each), configs in raced.items() if form == "splitk" and (each.K, each.N) == nearest]
     for problem in others:
         configs = raced["splitk", problem]
-        every = tune.candidates_of("splitk", problem, 132)
-        ranked = sorted(every, key=lambda c: tune.predicted_us(c, problem, spec))[: tune.PROMISING]
+        every = candidates.candidates_of("splitk", problem, 132)
+        ranked = sorted(every, key=lambda c: candidates.predicted_us(c, problem, spec))[: tune.PROMISING]
         assert configs[: len(ranked)] == ranked
         won = configs[len(ranked) :]
         assert set(won) <= {fitted(config, problem) for configs in tried for config in configs}
         assert all(problem.N % config.block_n == 0 for config in won)
     assert any(len(raced["splitk", problem]) > tune.PROMISING for problem in others), "a finalist of the nearest weight"
-    assert lab.raced[-1][1] == others[-1], "they come last"
+    assert lab.raced[-1].problem == others[-1], "they come last"
+
+
+BF16, G32 = Format(half=False), Format(32)
+
+
+def test_of_other_formats_the_finalists_are_raced_with_every_limit_of_registers(lab, tmp_path, monkeypatch):
+    """At the study's shapes, after everything else, and only the forms that compute the product."""
+    monkeypatch.setattr(tune, "OTHER_FORMATS", (BF16, G32))
+    raced = {}
+    race = tune._race
+    monkeypatch.setattr(tune, "_race", lambda *a: raced.update({a[0]: a[1]}) or race(*a))
+    rows = search(tmp_path)
+    of_formats = [task for task in lab.raced if task.format != PLAIN]
+    assert of_formats == lab.raced[-len(of_formats) :]
+    assert {task.form for task in of_formats} == {"splitk"}
+    assert {(task.format, task.problem.M, task.problem.group_size) for task in of_formats} == {
+        (format, M, size) for format, size in ((BF16, 128), (G32, 32)) for M in (1, 8)
+    }
+    for task in of_formats:
+        plain = {config for M in (1, 2, 8) for _, config in lab_ranked(raced, task, M)}
+        tried = raced[task]
+        assert plain < set(tried)
+        assert {config.max_registers for config in tried} == {0, 128, 168}
+        steps = {forms.steps(config) for config in plain}
+        assert {forms.steps(config) for config in tried} == steps | {s // 2 for s in steps if s > 1}
+    written = [(row["M"], row["K"], row["N"], row["format"]) for row in rows if row["format"] != PLAIN]
+    assert sorted(written) == sorted((M, 4096, N, f) for M in (1, 8) for N in (1024, 4096) for f in (BF16, G32))
+    assert read_table(tmp_path / "t.json")[0] == rows
+
+
+def lab_ranked(raced, task, M):
+    """The finalists that the fixture's race makes of what was raced in the plain format."""
+    configs = raced[Task(task.form, GemmProblem(M, task.problem.N, task.problem.K))]
+    best = sorted(configs, key=lambda config: (config.split_k * config.num_warps, config))[:3]
+    return [(0.0, config) for config in best]
+
+
+def test_where_no_shape_is_of_the_study_other_formats_are_raced_at_what_there_is():
+    problems = [GemmProblem(M, 512, 4096) for M in (1, 2, 8)]
+    assert (4096, 512) not in STUDY_SHAPES
+    tasks = tune._tasks_of_formats(problems, ("splitk",))
+    assert [(task.problem.M, task.format) for task in tasks] == [
+        (M, format) for format in tune.OTHER_FORMATS for M in (1, 8)
+    ]
+    assert all(task.problem.group_size == task.format.group_size for task in tasks)
+
+
+@pytest.mark.parametrize("format", [PLAIN, BF16, Format(symmetric=False), G32])
+def test_operands_of_a_search_are_stored_in_its_format(format, monkeypatch):
+    monkeypatch.setattr(tune.backends, "operands", on_cpu(tune.backends.operands))
+    monkeypatch.setattr(tune.backends, "activations", on_cpu(tune.backends.activations))
+    problem = GemmProblem(2, 32, 128, format.group_size)
+    weight, x = tune._weight(problem, format), tune._x(problem, format)
+    assert (weight.group_size, weight.zeros is None) == (format.group_size, format.symmetric)
+    assert (x.dtype, x.shape) == (torch.float16 if format.half else torch.bfloat16, (2, 128))
+
+
+def on_cpu(make):
+    return lambda *arguments, **named: make(*(a if a != "cuda" else "cpu" for a in arguments), **named)
 
 
 def test_projections_are_of_models_and_leave_out_what_is_searched_in_full():
@@ -158,12 +222,12 @@ def test_a_ring_between_has_as_many_rows_of_x_as_there_are_tokens(M, rows):
     """The finalists of 1 and 8 tokens serve 3 in tiles of 4, and no ring serves 9; other forms keep their tiles."""
     finalists = [replace(RING, block_m=1), replace(RING, block_m=8), CONFIG, replace(CONFIG, block_m=16)]
     rings = [replace(RING, block_m=rows)] if rows else []
-    assert tune._for_tokens(M, finalists) == [*rings, replace(CONFIG, block_m=8 if M <= 8 else 16)]
+    assert candidates.for_tokens(M, finalists) == [*rings, replace(CONFIG, block_m=8 if M <= 8 else 16)]
 
 
 @pytest.mark.parametrize("M", [1, 3, 8])
 def test_candidates_of_the_ring_fit_into_shared_memory_and_are_as_long_as_they_can_be(M):
-    found = tune.candidates("ring", M)
+    found = candidates.candidates("ring", M)
     assert len(found) > 20
     w = quant.random_packed(64, 128)
     most = {}
@@ -176,12 +240,12 @@ def test_candidates_of_the_ring_fit_into_shared_memory_and_are_as_long_as_they_c
         most[loop] = max(most.get(loop, 0), bytes_needed)
     for config, longest in most.items():
         assert longest > forms.SHARED_BYTES - config.num_warps * forms.stage_bytes(config, w), "one more stage fits"
-    assert tune.candidates("ring", 9) == []
+    assert candidates.candidates("ring", 9) == []
 
 
 def test_registers_are_limited_only_where_many_words_wait_in_them():
     limits = {}
-    for config in tune.candidates("splitk", 1):
+    for config in candidates.candidates("splitk", 1):
         words = config.block_n * forms.steps(config) // 2
         limits.setdefault(words, set()).add(config.max_registers)
     assert limits == {8: {0}, 16: {0}, 32: {128, 168}}
@@ -193,10 +257,10 @@ def ranked(n: int) -> list:
 
 def test_progress_of_other_terms_is_not_gone_on_with(tmp_path):
     file = tmp_path / "p"
-    Progress.open(file, TERMS).add("splitk", PROBLEMS[0], ranked(2))
-    assert Progress.open(file, TERMS).ranked == {("splitk", PROBLEMS[0]): ranked(2)}
+    Progress.open(file, TERMS).add(Task("splitk", PROBLEMS[0]), ranked(2))
+    assert Progress.open(file, TERMS).ranked == {Task("splitk", PROBLEMS[0]): ranked(2)}
     for other in ({"gpu": "a10g"}, {"code": "abd"}, {"software": {"triton": "3.7.1"}}):
-        Progress.open(file, TERMS).add("splitk", PROBLEMS[0], ranked(2))
+        Progress.open(file, TERMS).add(Task("splitk", PROBLEMS[0]), ranked(2))
         assert Progress.open(file, TERMS | other).ranked == {}
         assert Progress.open(file, TERMS).ranked == {}, "begun anew, the file is of the other terms"
 
@@ -205,19 +269,20 @@ def test_progress_survives_a_line_cut_short(tmp_path):
     file = tmp_path / "p"
     kept = Progress.open(file, TERMS)
     for problem in PROBLEMS[:2]:
-        kept.add("splitk", problem, ranked(3))
+        kept.add(Task("splitk", problem), ranked(3))
     file.write_text(file.read_text()[:-20])
     again = Progress.open(file, TERMS)
-    assert again.ranked == {("splitk", PROBLEMS[0]): ranked(3)}
-    again.add("splitk", PROBLEMS[1], ranked(1))
+    assert again.ranked == {Task("splitk", PROBLEMS[0]): ranked(3)}
+    again.add(Task("splitk", PROBLEMS[1], Format(64)), ranked(1))
     assert json.loads(file.read_text().splitlines()[0]) == TERMS
-    assert len(Progress.open(file, TERMS).ranked) == 2
+    tasks = [Task("splitk", PROBLEMS[0]), Task("splitk", PROBLEMS[1], Format(64))]
+    assert list(Progress.open(file, TERMS).ranked) == tasks, "a format is part of what was searched for"
 
 
 def test_the_terms_of_a_search_change_with_the_kernels(tmp_path, monkeypatch):
     monkeypatch.setattr(progress.runs, "software_versions", lambda: {"triton": "3.6.0", "torch": "2.11.0"})
     package = tmp_path / "tinygemm"
-    for name in ("kernel/triton_kernels.py", "harness/tune.py", "harness/progress.py"):
+    for name in ("kernel/triton_kernels.py", "harness/tune.py", "harness/candidates.py", "harness/progress.py"):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text("a = 1\n")
     monkeypatch.setattr(progress, "__file__", str(package / "harness" / "progress.py"))
@@ -259,8 +324,8 @@ def test_spills_are_those_of_what_a_launch_compiles(monkeypatch):
 def test_a_config_that_fails_or_spills_is_dropped_with_a_word(monkeypatch, threads, capsys):
     reasons = {1: "OutOfResources: shared memory", 2: "it spills 40 registers", 4: None}
     monkeypatch.setattr(tune, "_compile_one", lambda wanted: reasons[wanted[0].split_k])
-    configs = {(replace(CONFIG, split_k=split), True) for split in reasons}
-    assert tune._compile(configs, 2) == {replace(CONFIG, split_k=split) for split in (1, 2)}
+    wanted = {(replace(CONFIG, split_k=split), True, PLAIN) for split in reasons}
+    assert tune._compile(wanted, 2) == {(replace(CONFIG, split_k=split), PLAIN) for split in (1, 2)}
     said = capsys.readouterr().out
     assert "split_k=1" in said
     assert "shared memory" in said
@@ -272,15 +337,15 @@ def test_a_config_whose_launch_fails_or_spills_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(tune, "COMPILE_K", 256)
     random_packed, randn = quant.random_packed, torch.randn
-    monkeypatch.setattr(quant, "random_packed", lambda *a, device: random_packed(*a, device="cpu"))
+    monkeypatch.setattr(quant, "random_packed", lambda *a, device, **k: random_packed(*a, device="cpu", **k))
     monkeypatch.setattr(torch, "randn", lambda *a, device, **k: randn(*a, **k))
     function = FakeFunction()
     monkeypatch.setattr(triton_kernels, "kernel_fake", function, raising=False)
     monkeypatch.setattr(tune, "_bind", lambda config, x, w: lambda: function.compile(config, config.split_k - 1))
-    assert tune._compile_one((replace(CONFIG, split_k=1), True)) is None
-    assert tune._compile_one((replace(CONFIG, split_k=9), True)) == "it spills 8 registers"
+    assert tune._compile_one((replace(CONFIG, split_k=1), True, PLAIN)) is None
+    assert tune._compile_one((replace(CONFIG, split_k=9), True, PLAIN)) == "it spills 8 registers"
     monkeypatch.setattr(tune, "_bind", lambda config, x, w: lambda: 1 / 0)
-    assert tune._compile_one((CONFIG, True)) == "ZeroDivisionError: division by zero"
+    assert tune._compile_one((CONFIG, True, PLAIN)) == "ZeroDivisionError: division by zero"
 
 
 def test_work_is_spread_and_its_results_come_back_in_order(threads):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from tinygemm.harness.contender import Variant
-from tinygemm.kernel.configs import FORMS, for_format, select
+from tinygemm.kernel.configs import FORMS, select
 from tinygemm.problem import GemmProblem
 
 # tuning candidates that `int4-searched` races; the model that ranks them is rough, so far more than one
@@ -67,8 +67,7 @@ def selected_variants(problem: GemmProblem, gpu: str, symmetric: bool = True, ha
     """What a model gets: gemm selects, and its selection is on the clock when it is called from Python."""
     from tinygemm.kernel import gemm
 
-    config, source = select(problem, gpu)
-    config = for_format(config, problem.group_size, symmetric, half)
+    config, source = select(problem, gpu, symmetric=symmetric, half=half)
     return [Variant(source, "packed", packed_form, lambda x, w: lambda: gemm.gemm(x, w), config)]
 
 
@@ -143,13 +142,13 @@ def more_split_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
 def searched_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
     """The config that `int4` takes, and the best tuning candidates for this very problem by the rough model."""
     from tinygemm import hardware
-    from tinygemm.harness import tune
+    from tinygemm.harness import candidates
 
     spec = hardware.gpu_spec(gpu)
     forms = [form for form in FORMS if form != "static"]
-    candidates = [config for form in forms for config in tune.candidates_of(form, problem, spec.sm_count)]
-    candidates.sort(key=lambda config: (tune.predicted_us(config, problem, spec), config))
-    configs = list(dict.fromkeys([select(problem, gpu)[0], *candidates]))[:SEARCHED]
+    found = [config for form in forms for config in candidates.candidates_of(form, problem, spec.sm_count)]
+    found.sort(key=lambda config: (candidates.predicted_us(config, problem, spec), config))
+    configs = list(dict.fromkeys([select(problem, gpu)[0], *found]))[:SEARCHED]
     return [_with_config(config, f"searched {'-'.join(map(str, dataclasses.astuple(config)))}") for config in configs]
 
 
@@ -160,10 +159,6 @@ def load_only_variants(dependent_launch: bool):
         from tinygemm.kernel import twins
 
         config, source = select(problem, gpu, form="load-only")
-        if problem.N % config.block_n or problem.K % config.block_k:
-            raise ValueError(
-                f"int4-load-only reads whole tiles of N={config.block_n} and K={config.block_k}, not {problem}"
-            )
         bind = lambda x, w: lambda: twins.load_only(w, config, dependent_launch)  # noqa: E731
         return [Variant(source, "packed", packed_form, bind, config)]
 

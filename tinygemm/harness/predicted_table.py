@@ -14,13 +14,13 @@ from importlib import resources
 from pathlib import Path
 
 from tinygemm.hardware import gpu_spec
-from tinygemm.harness import static_cost, tune
-from tinygemm.kernel.configs import FORMS, YARDSTICKS, LaunchConfig, write_table
+from tinygemm.harness import candidates, static_cost
+from tinygemm.kernel.configs import FORMS, PLAIN, YARDSTICKS, LaunchConfig, write_table
 from tinygemm.problem import DECODE_M, REPORT_SHAPES, GemmProblem
 
 ABOUT = (
-    "from the rough model of tinygemm.harness.tune.predicted_us, without what spills registers; nobody has timed it: "
-    "`tinygemm tune` on this GPU replaces it"
+    "from the rough model of tinygemm.harness.candidates.predicted_us, without what spills registers; nobody has "
+    "timed it: `tinygemm tune` on this GPU replaces it"
 )
 
 
@@ -36,13 +36,13 @@ def predict_table(gpu: str, path: Path) -> list[dict]:
     forms = [form for form in (*FORMS, *YARDSTICKS) if form != "static"]
     for (K, N), M, form in itertools.product(sorted(REPORT_SHAPES), DECODE_M, forms):
         problem = GemmProblem(M, N, K)
-        found = tune.candidates_of(form, problem, spec.sm_count)
+        found = candidates.candidates_of(form, problem, spec.sm_count)
         configs = sorted(
             dict.fromkeys([*found, *(replace(config, max_registers=0) for config in found)]),
-            key=lambda c: (tune.predicted_us(c, problem, spec), c.split_k * c.num_warps, c),
+            key=lambda c: (candidates.predicted_us(c, problem, spec), c.split_k * c.num_warps, c),
         )
         if (config := next((c for c in configs if not spills(c, K)), None)) is not None:
-            rows.append({"M": M, "K": K, "N": N, "latency_us": 0.0, "config": config})
+            rows.append({"M": M, "K": K, "N": N, "latency_us": 0.0, "format": PLAIN, "config": config})
     write_table(path, rows, "predicted", ABOUT)
     return rows
 

@@ -8,21 +8,30 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tinygemm import runs
-from tinygemm.kernel.configs import LaunchConfig
+from tinygemm.kernel.configs import PLAIN, Format, LaunchConfig
 from tinygemm.problem import GemmProblem
 
 Ranked = list[tuple[float, LaunchConfig]]  # finalists with their latency in us, fastest first
 
 
 @dataclass(frozen=True)
+class Task:
+    """What a config is searched for: a form of the kernel on a problem, its operands stored in a format."""
+
+    form: str
+    problem: GemmProblem
+    format: Format = PLAIN
+
+
+@dataclass(frozen=True)
 class Progress:
-    """Finalists of every form and problem; each is on disk before the next one is measured.
+    """Finalists of every task; each is on disk before the next one is measured.
 
     file: one JSON object per line, the first says on what terms the others were measured; None keeps nothing
     """
 
     file: Path | None
-    ranked: dict[tuple[str, GemmProblem], Ranked] = field(default_factory=dict)
+    ranked: dict[Task, Ranked] = field(default_factory=dict)
 
     @classmethod
     def open(cls, file: Path | None, terms: dict) -> Progress:
@@ -32,26 +41,28 @@ class Progress:
         found = [entry for line in lines if (entry := _parsed(line)) is not None]
         if found[:1] == [terms]:
             for entry in found[1:]:
-                problem = GemmProblem(entry["M"], entry["N"], entry["K"])
-                ranked = [(us, LaunchConfig(**config)) for us, config in entry["ranked"]]
-                progress.ranked[entry["form"], problem] = ranked
+                task = Task(entry["form"], GemmProblem(**entry["problem"]), Format(**entry["format"]))
+                progress.ranked[task] = [(us, LaunchConfig(**config)) for us, config in entry["ranked"]]
         if file:  # what was read is written again, without the line that was cut short
             file.write_text(json.dumps(terms) + "\n")
-            for (form, problem), ranked in progress.ranked.items():
-                progress.add(form, problem, ranked)
+            for task, ranked in progress.ranked.items():
+                progress.add(task, ranked)
         return progress
 
-    def add(self, form: str, problem: GemmProblem, ranked: Ranked) -> None:
-        self.ranked[form, problem] = ranked
+    def add(self, task: Task, ranked: Ranked) -> None:
+        self.ranked[task] = ranked
         if self.file:
-            entry = {"form": form, "M": problem.M, "K": problem.K, "N": problem.N}
-            entry["ranked"] = [(us, asdict(config)) for us, config in ranked]
+            entry = asdict(task) | {"ranked": [(us, asdict(config)) for us, config in ranked]}
             with self.file.open("a") as stream:
                 stream.write(json.dumps(entry) + "\n")
 
     def finalists(self, form: str, shape: tuple[int, int]) -> list[LaunchConfig]:
-        """The finalists of a form at every M of a shape (K, N)."""
-        of_shape = [r for (f, p), r in self.ranked.items() if f == form and (p.K, p.N) == shape]
+        """The finalists of a form at every M of a shape (K, N), in the plain format."""
+        of_shape = [
+            ranked
+            for task, ranked in self.ranked.items()
+            if (task.form, task.format) == (form, PLAIN) and (task.problem.K, task.problem.N) == shape
+        ]
         return list(dict.fromkeys(config for ranked in of_shape for _, config in ranked))
 
     def close(self) -> None:
@@ -63,7 +74,8 @@ class Progress:
 def terms() -> dict:
     """What a measured config rests on beside the GPU: compiler, framework and the source of kernels and search."""
     package = Path(__file__).resolve().parent.parent
-    sources = [*sorted((package / "kernel").glob("*.py")), package / "harness" / "tune.py"]
+    searching = (package / "harness" / name for name in ("candidates.py", "tune.py"))
+    sources = [*sorted((package / "kernel").glob("*.py")), *searching]
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     software = runs.software_versions()
     return {"software": {name: software.get(name) for name in ("torch", "triton", "cuda")}, "code": digest}

@@ -12,7 +12,7 @@ import triton
 
 from tinygemm.hardware import gpu_spec
 from tinygemm.harness.static_cost import StaticCost, config_cost
-from tinygemm.kernel.configs import STATIC, LaunchConfig, for_format, select
+from tinygemm.kernel.configs import STATIC, LaunchConfig, select
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
 
 PROBLEMS = tuple(GemmProblem(M, N, K) for K, N in STUDY_SHAPES for M in (1, 8))
@@ -55,7 +55,7 @@ def static_rows(gpu: str) -> list[dict]:
     for problem, kind in [*itertools.product(PROBLEMS, FORMATS), *((problem, plain) for problem in more)]:
         backend, group_size, symmetric, dtype = kind
         problem = dataclasses.replace(problem, group_size=group_size)
-        config = for_format(select(problem, gpu)[0], group_size, symmetric, dtype == torch.float16)
+        config = select(problem, gpu, symmetric=symmetric, half=dtype == torch.float16)[0]
         rows.append(static_row(backend, problem, config, config_cost(config, problem, spec, symmetric, dtype)))
     return rows
 

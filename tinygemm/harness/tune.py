@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,24 +12,35 @@ from tqdm import tqdm
 from tinygemm import models
 from tinygemm.hardware import GpuSpec, gpu_spec
 from tinygemm.harness import backends, compile, own, timing, verify
-from tinygemm.harness.progress import Progress, terms
+from tinygemm.harness.candidates import candidates_of, for_format, for_tokens, predicted_us
+from tinygemm.harness.progress import Progress, Task, terms
 from tinygemm.harness.weights import Weights
-from tinygemm.kernel.configs import DEQUANTISE, TUNED_GROUP_SIZE, LaunchConfig, fitted, read_table, write_table
-from tinygemm.kernel.forms import SHARED_BYTES, fills_tiles
-from tinygemm.problem import GemmProblem
+from tinygemm.kernel.configs import (
+    DEQUANTISE,
+    FORMS,
+    PLAIN,
+    TUNED_GROUP_SIZE,
+    Format,
+    LaunchConfig,
+    apart,
+    fitted,
+    read_table,
+    write_table,
+)
+from tinygemm.kernel.forms import fills_tiles
+from tinygemm.problem import STUDY_SHAPES, GemmProblem
 
 # what a config is tuned for: every config of these M is timed; then, for those between, only the best of them
 FULL_M = (1, 8, 16)
 MANY_M = (24, 32, 48, 64, 96, 128, 192, 256)  # where the fused kernel may lose to dequantising first
 SCREEN_REP, FINAL_REP, FINALISTS = 3, 15, 6
 PROJECTION_M = (1, 8)
-PROMISING = 10  # of a form, by the rough model: what is timed of a shape that is not searched in full
-LATENCY_US = 0.8  # one trip to DRAM and back under load, about the same on every GPU of these years
-L2_OVER_DRAM = 3.0  # L2 bandwidth over DRAM bandwidth, of the order of both Ampere and Hopper
+PROMISING = 20  # of a form, by the rough model: what is timed of a shape that is not searched in full
+OTHER_FORMATS = (Format(half=False), Format(symmetric=False), Format(64), Format(32))
+FORMAT_M = (1, 8)
 COMPILE_K = 4096  # every candidate's block_k divides it; one block of 128 more does not fill several warps
-SPLITS = (1, 2, 3, 4, 6, 8, 10, 16)
-WORDS = {"splitk": (8, 16, 32), "load-only": (32, 64), "fp16": (32, 64)}
-WARPS_PER_SM = (0.9, 40)  # programs that leave most of the GPU idle, or queue many deep, are not worth timing
+
+Todo = dict[Task, list[LaunchConfig]]
 
 
 def projections(known: Iterable[tuple[int, int]]) -> tuple[GemmProblem, ...]:
@@ -39,47 +48,6 @@ def projections(known: Iterable[tuple[int, int]]) -> tuple[GemmProblem, ...]:
     known = set(known)
     shapes = [(K, N) for K, N, size in models.decode_shapes((1, 8)) if size == TUNED_GROUP_SIZE]
     return tuple(GemmProblem(M, N, K) for K, N in shapes if (K, N) not in known for M in PROJECTION_M)
-
-
-def candidates(form: str, M: int) -> list[LaunchConfig]:
-    """Every launch config of a form worth trying for M tokens, before the shape is looked at."""
-    if form == "ring":
-        return _rings(M)
-    block_m = _rows_of_x(form, M)
-    found = []
-    splits = SPLITS if form != "load-only" else SPLITS[:2] + SPLITS[3:6:2]
-    for block_n, warps, split_k, steps in itertools.product((16, 32, 64), (1, 2, 4, 8), splits, (1, 2, 4)):
-        words = block_n * steps // 2 * (4 if form == "fp16" else 1)  # registers of a thread that wait for weights
-        if words not in WORDS[form] or not 4 <= warps * split_k <= 64:
-            continue
-        # the compiler's own limit would make it request part of x late where 32 registers wait for weights
-        for limit in (128, 168) if form == "splitk" and words == 32 else (0,):
-            found.append(LaunchConfig(form, block_m, block_n, 128 * warps * steps, split_k, warps, 1, limit))
-    return found
-
-
-def _rings(M: int) -> list[LaunchConfig]:
-    """Rings that fit into shared memory, as long as they can be and somewhat shorter."""
-    block_m = _rows_of_x("ring", M)
-    found = []
-    for block_n, warps, split_k in itertools.product((16, 32, 64), (2, 4, 8), (1, 2, 3, 4, 6, 8)) if block_m else ():
-        longest = SHARED_BYTES // (warps * (66 * block_n + 256 * block_m))
-        for stages in {longest, min(longest, 5), min(longest, 3)} - {0, 1}:
-            if 4 <= warps * split_k <= 32:
-                found.append(LaunchConfig("ring", block_m, block_n, 128 * warps, split_k, warps, stages))
-    return found
-
-
-def fits(config: LaunchConfig, problem: GemmProblem, sm_count: int) -> bool:
-    """Whether a config is worth timing: whole tiles of N, no warp or share without K, not too few or many warps."""
-    if problem.N % config.block_n or fitted(config, problem) != config:
-        return False
-    if config.form == "ring" and problem.K % 128:
-        return False
-    if config.form == "load-only" and (problem.K % config.block_k or config.split_k > problem.K // config.block_k):
-        return False  # it has no masks
-    warps = problem.N // config.block_n * config.split_k * config.num_warps
-    return WARPS_PER_SM[0] <= warps / sm_count <= WARPS_PER_SM[1]
 
 
 def tune(
@@ -105,7 +73,7 @@ def tune(
     partial:  file that keeps what is measured until the table is written; a search that was stopped goes on from it,
               if it was of the same GPU, code and software
     kept:     a measured table whose rows of other weights stay
-    returns:  the rows written: M, K, N, latency_us and the fastest LaunchConfig of each form
+    returns:  the rows written: M, K, N, latency_us, format, and the fastest LaunchConfig of each form
     raises:   ValueError for a kept table that was not measured
     """
     import torch
@@ -114,31 +82,39 @@ def tune(
     if source != "table":
         raise ValueError(f"{kept.name} is {source}, its rows cannot stay beside measured ones: search every shape")
     device = torch.cuda.get_device_properties(0)
-    problems, forms = sorted(problems, key=lambda p: (p.K, p.N, p.M)), tuple(forms)
+    problems, others = (sorted(some, key=lambda p: (p.K, p.N, p.M)) for some in (problems, others))
+    forms = tuple(forms)
+    products = [form for form in forms if form in FORMS]
     progress = Progress.open(partial, {"gpu": gpu, **terms()})
-    todo: dict[tuple, list[LaunchConfig]] = {}
-    others = sorted(others, key=lambda p: (p.K, p.N, p.M))
     full, between = (tuple(p for p in problems if (p.M in FULL_M) == searched) for searched in (True, False))
 
-    def choice(form: str, problem: GemmProblem) -> list[LaunchConfig]:
-        configs = candidates_of(form, problem, device.multi_processor_count)
-        if problem in full or not configs:
-            return configs
-        if problem in between:
-            return _for_tokens(problem.M, progress.finalists(form, (problem.K, problem.N)))
-        return _promising(form, problem, configs, full, progress, gpu_spec(gpu))
+    def in_full(task: Task) -> list[LaunchConfig]:
+        return candidates_of(task.form, task.problem, device.multi_processor_count)
 
-    for phase, raced in ((full, forms), (between, forms), (others, [form for form in forms if form != "load-only"])):
-        pairs = {(form, problem): choice(form, problem) for form, problem in itertools.product(raced, phase)}
-        left = {pair: configs for pair, configs in pairs.items() if configs and pair not in progress.ranked}
-        _race_all(left, phase, forms, progress, device.L2_cache_size, workers)
-        todo |= pairs
-    best = [
-        (problem, *progress.ranked[form, problem][0]) for form, problem in todo if (form, problem) in progress.ranked
-    ]
-    rows = [{"M": p.M, "K": p.K, "N": p.N, "latency_us": round(us, 3), "config": config} for p, us, config in best]
+    def finalists(task: Task) -> list[LaunchConfig]:
+        found = for_tokens(task.problem.M, progress.finalists(task.form, (task.problem.K, task.problem.N)))
+        return found if task.format == PLAIN else for_format(found)
+
+    def promising(task: Task) -> list[LaunchConfig]:
+        return _promising(task, in_full(task), full, progress, gpu_spec(gpu))
+
+    phases = (
+        (in_full, _tasks(full, forms)),
+        (finalists, _tasks(between, [form for form in forms if form != "load-only"])),
+        (promising, _tasks(others, [form for form in forms if form != "load-only"])),
+        (finalists, _tasks_of_formats(problems, products)),
+    )
+    todo: Todo = {}
+    for choice, tasks in phases:
+        chosen = {task: configs for task in tasks if (configs := choice(task))}
+        left = {task: configs for task, configs in chosen.items() if task not in progress.ranked}
+        _race_all(left, progress, device.L2_cache_size, workers)
+        todo |= chosen
+    rows = [_row(task, *progress.ranked[task][0]) for task in todo if task in progress.ranked]
     fused = {
-        (p.K, p.N): progress.ranked["splitk", p][0][1] for p in problems if p.M == FULL_M[-1] and "splitk" in forms
+        (p.K, p.N): progress.ranked[Task("splitk", p)][0][1]
+        for p in problems
+        if p.M == FULL_M[-1] and "splitk" in forms
     }
     crossovers = _crossovers(fused, device.L2_cache_size)
     searched = {(p.K, p.N) for p in (*problems, *others)}
@@ -150,25 +126,58 @@ def tune(
     return rows
 
 
-def _race_all(left: dict, problems, forms, progress: Progress, l2_bytes: int, workers: int) -> None:
+def _tasks(problems: Iterable[GemmProblem], forms: Iterable[str], formats: Iterable[Format] = (PLAIN,)) -> list[Task]:
+    """Weight by weight, so that each is made once."""
+    shapes = itertools.groupby(problems, key=lambda p: (p.K, p.N))
+    return [
+        Task(form, GemmProblem(p.M, p.N, p.K, format.group_size), format)
+        for _, of_shape in [(shape, list(group)) for shape, group in shapes]
+        for format, p, form in itertools.product(formats, of_shape, forms)
+    ]
+
+
+def _tasks_of_formats(problems: list[GemmProblem], forms: Iterable[str]) -> list[Task]:
+    """Other formats are tuned at the study's shapes, or at whatever shapes there are instead."""
+    shapes = {(p.K, p.N) for p in problems}
+    shapes = shapes & {*STUDY_SHAPES} or shapes
+    return _tasks([p for p in problems if (p.K, p.N) in shapes and p.M in FORMAT_M], forms, OTHER_FORMATS)
+
+
+def _row(task: Task, latency_us: float, config: LaunchConfig) -> dict:
+    p = task.problem
+    row = {"M": p.M, "K": p.K, "N": p.N, "latency_us": round(latency_us, 3)}
+    return row | {"format": task.format, "config": config}
+
+
+def _race_all(left: Todo, progress: Progress, l2_bytes: int, workers: int) -> None:
     """Compile and race what is left, weight by weight."""
     import torch
 
-    wanted = {(c, fills_tiles(p.N, p.K, c)) for (_, p), configs in left.items() for c in configs}
+    wanted = {(c, fills_tiles(t.problem.N, t.problem.K, c), t.format) for t, configs in left.items() for c in configs}
     broken = _compile(wanted, workers)
     clock = timing.CudaClock()
-    shapes = itertools.groupby(problems, key=lambda p: (p.K, p.N))
-    for _, of_shape in tqdm(shapes, desc="tune", total=len({(p.K, p.N) for p in problems})):
+    weight_of = lambda task: (task.problem.K, task.problem.N, task.format)  # noqa: E731
+    count = len({weight_of(task) for task in left})
+    for _, of_weight in tqdm(itertools.groupby(left, key=weight_of), desc="tune", total=count):
         weights = None
-        for problem, form in itertools.product(of_shape, forms):
-            configs = [config for config in left.get((form, problem), ()) if config not in broken]
+        for task in of_weight:
+            configs = [config for config in left[task] if (config, task.format) not in broken]
             if not configs:
                 continue
-            weights = weights or Weights(backends.operands(problem, True, "cuda", seed=0), l2_bytes)
-            x = backends.activations(problem, "cuda", seed=1)
-            progress.add(form, problem, _race(form, configs, x, weights, problem, clock))
+            weights = weights or Weights(_weight(task.problem, task.format), l2_bytes)
+            progress.add(task, _race(task, configs, _x(task.problem, task.format), weights, clock))
         del weights
         torch.cuda.empty_cache()
+
+
+def _weight(problem: GemmProblem, format: Format):
+    packed = backends.operands(problem, True, "cuda", seed=0)
+    return packed if format.symmetric else own.asymmetric_form(packed)
+
+
+def _x(problem: GemmProblem, format: Format):
+    x = backends.activations(problem, "cuda", seed=1)
+    return x if format.half else x.bfloat16()
 
 
 def _crossovers(fused: dict[tuple[int, int], LaunchConfig], l2_bytes: int) -> list[dict]:
@@ -193,70 +202,26 @@ def _crossovers(fused: dict[tuple[int, int], LaunchConfig], l2_bytes: int) -> li
     return rows
 
 
-def _promising(form, problem: GemmProblem, configs, full, progress: Progress, spec: GpuSpec) -> list[LaunchConfig]:
+def _promising(task: Task, configs, full, progress: Progress, spec: GpuSpec) -> list[LaunchConfig]:
     """Those of a problem's candidates that the rough model ranks first, and what won at the nearest weight."""
+    problem = task.problem
     ranked = sorted(configs, key=lambda config: predicted_us(config, problem, spec))[:PROMISING]
-    nearest = min(full, key=lambda p: abs(math.log(p.K / problem.K)) + abs(math.log(p.N / problem.N)))
-    won = [fitted(config, problem) for config in progress.finalists(form, (nearest.K, nearest.N))]
+    nearest = min(full, key=lambda p: apart(p.K, p.N, problem))
+    won = [fitted(config, problem) for config in progress.finalists(task.form, (nearest.K, nearest.N))]
     # not by `fits`: what won nearby may leave some SMs idle here, and is tried all the same
-    won = [config for config in _for_tokens(problem.M, won) if problem.N % config.block_n == 0]
+    won = [config for config in for_tokens(problem.M, won) if problem.N % config.block_n == 0]
     return list(dict.fromkeys([*ranked, *won]))
 
 
-def _for_tokens(M: int, configs: list[LaunchConfig]) -> list[LaunchConfig]:
-    """Those of the configs that serve M tokens: a ring in a tile of fewer or more rows, other forms in their own."""
-    fitting = []
-    for config in configs:
-        rows = _rows_of_x(config.form, M)
-        if config.form == "ring" and rows:
-            fitting.append(replace(config, block_m=rows))
-        elif config.form != "ring" and config.block_m == rows:
-            fitting.append(config)
-    return list(dict.fromkeys(fitting))
-
-
-def _rows_of_x(form: str, M: int) -> int | None:
-    """Rows of x in a tile for M tokens: a ring holds hardly more than it needs, and none for more than 8."""
-    if form == "ring":
-        return next((rows for rows in (1, 2, 4, 8) if rows >= M), None)
-    return 8 if M <= 8 else 16
-
-
-def predicted_us(config: LaunchConfig, problem: GemmProblem, spec: GpuSpec) -> float:
-    """A rough latency that ranks launch configs; it is not meant to be right in microseconds.
-
-    The busiest SM streams its programs' weights at its share of the bandwidth, unless its programs, one step of K after
-    the other, take longer: each step waits for memory once per LATENCY_US. x comes from L2 for every tile; adding up
-    the shares of a split K costs one more trip to memory, and a little per share.
-    """
-    programs = problem.N // config.block_n * config.split_k
-    rounds = -(-programs // spec.sm_count)
-    bits = 16 if config.form == "fp16" else problem.int4_bits_per_weight()
-    program_bytes = problem.N * problem.K * bits / 8 / programs
-    stream_us = rounds * program_bytes / (spec.dram_gb_s * 1e3 / spec.sm_count)
-    resident = max(1, min(spec.max_warps_per_sm // 3 // config.num_warps, 16))  # about 128 registers a thread
-    steps = -(-problem.K // config.block_k // config.split_k)
-    serial_us = -(-rounds // resident) * steps * LATENCY_US
-    x_us = programs * problem.M * problem.K / config.split_k * 2 / (L2_OVER_DRAM * spec.dram_gb_s * 1e3)
-    tail_us = 0.0 if config.split_k == 1 else 2 * LATENCY_US + 0.05 * config.split_k
-    return max(stream_us, serial_us) + x_us + tail_us
-
-
-def candidates_of(form: str, problem: GemmProblem, sm_count: int) -> list[LaunchConfig]:
-    """A yardstick that reads no x is tuned once."""
-    if form == "load-only" and problem.M != 1:
-        return []
-    return [config for config in candidates(form, problem.M) if fits(config, problem, sm_count)]
-
-
-def _race(form, configs, x, weights: Weights, problem: GemmProblem, clock) -> list[tuple[float, LaunchConfig]]:
-    """The finalists of a problem, fastest first: all timed alone, the best few interleaved; wrong ones never start."""
+def _race(task: Task, configs, x, weights: Weights, clock) -> list[tuple[float, LaunchConfig]]:
+    """The finalists of a task, fastest first: all timed alone, the best few interleaved; wrong ones never start."""
     import torch
 
     from tinygemm.kernel import quant
 
     reference = quant.reference_gemm(x, weights.packed)
-    copies = weights.copies(*_stored(form), "cold")
+    copies = weights.copies(*_stored(task.form), "cold")
+    tolerance = verify.FP16_TOLERANCE if task.format.half else verify.BF16_TOLERANCE
 
     def replay(config):
         backends.forget_graphs()
@@ -267,13 +232,13 @@ def _race(form, configs, x, weights: Weights, problem: GemmProblem, clock) -> li
 
     screened = []
     for config in dict.fromkeys(configs):
-        if form != "load-only":
+        if task.form != "load-only":
             try:
                 with verify.poisoned_memory():
                     out = _bind(config, x, copies[0])()
-                verify.compare(out, reference, verify.FP16_TOLERANCE)
+                verify.compare(out, reference, tolerance)
             except verify.MismatchError as error:
-                tqdm.write(f"dropped {config} on {problem}: {error}")
+                tqdm.write(f"dropped {config} on {task.problem}: {error}")
                 continue
         ready = replay(config)
         _, *durations = clock.time_round([ready.run] * (1 + SCREEN_REP), queued=True)
@@ -281,7 +246,7 @@ def _race(form, configs, x, weights: Weights, problem: GemmProblem, clock) -> li
     screened.sort(key=lambda pair: pair[0])
     finalists = {str(i): config for i, (_, config) in enumerate(screened[:FINALISTS])}
     if not finalists:
-        raise RuntimeError(f"no config of form {form} computes {problem}")
+        raise RuntimeError(f"no config of form {task.form} computes {task.problem}")
     backends.forget_graphs()
     replays = {name: timing.prepare([_bind(c, x, w) for w in copies], "graph", clock) for name, c in finalists.items()}
     samples, _ = timing.interleave(replays, "graph", FINAL_REP, 2, clock)
@@ -304,30 +269,30 @@ def _bind(config: LaunchConfig, x, weight):
     return lambda: gemm.gemm(x, weight, config)
 
 
-def _compile(wanted: set[tuple[LaunchConfig, bool]], workers: int) -> set[LaunchConfig]:
-    """Compile in many processes, each config for weights that fill its tiles, or do not.
+def _compile(wanted: set[tuple[LaunchConfig, bool, Format]], workers: int) -> set[tuple[LaunchConfig, Format]]:
+    """Compile in many processes: each config for weights that fill its tiles, or do not, in a format.
 
     returns: what is not to be used, because it does not compile, or spills
     """
-    ordered = sorted(wanted, key=lambda pair: (pair[0].form, pair[0].block_n, pair[0].num_warps, pair[0].split_k))
+    ordered = sorted(wanted, key=lambda job: (job[0].form, job[0].block_n, job[0].num_warps, job[0].split_k))
     results = compile.in_processes(_compile_one, ordered, workers) if ordered else ()
-    broken = {config: reason for (config, _), reason in zip(ordered, results, strict=False) if reason}
-    for config, reason in broken.items():
-        tqdm.write(f"dropped {config}: {reason}")
+    broken = {(config, format): reason for (config, _, format), reason in zip(ordered, results, strict=False) if reason}
+    for (config, format), reason in broken.items():
+        tqdm.write(f"dropped {config} {'' if format == PLAIN else format}: {reason}")
     return set(broken)
 
 
-def _compile_one(wanted: tuple[LaunchConfig, bool]) -> str | None:
+def _compile_one(wanted: tuple[LaunchConfig, bool, Format]) -> str | None:
     """Compile by a launch on small operands with the divisibilities of real ones; returns why it is not to be used."""
     import torch
 
     from tinygemm.kernel import quant
 
-    config, fills = wanted
+    config, fills, format = wanted
     K = COMPILE_K if fills else COMPILE_K + 128
     try:
-        packed = quant.random_packed(128, K, 128, device="cuda")
-        x = torch.randn(config.block_m, K, dtype=torch.float16, device="cuda")
+        packed = quant.random_packed(128, K, format.group_size, symmetric=format.symmetric, device="cuda")
+        x = torch.randn(config.block_m, K, dtype=torch.float16 if format.half else torch.bfloat16, device="cuda")
         weight = own.fp16_nk(packed) if config.form == "fp16" else packed
         spills = compile.spills_of(_bind(config, x, weight))
         torch.cuda.synchronize()

@@ -17,6 +17,24 @@ ROUTE = "dequantise"  # write the weight out in the type of x, then torch's matm
 M_BUCKETS = (1, 2, 4, 8, 16)
 TUNED_GROUP_SIZE = 128
 OTHER_TILE = 100.0  # further than any two shapes are apart
+OTHER_FORMAT = 1.0  # a config tuned for another format counts as being of a shape e times as large
+
+
+@dataclass(frozen=True, order=True)
+class Format:
+    """How a weight and its activations are stored, as far as it decides how many registers a kernel takes.
+
+    group_size: weights along K per scale, 32, 64 or 128; 128 stands for more, too: one scale per block of K or fewer
+    symmetric:  no zeros are stored
+    half:       x is float16, not bfloat16
+    """
+
+    group_size: int = TUNED_GROUP_SIZE
+    symmetric: bool = True
+    half: bool = True
+
+
+PLAIN = Format()  # what is tuned in full
 
 
 @dataclass(frozen=True, order=True)
@@ -84,16 +102,19 @@ DEQUANTISE = LaunchConfig(ROUTE, 1, 32, 128, 1, 4, 1)
 DEQUANTISE_FROM_M = 64
 
 
-def select(problem: GemmProblem, gpu: str, form: str | None = None) -> tuple[LaunchConfig, str]:
+def select(
+    problem: GemmProblem, gpu: str, form: str | None = None, symmetric: bool = True, half: bool = True
+) -> tuple[LaunchConfig, str]:
     """The launch config of a problem on a GPU.
 
-    problem: M may be anything; above 16 the tiles of a fused form repeat along M
-    gpu:     key of `hardware.GPUS`; a GPU without a table uses the table of the nearest compute capability
-    form:    only configs of this kernel; "fused": the fastest of the fused forms; None: that, or dequantise where M
-             reaches `dequantise_from`
-    returns: (config, source); source is `table` (this problem was tuned), `predicted` (from the static model),
-             `rule` (the nearest tuned problem, see `_distance`, its config cut to what K and M need), or `default`
-    raises:  ValueError for a form that cannot compute the problem, or that the table has no config of
+    problem:   M may be anything; above 16 the tiles of a fused form repeat along M
+    gpu:       key of `hardware.GPUS`; a GPU without a table uses the table of the nearest compute capability
+    form:      only configs of this kernel; "fused": the fastest of the fused forms; None: that, or dequantise where M
+               reaches `dequantise_from`
+    symmetric, half: the rest of the weight's and activations' Format
+    returns:   (config, source); source is `table` (this problem was tuned), `predicted` (from the static model), `rule`
+               (the nearest tuned problem by shape, M and format, its config cut to what K and M need), or `default`
+    raises:    ValueError for a form that cannot compute the problem, or that the table has no config of
     """
     if form in ("static", ROUTE):
         return {"static": STATIC, ROUTE: DEQUANTISE}[form], "default"
@@ -103,15 +124,25 @@ def select(problem: GemmProblem, gpu: str, form: str | None = None) -> tuple[Lau
         from_m, source = dequantise_from(problem, gpu)
         if problem.M >= from_m:
             return DEQUANTISE, source
+    wanted = Format(TUNED_GROUP_SIZE if problem.group_size == -1 else problem.group_size, symmetric, half)
     rows, source = table(gpu)
     forms = FORMS if form in (None, "fused") else (form,)
-    usable = [row | {"config": fitted(row["config"], problem)} for row in rows if row["config"].form in forms]
-    usable = [row for row in usable if serves(row["config"], problem)]
-    if not usable:
-        raise ValueError(f"the table of {gpu} has no config of form {form if form in forms else 'splitk'}")
-    row = min(usable, key=lambda row: (_distance(row, problem) + _apart(row["M"], problem.M), row["latency_us"]))
-    tuned = GemmProblem(row["M"], row["N"], row["K"], TUNED_GROUP_SIZE) == problem
-    return row["config"], source if tuned else "rule"
+    rows = [row for row in rows if row["config"].form in forms and row["format"] in (wanted, PLAIN)]
+
+    def rank(row: dict) -> tuple[float, float]:
+        other_format = OTHER_FORMAT if row["format"] != wanted else 0.0
+        return apart(row["K"], row["N"], problem) + _apart_in_m(row["M"], problem.M) + other_format, row["latency_us"]
+
+    for row in sorted(rows, key=rank):
+        config = fitted(row["config"], problem)
+        if row["format"] != wanted:
+            # limits are tuned with it: more scales, zeros and BF16 take more registers, and would be kept in memory
+            config = replace(config, max_registers=0)
+        if serves(config, problem):
+            tuned = GemmProblem(row["M"], row["N"], row["K"], wanted.group_size) == problem and row["format"] == wanted
+            return config, source if tuned else "rule"
+    form = form if form in forms else "splitk"
+    raise ValueError(f"the table of {gpu} has no config of form {form} for M={problem.M} N={problem.N} K={problem.K}")
 
 
 def dequantise_from(problem: GemmProblem, gpu: str) -> tuple[int, str]:
@@ -123,7 +154,7 @@ def dequantise_from(problem: GemmProblem, gpu: str) -> tuple[int, str]:
     rows, source = crossovers(gpu)
     if not rows:
         return DEQUANTISE_FROM_M, "default"
-    row = min(rows, key=lambda row: _distance(row, problem))
+    row = min(rows, key=lambda row: apart(row["K"], row["N"], problem))
     timed = (row["K"], row["N"], TUNED_GROUP_SIZE) == (problem.K, problem.N, problem.group_size)
     return row["M"], source if timed else "rule"
 
@@ -137,9 +168,9 @@ def crossovers(gpu: str) -> tuple[list[dict], str]:
 
 @functools.cache
 def table(gpu: str) -> tuple[list[dict], str]:
-    """The tuned rows of a GPU as (rows, source): M, K, N, latency_us (0 where predicted) and a LaunchConfig each."""
+    """The tuned rows of a GPU as (rows, source), each as `write_table` takes it; latency_us is 0 where predicted."""
     content, source = _content(gpu)
-    return [row | {"config": LaunchConfig(**row["config"])} for row in content["rows"]], source
+    return [_parsed(row) for row in content["rows"]], source
 
 
 def tables() -> list[str]:
@@ -150,21 +181,30 @@ def tables() -> list[str]:
 def write_table(path, rows: list[dict], source: str, about: str, dequantise_from_m: list[dict] = ()) -> None:
     """Write a table file: one row per line, so that a new tuning reads well as a diff.
 
-    rows:              M, K, N, latency_us and config
+    rows:              M, K, N, latency_us, config: LaunchConfig and format: Format, which is left out where it is PLAIN
     dequantise_from_m: K, N and the M from which on dequantising first is faster
     """
     parts = [f'"source": {json.dumps(source)}', f'"about": {json.dumps(about)}']
     if dequantise_from_m:
         parts.append(_lines("dequantise_from_m", dequantise_from_m))
-    parts.append(_lines("rows", [row | {"config": asdict(row["config"])} for row in rows]))
+    parts.append(_lines("rows", [_plain_data(row) for row in rows]))
     path.write_text("{\n " + ",\n ".join(parts) + "\n}\n")
 
 
 def read_table(path) -> tuple[list[dict], str, list[dict]]:
     """The rows of a table file, its source and its crossovers, as `write_table` takes them."""
     content = json.loads(path.read_text())
-    rows = [row | {"config": LaunchConfig(**row["config"])} for row in content["rows"]]
+    rows = [_parsed(row) for row in content["rows"]]
     return rows, content["source"], content.get("dequantise_from_m", [])
+
+
+def _plain_data(row: dict) -> dict:
+    row = row | {"format": asdict(row["format"]), "config": asdict(row["config"])}
+    return {name: value for name, value in row.items() if name != "format" or value != asdict(PLAIN)}
+
+
+def _parsed(row: dict) -> dict:
+    return row | {"format": Format(**row.get("format", {})), "config": LaunchConfig(**row["config"])}
 
 
 def _lines(name: str, rows: list[dict]) -> str:
@@ -178,14 +218,9 @@ def _content(gpu: str) -> tuple[dict, str]:
     return content, content["source"] if name == gpu else "rule"
 
 
-def for_format(config: LaunchConfig, group_size: int, symmetric: bool = True, half: bool = True) -> LaunchConfig:
-    """A selected config for this format of weight and activations: without a limit of registers that it does not fit.
-
-    Limits are tuned for one scale per 128 weights or more, no zeros and FP16. More scales, zeros and BF16 take more
-    registers, and would be kept in memory.
-    """
-    fits = symmetric and half and group_size in (TUNED_GROUP_SIZE, -1)
-    return config if fits or not config.max_registers else replace(config, max_registers=0)
+def apart(K: int, N: int, problem: GemmProblem) -> float:
+    """How far a weight [N, K] is from a problem's: K and N count alike, on a log scale."""
+    return abs(math.log(K / problem.K)) + abs(math.log(N / problem.N))
 
 
 def fitted(config: LaunchConfig, problem: GemmProblem) -> LaunchConfig:
@@ -207,10 +242,12 @@ def fitted(config: LaunchConfig, problem: GemmProblem) -> LaunchConfig:
 
 
 def serves(config: LaunchConfig, problem: GemmProblem) -> bool:
-    """Whether a form can compute a problem with this config: the ring has no masks."""
-    if config.form != "ring":
-        return True
-    return problem.M <= config.block_m and problem.N % config.block_n == 0 and problem.K % 128 == 0
+    """Whether a form can compute a problem with this config: the ring has no masks, nor has what only reads."""
+    if config.form == "ring":
+        return problem.M <= config.block_m and problem.N % config.block_n == 0 and problem.K % 128 == 0
+    if config.form == "load-only":
+        return problem.N % config.block_n == 0 and problem.K % config.block_k == 0
+    return True
 
 
 def _folder():
@@ -229,12 +266,7 @@ def _nearest_table(gpu: str) -> str:
     return min(tables(), key=distance)
 
 
-def _distance(row: dict, problem: GemmProblem) -> float:
-    """How far two shapes are apart: K and N count alike, on a log scale."""
-    return abs(math.log(row["K"] / problem.K)) + abs(math.log(row["N"] / problem.N))
-
-
-def _apart(tuned_m: int, M: int) -> float:
+def _apart_in_m(tuned_m: int, M: int) -> float:
     """How much a config tuned for other tokens counts as being of another shape.
 
     Little, as long as both take a tile of up to 8 rows of x, or both one of 16; from tile to tile nothing carries over.

@@ -9,7 +9,7 @@ import torch
 
 from tinygemm.hardware import gpu_key
 from tinygemm.kernel import forms, launch
-from tinygemm.kernel.configs import LaunchConfig, for_format, select
+from tinygemm.kernel.configs import LaunchConfig, select
 from tinygemm.kernel.quant import PackedInt4
 from tinygemm.problem import GemmProblem
 
@@ -111,25 +111,26 @@ def _gpu_key(device: torch.device) -> str:
 
 
 def _config(x: torch.Tensor, w: PackedInt4, form: str | None = None) -> LaunchConfig:
-    config = _selected(x.numel() // w.K, w.N, w.K, w.group_size, _gpu_key(x.device), form)
-    return for_format(config, w.group_size, w.zeros is None, x.dtype == torch.float16)
+    problem = GemmProblem(x.numel() // w.K, w.N, w.K, w.group_size)
+    return _selected(problem, _gpu_key(x.device), form, w.zeros is None, x.dtype == torch.float16)
 
 
 @functools.lru_cache(maxsize=4096)
-def _selected(M: int, N: int, K: int, group_size: int, gpu: str, form: str | None = None) -> LaunchConfig:
-    return select(GemmProblem(M, N, K, group_size), gpu, form)[0]
+def _selected(problem: GemmProblem, gpu: str, form: str | None, symmetric: bool, half: bool) -> LaunchConfig:
+    return select(problem, gpu, form, symmetric, half)[0]
 
 
 # --- as an operator, for torch.compile, torch.export and other tracers ------------------------------------------------
 
 
+_REAL_TENSORS = (torch.Tensor, torch.nn.Parameter)
+# bound once: every call asks them
+_dispatch_modes, _tracing_state = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
+
+
 def _traced(x: torch.Tensor) -> bool:
     """Whether torch is recording rather than computing: addresses would be those of the recording."""
-    return (
-        type(x) not in (torch.Tensor, torch.nn.Parameter)
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-    )
+    return type(x) not in _REAL_TENSORS or _dispatch_modes() > 0 or _tracing_state() is not None
 
 
 @torch.library.custom_op("tinygemm::gemm", mutates_args=())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -46,15 +47,14 @@ class Work:
     copy: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(NamedTuple):
     """A call that ran once, by what is the same whenever its key is: all but addresses and the stream.
 
     launch:    the function of Triton's driver that starts a kernel, given grid, stream, *fixed, then the arguments
     as_tuple:  it takes the kernel's arguments as one tuple (Triton 3.7), not one by one (3.6)
-    workspace: (partial sums, counters) of the largest launch, as in Launch
-    no_space: what the kernel takes in place of a workspace, where it needs none or has no such parameters; else None
-    pieces:    for each launch: grid, byte offsets into the first input and `out`, the arguments behind the pointers
+    workspace: (partial sums, counters) of the largest launch, as in Launch; None where no launch needs any
+    pieces:    for each launch: grid, byte offsets into the first input and `out`, the arguments behind `out`, or behind
+               the workspace where there is one
     """
 
     device: torch.device
@@ -65,8 +65,7 @@ class Plan:
     launch: Callable
     as_tuple: bool
     fixed: tuple
-    workspace: tuple[int, int]
-    no_space: tuple[None, ...] | None
+    workspace: tuple[int, int] | None
     pieces: tuple[tuple[tuple, int, int, tuple], ...]
 
 
@@ -97,10 +96,11 @@ def replay(key: tuple, inputs: tuple[torch.Tensor | None, ...]) -> torch.Tensor 
     plan = _plans.get(key)
     if plan is None or _hooked():
         return None
-    if plan.index != torch._C._cuda_getDevice():  # what torch.cuda.current_device wraps
-        with torch.cuda.device(plan.device):
+    device, index, shape, dtype, copy, start_kernel, as_tuple, fixed, needs, pieces = plan
+    if index != torch._C._cuda_getDevice():  # what torch.cuda.current_device wraps
+        with torch.cuda.device(device):
             return replay(key, inputs)
-    if plan.copy:
+    if copy:
         inputs = (inputs[0].contiguous(), *inputs[1:])
     pointers, bits = [], 0
     for tensor in inputs:
@@ -114,16 +114,15 @@ def replay(key: tuple, inputs: tuple[torch.Tensor | None, ...]) -> torch.Tensor 
     address, *others = pointers
     # new_empty takes half as long as torch.empty, which has a dtype and a device to read; sizes one by one, no tuple
     like = inputs[0]
-    out = (like if like.dtype is plan.dtype else like.new_empty(0, dtype=plan.dtype)).new_empty(*plan.shape)
-    target, stream = out.data_ptr(), torch._C._cuda_getCurrentRawStream(plan.index)
-    space = plan.no_space
-    space, fixed = workspace(*plan.workspace, plan.device).addresses if space is None else space, plan.fixed
-    for grid, offset, out_offset, rest in plan.pieces:
+    out = (like if like.dtype is dtype else like.new_empty(0, dtype=dtype)).new_empty(*shape)
+    target, stream = out.data_ptr(), torch._C._cuda_getCurrentRawStream(index)
+    space = () if needs is None else workspace(*needs, device).addresses
+    for grid, offset, out_offset, rest in pieces:
         first, last = address + offset, target + out_offset
-        if plan.as_tuple:
-            plan.launch(*grid, stream, *fixed, (first, *others, last, *space, *rest))
+        if as_tuple:
+            start_kernel(*grid, stream, *fixed, (first, *others, last, *space, *rest))
         else:
-            plan.launch(*grid, stream, *fixed, first, *others, last, *space, *rest)
+            start_kernel(*grid, stream, *fixed, first, *others, last, *space, *rest)
     return out
 
 
@@ -154,12 +153,13 @@ def _start(key, inputs, work) -> torch.Tensor:
         return out  # the interpreter has no binary
     if (fixed := _fixed_arguments(binary)) is not None:
         space = max((launch.workspace for launch in work.launches if launch.workspace), default=None)
-        no_space = NO_PARAMETERS.addresses if space is None else NOT_NEEDED.addresses if not space[0] else None
+        if space == (0, 0):  # parameters of the kernel all the same
+            pieces = [(*places, (*NOT_NEEDED.addresses, *rest)) for *places, rest in pieces]
         if len(_plans) >= MAX_PLANS:
             _plans.clear()
         _plans[key] = Plan(
             first.device, first.device.index, work.shape, work.dtype, work.copy, binary.run.launch,
-            _version == ("3", "7"), fixed, space or (0, 0), no_space, tuple(pieces),
+            _version == ("3", "7"), fixed, None if space == (0, 0) else space, tuple(pieces),
         )  # fmt: skip
     return out
 

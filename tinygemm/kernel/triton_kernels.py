@@ -311,14 +311,18 @@ def add_warps(acc, address, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, WARPS_
 
 
 @triton.jit
-def load_step(ptrs, kb, last, row, rows, k, K, ALL_ROWS: tl.constexpr, ALL_K: tl.constexpr):
-    """Load what step `kb` reads; zeros past the end of the share, past `rows` and past K. k counts from the step."""
+def load_step(ptrs, kb, last, row, rows, k, K, ALL_ROWS: tl.constexpr, ALL_K: tl.constexpr, EVICTION: tl.constexpr):
+    """Load what step `kb` reads; zeros past the end of the share, past `rows` and past K. k counts from the step.
+
+    EVICTION: "evict_first" for weights, which nobody reads again, so that the caches keep x, which all programs read;
+              "" for the caches' own choice
+    """
     mask = kb < last
     if not ALL_ROWS:
         mask = mask & (row < rows)
     if not ALL_K:
         mask = mask & (kb * 128 + k < K)
-    return tl.load(ptrs, mask=mask, other=0)
+    return tl.load(ptrs, mask=mask, other=0, eviction_policy=EVICTION)
 
 
 @triton.jit
@@ -329,10 +333,10 @@ def load_zeros(zeros_ptr, offs, kb, last, row, rows, k, K, EVEN: tl.constexpr):
     many k a lane holds side by side, and for bytes it would move every weight to another lane.
     """
     if EVEN:
-        pair = load_step(zeros_ptr.to(tl.pointer_type(tl.int16)) + offs // 2, kb, last, row, rows, k, K, True, True)
+        pair = load_step(zeros_ptr.to(tl.pointer_type(tl.int16)) + offs // 2, kb, last, row, rows, k, K, True, True, "")
         zero = (pair.to(tl.int32) >> (offs % 2 * 8)) & 0xFF
     else:
-        zero = load_step(zeros_ptr + offs, kb, last, row, rows, k, K, False, False).to(tl.int32)
+        zero = load_step(zeros_ptr + offs, kb, last, row, rows, k, K, False, False, "").to(tl.int32)
     return zero
 
 
@@ -550,9 +554,9 @@ def kernel_gemm_packed_int4_splitk(
         words, scales, zeros, xs = (), (), (), ()
         for step in tl.static_range(STEPS):
             kb = chunk + step * WARPS_K
-            words += (load_step(q_ptrs + kb * 256, kb, last, q_row, N, q_k, K, EVEN, EVEN),)
+            words += (load_step(q_ptrs + kb * 256, kb, last, q_row, N, q_k, K, EVEN, EVEN, "evict_first"),)
             g_kb = kb * SCALE_ROWS * N
-            scales += (load_step(scales_ptr + g_kb + offs_g, kb, last, g_row, N, g_k, K, EVEN, EVEN),)
+            scales += (load_step(scales_ptr + g_kb + offs_g, kb, last, g_row, N, g_k, K, EVEN, EVEN, ""),)
             if HAS_ZEROS:
                 zeros += (load_zeros(zeros_ptr, g_kb + offs_g, kb, last, g_row, N, g_k, K, EVEN),)
             else:
@@ -562,7 +566,7 @@ def kernel_gemm_packed_int4_splitk(
             tl.extra.cuda.gdc_launch_dependents()  # not before: three kernels at a time only crowd each other
         for step in tl.static_range(STEPS):
             kb = chunk + step * WARPS_K
-            xs += (load_step(x_ptrs + kb * 128, kb, last, m, M, x_k, K, False, EVEN),)
+            xs += (load_step(x_ptrs + kb * 128, kb, last, m, M, x_k, K, False, EVEN, ""),)
         for step in tl.static_range(STEPS):
             word = words[step].reshape(ROWS * WARPS_K, 32, 4)
             s0, s1, s2, s3 = per_pair(scales[step], SUBGROUPS, ROWS, WARPS_K)
@@ -851,7 +855,7 @@ def kernel_load_only_int4(
         chunk_words, chunk_scales = (), ()
         for step in tl.static_range(STEPS):
             kb = chunk + step * WARPS_K
-            chunk_words += (tl.load(q_ptrs + kb * 256, mask=kb < last, other=0),)
+            chunk_words += (tl.load(q_ptrs + kb * 256, mask=kb < last, other=0, eviction_policy="evict_first"),)
             chunk_scales += (tl.load(s_ptrs + kb * SCALE_ROWS * N, mask=kb < last, other=0),)
         if PDL:
             tl.extra.cuda.gdc_wait()
@@ -894,13 +898,13 @@ def kernel_gemm_fp16_splitk(
         ws, xs = (), ()
         for step in tl.static_range(STEPS):
             kb = chunk + step * WARPS_K
-            ws += (load_step(w_ptrs + kb * 128, kb, last, w_row, N, w_k, K, EVEN, EVEN),)
+            ws += (load_step(w_ptrs + kb * 128, kb, last, w_row, N, w_k, K, EVEN, EVEN, "evict_first"),)
         if PDL:
             tl.extra.cuda.gdc_wait()
             tl.extra.cuda.gdc_launch_dependents()
         for step in tl.static_range(STEPS):
             kb = chunk + step * WARPS_K
-            xs += (load_step(x_ptrs + kb * 128, kb, last, m, M, x_k, K, False, EVEN),)
+            xs += (load_step(x_ptrs + kb * 128, kb, last, m, M, x_k, K, False, EVEN, ""),)
         for step in tl.static_range(STEPS):
             w = ws[step].reshape(ROWS, 4, WARPS_K, 8, 4, 2, 2, 2)  # [r, p, warp, g, t, d, b, h]
             w0, w1, w2, w3 = quarters(w.permute(2, 0, 3, 5, 6, 4, 7, 1))
