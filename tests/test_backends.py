@@ -17,7 +17,7 @@ from tinygemm.harness.suites import REPORT_BACKENDS
 from tinygemm.harness.verify import BF16_TOLERANCE, FP16_TOLERANCE, MismatchError
 from tinygemm.harness.weights import Weights, replicate, stored_bytes
 from tinygemm.kernel import forms, quant
-from tinygemm.kernel.configs import LaunchConfig
+from tinygemm.kernel.configs import Format, LaunchConfig, table
 from tinygemm.kernel.twins import load_only_reference
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
 
@@ -160,11 +160,21 @@ def test_no_share_of_a_doubled_split_is_empty():
 
 @pytest.mark.parametrize(("K", "N"), STUDY_SHAPES)
 @pytest.mark.parametrize("backend", ["int4-bf16", "int4-asymmetric"])
-def test_another_format_takes_the_config_of_int4_without_its_limit_of_registers(backend, K, N):
+def test_a_format_that_was_not_tuned_takes_the_config_of_int4_without_its_limit_of_registers(backend, K, N):
     problem = GemmProblem(1, N, K)
     (half,), (other,) = (backends.BACKENDS[name].variants(problem, "h200") for name in ("int4", backend))
     assert other.config == replace(half.config, max_registers=0)
-    assert other.source == half.source
+    assert (half.source, other.source) == ("table", "rule")
+
+
+@pytest.mark.parametrize(("K", "N"), STUDY_SHAPES)
+@pytest.mark.parametrize("M", [1, 8])
+def test_a_format_that_was_tuned_takes_its_own_config(M, K, N):
+    rows = [row for row in table("h100-80gb-hbm3")[0] if (row["M"], row["K"], row["N"]) == (M, K, N)]
+    for backend, asked in (("int4-bf16", Format(half=False)), ("int4-asymmetric", Format(symmetric=False))):
+        (variant,) = backends.BACKENDS[backend].variants(GemmProblem(M, N, K), "h100-80gb-hbm3")
+        fastest = min((row for row in rows if row["format"] == asked), key=lambda row: row["latency_us"])
+        assert (variant.config, variant.source) == (fastest["config"], "table")
 
 
 def test_some_config_of_the_study_has_a_limit_of_registers_to_lose():

@@ -281,14 +281,15 @@ def test_bench_times_as_others_do_where_it_is_told_to(gpu, tmp_path):
 
 def test_tune_writes_a_table_that_says_how_it_was_made(gpu, tmp_path, monkeypatch):
     from tinygemm.harness import tune
-    from tinygemm.kernel.configs import LaunchConfig, write_table
+    from tinygemm.kernel.configs import PLAIN, LaunchConfig, write_table
 
     asked = []
 
     def search(problems, forms, key, path, about, workers, partial, kept, others):
         asked.append((len(problems), len(others), forms, key, partial.name, kept and kept.name))
         config = LaunchConfig("splitk", 8, 64, 256, 4, 2, 1)
-        write_table(path, [{"M": 1, "K": 4096, "N": 1024, "latency_us": 3.7, "config": config}], "table", about)
+        row = {"M": 1, "K": 4096, "N": 1024, "latency_us": 3.7, "format": PLAIN, "config": config}
+        write_table(path, [row], "table", about)
 
     monkeypatch.setattr(tune, "tune", search)
     monkeypatch.setattr(hardware, "snapshot", lambda: {"driver": "580.159"})

@@ -25,6 +25,7 @@ PROBLEMS = tuple(GemmProblem(M, N, 4096) for N in (1024, 4096) for M in (1, 2, 8
 FORMS = ("splitk", "fp16")
 CONFIG = LaunchConfig("splitk", 8, 32, 256, 4, 2, 1)
 RING = LaunchConfig("ring", 1, 32, 256, 4, 2, 5)
+TASKS_REFINED = tune._tasks_refined
 TERMS = {"gpu": "h200", "software": {"triton": "3.6.0"}, "code": "abc"}
 
 
@@ -48,7 +49,7 @@ def lab(monkeypatch):
     monkeypatch.setattr(tune, "_compile", lambda configs, workers: log.compiled.append(configs) or set())
     monkeypatch.setattr(tune, "_weight", lambda *_: None)
     monkeypatch.setattr(tune, "_x", lambda *_: None)
-    monkeypatch.setattr(tune, "OTHER_FORMATS", ())
+    monkeypatch.setattr(tune, "_tasks_refined", lambda *_: [])
     return log
 
 
@@ -153,20 +154,22 @@ def test_of_other_weights_only_what_promises_most_is_raced(lab, tmp_path, monkey
 BF16, G32 = Format(half=False), Format(32)
 
 
-def test_of_other_formats_the_finalists_are_raced_with_every_limit_of_registers(lab, tmp_path, monkeypatch):
-    """At the study's shapes, after everything else, and only the forms that compute the product."""
+def test_what_won_is_raced_again_with_every_limit_of_registers_and_in_other_formats(lab, tmp_path, monkeypatch):
+    """After everything else, and only the forms that compute the product; other formats at the study's shapes."""
+    monkeypatch.setattr(tune, "_tasks_refined", TASKS_REFINED)
     monkeypatch.setattr(tune, "OTHER_FORMATS", (BF16, G32))
     raced = {}
     race = tune._race
     monkeypatch.setattr(tune, "_race", lambda *a: raced.update({a[0]: a[1]}) or race(*a))
     rows = search(tmp_path)
-    of_formats = [task for task in lab.raced if task.format != PLAIN]
-    assert of_formats == lab.raced[-len(of_formats) :]
-    assert {task.form for task in of_formats} == {"splitk"}
-    assert {(task.format, task.problem.M, task.problem.group_size) for task in of_formats} == {
-        (format, M, size) for format, size in ((BF16, 128), (G32, 32)) for M in (1, 8)
-    }
-    for task in of_formats:
+    again = [task for task in lab.raced if task.refined]
+    assert again == lab.raced[-len(again) :]
+    assert {task.form for task in again} == {"splitk"}
+    assert {(task.format, task.problem.M, task.problem.group_size) for task in again} == {
+        (PLAIN, 1, 128), (PLAIN, 2, 128), (PLAIN, 8, 128),
+        *((format, M, size) for format, size in ((BF16, 128), (G32, 32)) for M in (1, 8)),
+    }  # fmt: skip
+    for task in again:
         plain = {config for M in (1, 2, 8) for _, config in lab_ranked(raced, task, M)}
         tried = raced[task]
         assert plain < set(tried)
@@ -176,6 +179,9 @@ def test_of_other_formats_the_finalists_are_raced_with_every_limit_of_registers(
     written = [(row["M"], row["K"], row["N"], row["format"]) for row in rows if row["format"] != PLAIN]
     assert sorted(written) == sorted((M, 4096, N, f) for M in (1, 8) for N in (1024, 4096) for f in (BF16, G32))
     assert read_table(tmp_path / "t.json")[0] == rows
+    plain = [row for row in rows if row["format"] == PLAIN and row["config"].form == "splitk"]
+    assert len(plain) == len(PROBLEMS), "one row for a problem, though it was raced twice"
+    assert {row["config"].max_registers for row in plain} == {0}, "the one that won again"
 
 
 def lab_ranked(raced, task, M):
@@ -188,7 +194,7 @@ def lab_ranked(raced, task, M):
 def test_where_no_shape_is_of_the_study_other_formats_are_raced_at_what_there_is():
     problems = [GemmProblem(M, 512, 4096) for M in (1, 2, 8)]
     assert (4096, 512) not in STUDY_SHAPES
-    tasks = tune._tasks_of_formats(problems, ("splitk",))
+    tasks = [task for task in tune._tasks_refined(problems, ("splitk",)) if task.format != PLAIN]
     assert [(task.problem.M, task.format) for task in tasks] == [
         (M, format) for format in tune.OTHER_FORMATS for M in (1, 8)
     ]
@@ -273,9 +279,9 @@ def test_progress_survives_a_line_cut_short(tmp_path):
     file.write_text(file.read_text()[:-20])
     again = Progress.open(file, TERMS)
     assert again.ranked == {Task("splitk", PROBLEMS[0]): ranked(3)}
-    again.add(Task("splitk", PROBLEMS[1], Format(64)), ranked(1))
+    again.add(Task("splitk", PROBLEMS[1], Format(64), True), ranked(1))
     assert json.loads(file.read_text().splitlines()[0]) == TERMS
-    tasks = [Task("splitk", PROBLEMS[0]), Task("splitk", PROBLEMS[1], Format(64))]
+    tasks = [Task("splitk", PROBLEMS[0]), Task("splitk", PROBLEMS[1], Format(64), True)]
     assert list(Progress.open(file, TERMS).ranked) == tasks, "a format is part of what was searched for"
 
 

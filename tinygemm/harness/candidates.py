@@ -83,10 +83,10 @@ def rows_of_x(form: str, M: int) -> int | None:
     return 8 if M <= 8 else 16
 
 
-def for_format(configs: list[LaunchConfig]) -> list[LaunchConfig]:
-    """What to try where operands take more registers than those of the plain format, in which these configs are fast.
+def variants(configs: list[LaunchConfig]) -> list[LaunchConfig]:
+    """Configs that won, with every limit of registers, and with half as much requested at once.
 
-    Every limit of registers, and half as much requested at once.
+    Where registers are short, above all in formats that take more of them, one of these is often faster.
     """
     found = []
     for config, max_registers in itertools.product(configs, LIMITS):

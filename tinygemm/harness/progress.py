@@ -16,11 +16,15 @@ Ranked = list[tuple[float, LaunchConfig]]  # finalists with their latency in us,
 
 @dataclass(frozen=True)
 class Task:
-    """What a config is searched for: a form of the kernel on a problem, its operands stored in a format."""
+    """What a config is searched for: a form of the kernel on a problem, its operands stored in a format.
+
+    refined: the search is among variants of what won an earlier one
+    """
 
     form: str
     problem: GemmProblem
     format: Format = PLAIN
+    refined: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,9 @@ class Progress:
         found = [entry for line in lines if (entry := _parsed(line)) is not None]
         if found[:1] == [terms]:
             for entry in found[1:]:
-                task = Task(entry["form"], GemmProblem(**entry["problem"]), Format(**entry["format"]))
-                progress.ranked[task] = [(us, LaunchConfig(**config)) for us, config in entry["ranked"]]
+                ranked = [(us, LaunchConfig(**config)) for us, config in entry.pop("ranked")]
+                typed = {"problem": GemmProblem(**entry["problem"]), "format": Format(**entry["format"])}
+                progress.ranked[Task(**entry | typed)] = ranked
         if file:  # what was read is written again, without the line that was cut short
             file.write_text(json.dumps(terms) + "\n")
             for task, ranked in progress.ranked.items():
@@ -57,11 +62,11 @@ class Progress:
                 stream.write(json.dumps(entry) + "\n")
 
     def finalists(self, form: str, shape: tuple[int, int]) -> list[LaunchConfig]:
-        """The finalists of a form at every M of a shape (K, N), in the plain format."""
+        """The finalists of a form at every M of a shape (K, N), in the plain format and not yet refined."""
         of_shape = [
             ranked
             for task, ranked in self.ranked.items()
-            if (task.form, task.format) == (form, PLAIN) and (task.problem.K, task.problem.N) == shape
+            if task == Task(form, task.problem) and (task.problem.K, task.problem.N) == shape
         ]
         return list(dict.fromkeys(config for ranked in of_shape for _, config in ranked))
 

@@ -157,8 +157,8 @@ def _grids(rep: int) -> tuple[Suite, ...]:
             "causes",
             _problems(CAUSES_SHAPES, (1,)),
             (
-                "fp16-cublas", "int4-static", "int4", "int4-no-dequant", "int4-naive-dequant", "int4-no-split",
-                "int4-more-split", "int4-load-only",
+                "fp16-cublas", "int4-static", "int4", "int4-splitk", "int4-no-dequant", "int4-naive-dequant",
+                "int4-no-split", "int4-more-split", "int4-load-only",
             ),
             BOTH_LAUNCHES,
         ),

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from tinygemm import models
 from tinygemm.hardware import GpuSpec, gpu_spec
 from tinygemm.harness import backends, compile, own, timing, verify
-from tinygemm.harness.candidates import candidates_of, for_format, for_tokens, predicted_us
+from tinygemm.harness.candidates import candidates_of, for_tokens, predicted_us, variants
 from tinygemm.harness.progress import Progress, Task, terms
 from tinygemm.harness.weights import Weights
 from tinygemm.kernel.configs import (
@@ -61,7 +61,7 @@ def tune(
     kept: Path | None = None,
     others: Iterable[GemmProblem] = (),
 ):
-    """Measure every candidate of every form on every problem, cold, and write the table.
+    """Measure every candidate of every form on every problem, cold, then variants of what won, and write the table.
 
     problems: what to tune for; group size 128
     others:   more problems, at other weights, on which only what promises most is timed: the best of the rough model,
@@ -92,8 +92,10 @@ def tune(
         return candidates_of(task.form, task.problem, device.multi_processor_count)
 
     def finalists(task: Task) -> list[LaunchConfig]:
-        found = for_tokens(task.problem.M, progress.finalists(task.form, (task.problem.K, task.problem.N)))
-        return found if task.format == PLAIN else for_format(found)
+        return for_tokens(task.problem.M, progress.finalists(task.form, (task.problem.K, task.problem.N)))
+
+    def refined(task: Task) -> list[LaunchConfig]:
+        return variants(finalists(task))
 
     def promising(task: Task) -> list[LaunchConfig]:
         return _promising(task, in_full(task), full, progress, gpu_spec(gpu))
@@ -102,7 +104,7 @@ def tune(
         (in_full, _tasks(full, forms)),
         (finalists, _tasks(between, [form for form in forms if form != "load-only"])),
         (promising, _tasks(others, [form for form in forms if form != "load-only"])),
-        (finalists, _tasks_of_formats(problems, products)),
+        (refined, _tasks_refined(problems, products)),
     )
     todo: Todo = {}
     for choice, tasks in phases:
@@ -110,7 +112,8 @@ def tune(
         left = {task: configs for task, configs in chosen.items() if task not in progress.ranked}
         _race_all(left, progress, device.L2_cache_size, workers)
         todo |= chosen
-    rows = [_row(task, *progress.ranked[task][0]) for task in todo if task in progress.ranked]
+    best = {(t.form, t.problem, t.format): progress.ranked[t][0] for t in todo if t in progress.ranked}
+    rows = [_row(problem, format, *found) for (_, problem, format), found in best.items()]
     fused = {
         (p.K, p.N): progress.ranked[Task("splitk", p)][0][1]
         for p in problems
@@ -126,27 +129,27 @@ def tune(
     return rows
 
 
-def _tasks(problems: Iterable[GemmProblem], forms: Iterable[str], formats: Iterable[Format] = (PLAIN,)) -> list[Task]:
+def _tasks(problems, forms: Iterable[str], formats: Iterable[Format] = (PLAIN,), refined: bool = False) -> list[Task]:
     """Weight by weight, so that each is made once."""
     shapes = itertools.groupby(problems, key=lambda p: (p.K, p.N))
     return [
-        Task(form, GemmProblem(p.M, p.N, p.K, format.group_size), format)
+        Task(form, GemmProblem(p.M, p.N, p.K, format.group_size), format, refined)
         for _, of_shape in [(shape, list(group)) for shape, group in shapes]
         for format, p, form in itertools.product(formats, of_shape, forms)
     ]
 
 
-def _tasks_of_formats(problems: list[GemmProblem], forms: Iterable[str]) -> list[Task]:
-    """Other formats are tuned at the study's shapes, or at whatever shapes there are instead."""
+def _tasks_refined(problems: list[GemmProblem], forms: Iterable[str]) -> list[Task]:
+    """The plain format on every problem; others at the study's shapes, or at whatever shapes there are instead."""
     shapes = {(p.K, p.N) for p in problems}
     shapes = shapes & {*STUDY_SHAPES} or shapes
-    return _tasks([p for p in problems if (p.K, p.N) in shapes and p.M in FORMAT_M], forms, OTHER_FORMATS)
+    in_formats = [p for p in problems if (p.K, p.N) in shapes and p.M in FORMAT_M]
+    return _tasks(problems, forms, refined=True) + _tasks(in_formats, forms, OTHER_FORMATS, refined=True)
 
 
-def _row(task: Task, latency_us: float, config: LaunchConfig) -> dict:
-    p = task.problem
-    row = {"M": p.M, "K": p.K, "N": p.N, "latency_us": round(latency_us, 3)}
-    return row | {"format": task.format, "config": config}
+def _row(problem: GemmProblem, format: Format, latency_us: float, config: LaunchConfig) -> dict:
+    row = {"M": problem.M, "K": problem.K, "N": problem.N, "latency_us": round(latency_us, 3)}
+    return row | {"format": format, "config": config}
 
 
 def _race_all(left: Todo, progress: Progress, l2_bytes: int, workers: int) -> None:

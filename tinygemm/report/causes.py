@@ -19,13 +19,12 @@ CAUSES = {
     "too little parallelism": (("int4-no-split", "graph"), ("int4", "graph")),
     "launch": (("int4", "eager"), ("int4", "graph")),
 }
-# the same from Python, where what a kernel saves may vanish behind the host; the launch is the same removal in both.
-# `int4` may be of another form than `int4-no-split` here: `int4-splitk` is not timed from Python
+# the same from Python, where what a kernel saves may vanish behind the host; the launch is the same removal in both
 FROM_PYTHON = {
     cause: tuple((backend, "eager") for backend, _ in ends) for cause, ends in CAUSES.items() if cause != "launch"
 }
 # `int4-no-split` is of this form; where the run timed it, too, nothing but the split differs
-SAME_FORM = {"too little parallelism": ("int4-splitk", "graph")}
+SAME_FORM = {"too little parallelism": "int4-splitk"}
 # what is left to gain in the tuned kernel, and how far one form of dequantisation is from the other
 LEFTOVERS = {
     "naive instead of lop3 dequantisation": (("int4-naive-dequant", "graph"), ("int4", "graph")),
@@ -60,8 +59,11 @@ def removals(run, M: int = 1) -> pd.DataFrame:
              before that is saved, with its 95 % interval; gpu, run_id; no row for what was not timed
     """
     cases = contrasts.timed(run, M)
-    in_one_form = {name: (before, SAME_FORM[name]) for name, (before, _) in CAUSES.items() if name in SAME_FORM}
     from_python = {_from_python(cause): ends for cause, ends in FROM_PYTHON.items()}
+    in_one_form = {}
+    for cause, backend in SAME_FORM.items():
+        for removal, (before, (_, launch)) in ((cause, CAUSES[cause]), (_from_python(cause), FROM_PYTHON[cause])):
+            in_one_form[removal] = (before, (backend, launch))
     every = (in_one_form, CAUSES | LEFTOVERS | from_python)
     found = [contrasts.changes(run, cases, ends, "removal", saved) for ends in every]
     rows = pd.concat(found, ignore_index=True).drop_duplicates(["problem", "removal"], ignore_index=True)
