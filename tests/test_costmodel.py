@@ -11,7 +11,7 @@ import synthetic
 from tinygemm.hardware import gpu_spec
 from tinygemm.problem import GemmProblem
 from tinygemm.report import costmodel, extrapolate
-from tinygemm.report.costterms import Fitted, Terms, device_us
+from tinygemm.report.costterms import Fitted, Terms, device_us, parts_us
 from tinygemm.report.verdicts import costmodel as judge
 from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED
 
@@ -49,7 +49,10 @@ def test_shapes_that_were_never_seen_are_predicted_as_the_planted_terms_say(mode
 @pytest.mark.parametrize(
     ("backend", "terms"),
     [
-        ("fp16-cublas", {"start_us": 0.1, "serial_ns": 0.3, "overlap": 0.3, "efficiency": 0.02, "host_us": 0.05}),
+        (
+            "fp16-cublas",
+            {"start_us": 0.1, "serial_ns": 0.3, "longest_k": 0.2, "overlap": 0.3, "efficiency": 0.02, "host_us": 0.05},
+        ),
         ("int4", {"start_us": 0.1, "token_us": 0.2, "efficiency": 0.02, "host_us": 0.05}),
         ("int4-static", {"start_us": 0.5, "serial_ns": 0.15, "efficiency": 0.02}),
     ],
@@ -63,6 +66,16 @@ def test_planted_terms_are_found_again(model, backend, terms):
 def test_how_programs_are_cut_counts_only_where_all_are_cut_alike(model):
     assert model.backends["int4-static"].cut == (64, 1)
     assert model.backends["int4"].cut is None
+
+
+def test_a_walk_that_is_split_grows_no_longer_and_one_that_is_cut_alike_always_does():
+    """Twice the K is twice the walk, until programs share it."""
+    walks = {"serial_ns": 40.0, "longest_k": 4096.0}
+    free = dataclasses.replace(planted.TRUTH["fp16-cublas"], terms=dataclasses.replace(Terms(), **walks))
+    cut = dataclasses.replace(free, cut=(64, 1))
+    for fitted, expected in ((free, [0.5, 1.0, 1.0]), (cut, [0.5, 4.0, 7.0])):
+        serial = parts_us(fitted, 1, np.array([2048, 16384, 28672]), 4096, 16, H200)["serial"]
+        np.testing.assert_allclose(serial, 40.0 * 4.096 * np.array(expected), rtol=0.01)
 
 
 def test_noise_widens_the_band_and_hardly_moves_the_prediction():
@@ -159,7 +172,7 @@ def test_a_gpu_without_published_figures_goes_by_what_its_run_recorded(tmp_path)
 def one_term(base, **terms):
     """A model of one backend whose time is one term; the others are as short as the bounds allow."""
     least = {f.name: f.metadata["low"] for f in dataclasses.fields(Terms)}
-    least |= {"efficiency": 0.9, "overlap": 8.0} | terms
+    least |= {"efficiency": 0.9, "overlap": 8.0, "longest_k": 1e6} | terms
     fitted = Fitted("gemlite", Terms(**least), 4.125, 0, None, 9, {"graph": (0.95, 1.05)})
     return dataclasses.replace(base, backends={"gemlite": fitted}, overlap_us=0.0)
 
@@ -179,6 +192,7 @@ def projected(model, spec):
         ({"start_us": 30.0, "efficiency": 1e3}, {"dram_gb_s": 2400.0}, 1.0),
         ({"serial_ns": 40.0}, {"boost_clock_mhz": 990}, 2.0),
         ({"serial_ns": 40.0}, {"sm_count": 66}, 1.0),
+        ({"serial_ns": 40.0, "longest_k": 4096.0}, {"boost_clock_mhz": 990}, 2.0),
         ({"weight_ps": 1e3}, {"sm_count": 66}, 2.0),
         ({"weight_ps": 1e3}, {"boost_clock_mhz": 3960}, 0.5),
     ],

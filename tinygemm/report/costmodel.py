@@ -172,9 +172,9 @@ def terms_table(model: CostModel) -> pd.DataFrame:
     """Every fitted number: backend, term, value, unit, meaning; terms that a backend does not have are left out."""
     rows = []
     for name, fitted in model.backends.items():
-        absent = ({"l2_share"} if name != "dequant-fp16" else set()) | (
-            set(HOST) if "eager" not in fitted.spread else set()
-        )
+        absent = {"l2_share"} if name != "dequant-fp16" else set()
+        absent |= {"longest_k"} if fitted.cut else set()
+        absent |= set(HOST) if "eager" not in fitted.spread else set()
         for term, about in META.items():
             if term not in absent:
                 rows.append((name, term, getattr(fitted.terms, term), about["unit"], about["meaning"]))

@@ -10,6 +10,9 @@ One call takes
     T_multiply = tile · tiles of M · K · N · tail / SMs    instructions per weight and tile of tokens
     tail       = rounds of programs over the SMs / their mean, where all programs are cut alike; otherwise 1
 
+One program walks K / split_k where all are cut alike. Otherwise a library or a tuner has cut them: it walks K as far as
+`longest`, and what is longer is split among programs, (K^-8 + longest^-8)^(-1/8).
+
 With p = 1 the four add up, with a large p the longest hides the others; p is fitted like the rest. From Python a
 call takes (host^8 + (T + gap)^8)^(1/8): the host or the device, whichever is slower.
 """
@@ -24,7 +27,7 @@ from tinygemm.hardware import GpuSpec
 
 ECC_SHARE = 0.125  # of the bandwidth, where ECC bits lie in the DRAM itself: 10 to 15 % on an A10 (README of Marlin)
 OVERLAPPING = ("serial", "memory", "unpack", "multiply")
-SHARPNESS = 8  # of the corner between host-bound and device-bound
+SHARPNESS = 8  # of a corner: between host-bound and device-bound, between walks that are split and that are not
 
 
 def term(unit: str, meaning: str, prior: float, sigma: float, low: float, high: float):
@@ -40,6 +43,9 @@ class Terms:
     start_us: float = term("µs", "launching, filling and draining the GPU, once per call", 3, 1, 0.02, 30)
     token_us: float = term("µs", "per token: reading and placing activations, storing outputs", 0.03, 1.5, 1e-4, 2)
     serial_ns: float = term("ns", "per weight along K that one program walks", 0.3, 1.5, 1e-3, 50)
+    longest_k: float = term(
+        "1", "weights along K that one program walks at most: what is longer is split", 2e4, 0.7, 512, 1e6
+    )
     efficiency: float = term(
         "1", "share of the usable DRAM bandwidth: that of the fastest case of the run", 0.9, 0, 0, 1
     )
@@ -90,7 +96,7 @@ def parts_us(fitted: Fitted, M, K, N, bits, spec: GpuSpec) -> dict[str, np.ndarr
         fp16 = 2 * K * N
         moved = moved + fp16 + fp16 * fp16 / (fp16 + terms.l2_share * spec.l2_bytes)
     tiles = np.ceil(M / fitted.block_m) if fitted.block_m else M / 8
-    tail, walked = 1.0, K
+    tail, walked = 1.0, (K**-SHARPNESS + terms.longest_k**-SHARPNESS) ** (-1 / SHARPNESS)
     if fitted.cut:
         block_n, split_k = fitted.cut
         programs, walked = np.ceil(N / block_n) * split_k, K / split_k
