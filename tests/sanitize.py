@@ -9,6 +9,8 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tinygemm.provenance import kernel_digest
+
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = {
     "memcheck": "accesses outside of allocated memory",
@@ -87,7 +89,8 @@ def versions() -> str:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return (
         f"{gpu}, driver {driver[0] if driver else 'unknown'}, compute-sanitizer "
-        f"{sanitizer[1] if sanitizer else 'unknown'}, torch {torch.__version__}, triton {triton.__version__}"
+        f"{sanitizer[1] if sanitizer else 'unknown'}, torch {torch.__version__}, triton {triton.__version__}, "
+        f"kernels {kernel_digest(('py',))[:12]}"
     )
 
 

@@ -5,6 +5,9 @@ import re
 import pytest
 import sanitize
 
+from tinygemm.provenance import kernel_digest
+from tinygemm.report import pages
+
 CLEAN = "38 passed in 50s\n========= ERROR SUMMARY: 0 errors\n"
 REPORTS = {
     "clean": (CLEAN, 0, True, "no errors in 38 tests"),
@@ -69,3 +72,20 @@ def test_what_the_page_shows_is_a_report_in_which_every_tool_was_clean():
     assert len(lines) == len(sanitize.TOOLS)
     for line, (tool, finds) in zip(lines, sanitize.TOOLS.items(), strict=True):
         assert re.fullmatch(rf"{tool} \({re.escape(finds)}\): no errors in [1-9]\d* tests", line)
+
+
+@pytest.mark.parametrize(("kernels", "sentence"), [
+    ("", "is not recorded; it may have changed since."),
+    (f", kernels {kernel_digest(('py',))[:12]}", "The kernels' code is the same today."),
+    (", kernels 0123456789ab", "The kernels' code has changed since."),
+])  # fmt: skip
+def test_the_page_says_whether_the_kernels_are_those_that_were_checked(kernels, sentence, tmp_path):
+    file = tmp_path / "sanitizer.txt"
+    file.write_text(f"2026-11-25, NVIDIA H100, triton 3.6.0{kernels}\nmemcheck (x): no errors in 79 tests\n")
+    text = pages.sanitizers(file).data
+    assert text.splitlines()[0].endswith(sentence)
+    assert "* memcheck (x): no errors in 79 tests" in text
+
+
+def test_a_report_says_which_kernels_it_is_of():
+    assert sanitize.versions().endswith(f", kernels {kernel_digest(('py',))[:12]}")

@@ -186,6 +186,7 @@ def tune(out, workers, shapes):
     """Search launch configs on this machine's GPU and write the table that kernels read.
 
     The report's shapes are searched in full; of the projections of public models, only what promises most is timed.
+    What won is raced again with other limits of registers, and with BF16, zeros and groups of 32 and 64.
 
     A search that was stopped goes on where it was.
     """
@@ -206,7 +207,7 @@ def tune(out, workers, shapes):
     versions = runs.software_versions()
     about = (
         f"{spec.name}, driver {hardware.snapshot()['driver']}, torch {versions['torch']}, triton {versions['triton']}, "
-        f"{date.today():%Y-%m-%d}: `tinygemm tune`, cold L2, CUDA graphs, group 128"
+        f"{date.today():%Y-%m-%d}: `tinygemm tune`, cold L2, CUDA graphs"
     )
     partial, kept = out.with_name(f"{out.name}.partial"), out if shapes and out.is_file() else None
     _write(out, lambda aside: search.tune(problems, forms, spec.key, aside, about, workers, partial, kept, others))

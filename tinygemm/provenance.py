@@ -7,10 +7,13 @@ import subprocess
 from pathlib import Path
 
 
-def kernel_digest() -> str:
-    """sha256 of the kernels, their launchers and launch configs as they lie here: what a run's times are times of."""
+def kernel_digest(suffixes: tuple[str, ...] = ("py", "json")) -> str:
+    """sha256 of the kernels, their launchers and launch configs as they lie here: what a run's times are times of.
+
+    suffixes: of the files that count; only "py": the code without launch configs
+    """
     folder = Path(__file__).resolve().parent / "kernel"
-    files = sorted(path for suffix in ("py", "json") for path in folder.rglob(f"*.{suffix}"))
+    files = sorted(path for suffix in suffixes for path in folder.rglob(f"*.{suffix}"))
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ from tabulate import tabulate
 
 from tinygemm.hardware import GPUS
 from tinygemm.problem import LAYER_OF_SHAPE, STUDY_SHAPES
+from tinygemm.provenance import kernel_digest
 from tinygemm.report import style, tables
 from tinygemm.report.tables import BASELINE
 from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED, Verdict
@@ -271,7 +273,13 @@ def without_overlap(table: pd.DataFrame, M: int = 1) -> Markdown:
 def sanitizers(file: Path = DATA_ROOT / "checks" / "sanitizer.txt") -> Markdown:
     """What `make sanitize` said when it last ran: the day and the versions, then a line per tool, word for word."""
     conditions, *tools = file.read_text().splitlines()
-    return Markdown("\n".join([f"Last run: {conditions}.", "", *(f"* {tool}" for tool in tools)]))
+    checked = re.search(r", kernels (\w+)$", conditions)
+    if checked is None:
+        since = "Which version of the kernels' code that was is not recorded; it may have changed since."
+    else:
+        same = kernel_digest(("py",)).startswith(checked[1])
+        since = f"The kernels' code {'is the same today' if same else 'has changed since'}."
+    return Markdown("\n".join([f"Last run: {conditions}. {since}", "", *(f"* {tool}" for tool in tools)]))
 
 
 def no_counters() -> Markdown:
