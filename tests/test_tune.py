@@ -155,7 +155,7 @@ BF16, G32 = Format(half=False), Format(32)
 
 
 def test_what_won_is_raced_again_with_every_limit_of_registers_and_in_other_formats(lab, tmp_path, monkeypatch):
-    """After everything else, and only the forms that compute the product; other formats at the study's shapes."""
+    """After everything else, the FP16 twin as well; other formats at the study's shapes, where weights are packed."""
     monkeypatch.setattr(tune, "_tasks_refined", TASKS_REFINED)
     monkeypatch.setattr(tune, "OTHER_FORMATS", (BF16, G32))
     raced = {}
@@ -164,10 +164,9 @@ def test_what_won_is_raced_again_with_every_limit_of_registers_and_in_other_form
     rows = search(tmp_path)
     again = [task for task in lab.raced if task.refined]
     assert again == lab.raced[-len(again) :]
-    assert {task.form for task in again} == {"splitk"}
-    assert {(task.format, task.problem.M, task.problem.group_size) for task in again} == {
-        (PLAIN, 1, 128), (PLAIN, 2, 128), (PLAIN, 8, 128),
-        *((format, M, size) for format, size in ((BF16, 128), (G32, 32)) for M in (1, 8)),
+    assert {(task.form, task.format, task.problem.M, task.problem.group_size) for task in again} == {
+        *((form, PLAIN, M, 128) for form in FORMS for M in (1, 2, 8)),
+        *(("splitk", format, M, size) for format, size in ((BF16, 128), (G32, 32)) for M in (1, 8)),
     }  # fmt: skip
     for task in again:
         plain = {config for M in (1, 2, 8) for _, config in lab_ranked(raced, task, M)}
@@ -194,7 +193,7 @@ def lab_ranked(raced, task, M):
 def test_where_no_shape_is_of_the_study_other_formats_are_raced_at_what_there_is():
     problems = [GemmProblem(M, 512, 4096) for M in (1, 2, 8)]
     assert (4096, 512) not in STUDY_SHAPES
-    tasks = [task for task in tune._tasks_refined(problems, ("splitk",)) if task.format != PLAIN]
+    tasks = [task for task in tune._tasks_refined(problems, ("splitk",), ("splitk",)) if task.format != PLAIN]
     assert [(task.problem.M, task.format) for task in tasks] == [
         (M, format) for format in tune.OTHER_FORMATS for M in (1, 8)
     ]

@@ -91,7 +91,7 @@ def variants(configs: list[LaunchConfig]) -> list[LaunchConfig]:
     found = []
     for config, max_registers in itertools.product(configs, LIMITS):
         found.append(replace(config, max_registers=max_registers))
-        if config.form == "splitk" and config.block_k >= 256 * config.num_warps:
+        if config.form != "ring" and config.block_k >= 256 * config.num_warps:
             found.append(replace(found[-1], block_k=config.block_k // 2))
     return list(dict.fromkeys(found))
 

@@ -104,7 +104,7 @@ def tune(
         (in_full, _tasks(full, forms)),
         (finalists, _tasks(between, [form for form in forms if form != "load-only"])),
         (promising, _tasks(others, [form for form in forms if form != "load-only"])),
-        (refined, _tasks_refined(problems, products)),
+        (refined, _tasks_refined(problems, [form for form in forms if form != "load-only"], products)),
     )
     todo: Todo = {}
     for choice, tasks in phases:
@@ -139,12 +139,16 @@ def _tasks(problems, forms: Iterable[str], formats: Iterable[Format] = (PLAIN,),
     ]
 
 
-def _tasks_refined(problems: list[GemmProblem], forms: Iterable[str]) -> list[Task]:
-    """The plain format on every problem; others at the study's shapes, or at whatever shapes there are instead."""
+def _tasks_refined(problems: list[GemmProblem], forms: Iterable[str], products: Iterable[str]) -> list[Task]:
+    """The plain format on every problem; others at the study's shapes, or at whatever shapes there are instead.
+
+    forms:    whose configs won; the FP16 twin among them, for it must be tuned as what it is compared with
+    products: those of them that multiply by a packed weight, and so know other formats
+    """
     shapes = {(p.K, p.N) for p in problems}
     shapes = shapes & {*STUDY_SHAPES} or shapes
     in_formats = [p for p in problems if (p.K, p.N) in shapes and p.M in FORMAT_M]
-    return _tasks(problems, forms, refined=True) + _tasks(in_formats, forms, OTHER_FORMATS, refined=True)
+    return _tasks(problems, forms, refined=True) + _tasks(in_formats, products, OTHER_FORMATS, refined=True)
 
 
 def _row(problem: GemmProblem, format: Format, latency_us: float, config: LaunchConfig) -> dict:
