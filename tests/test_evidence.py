@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import synthetic
 from derived import also, primary, slowed
@@ -164,14 +165,41 @@ def test_the_same_backend_in_another_variant_is_not_the_same_code(run, tmp_path)
 
 
 def test_the_spread_that_intervals_leave_out_is_the_planted_one(run, tmp_path):
-    """Every case of the second run is off by its own 1 %, which no sample of either run can show."""
+    """Every case of both runs is off by its own 1 %, which no sample of either can show."""
+
+    def off(run, seed):
+        own = 1 + 0.01 * np.random.default_rng(seed).standard_normal(len(run.cases))
+        factor = run.samples["case_id"].map(dict(zip(run.cases["case_id"], own, strict=True)))
+        return dataclasses.replace(run, samples=run.samples.assign(latency_us=run.samples["latency_us"] * factor))
+
     again = load(tmp_path / "again", seed=7)
-    rng = np.random.default_rng(0)
-    off = dict(zip(again.cases["case_id"], 1 + 0.01 * rng.standard_normal(len(again.cases)), strict=True))
-    latency = again.samples["latency_us"] * again.samples["case_id"].map(off)
-    again = dataclasses.replace(again, samples=again.samples.assign(latency_us=latency))
-    assert evidence.spread(evidence.agreement(again, run))["beyond"] == pytest.approx(0.01, rel=0.35)
+    pairs = [evidence.agreement(off(again, 2 * i), off(run, 2 * i + 1)) for i in range(6)]  # few cases each
+    assert np.mean([evidence.spread(rows)["beyond"] for rows in pairs]) == pytest.approx(0.01, rel=0.15)
     assert evidence.spread(evidence.halves(run))["beyond"] < 0.001
+
+
+def test_cases_of_one_problem_count_as_one_where_they_go_together():
+    """All of a problem inside or none: as uncertain as if each problem were one case."""
+    problems = pd.DataFrame({"problem": np.repeat(np.arange(50), 8), "inside": np.repeat(np.arange(50) % 2, 8)})
+    together = problems.assign(
+        ratio=1.0, overlap=True, **{f"{side}_{end}": 1.0 for side in ("new", "old") for end in ("us", "low", "high")}
+    )
+    assert evidence.spread(together)["inside_error"] == pytest.approx((0.25 / 50) ** 0.5)
+    alone = together.assign(problem=np.arange(400))
+    assert evidence.spread(alone)["inside_error"] == pytest.approx((0.25 / 400) ** 0.5)
+
+
+def test_a_backend_is_judged_by_what_compares_like_with_like(run, tmp_path):
+    """At one token the second run chose another layout, and is slower with it: no error of the method."""
+    again = load(tmp_path / "again", seed=7)
+    other = (again.cases["backend"] == "fp16-cublas") & (again.cases["M"] == 1)
+    slower = slowed(again, other, 1.5)
+    layouts = slower.cases["config_source"].where(~other, "layout=other")
+    rows = evidence.agreement(dataclasses.replace(slower, cases=slower.cases.assign(config_source=layouts)), run)
+    table = pages.evidence.by_backend(rows).set_index("backend")
+    unlike = rows[(rows["backend"] == "fp16-cublas") & (rows["M"] == 1)]
+    assert table.loc["fp16-cublas", "high"] < 1.1 < unlike["ratio"].min()
+    assert table.loc["fp16-cublas", "n"] - table.loc["fp16-cublas", "unchanged"] >= len(unlike) > 0
 
 
 def test_repeats_name_their_runs_and_the_days_between(run, tmp_path):

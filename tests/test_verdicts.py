@@ -144,11 +144,28 @@ def test_a_loss_that_stays_without_dequantisation_has_another_cause(judge):
     assert found["C"].state == FAILS
 
 
-def test_the_simple_kernel_loses_for_another_reason_where_the_tuned_one_wins(judge):
-    found = judge()
+NAIVE = (*BACKENDS, "int4-naive-dequant")
+
+
+def test_the_simple_kernel_loses_for_another_reason_where_the_tuned_one_wins_with_its_dequantisation(judge):
+    found = judge(backends=NAIVE)
     assert found["C_loses_static"].state == HOLDS
     assert found["C_cause_static"].state == FAILS
-    assert "the tuned kernel dequantises the same weights and wins" in found["C_cause_static"].sentence
+    assert "the tuned kernel wins with the same naive dequantisation" in found["C_cause_static"].sentence
+
+
+def test_the_simple_kernel_loses_by_dequantisation_where_the_tuned_one_loses_with_the_same(judge):
+    found = judge({("int4-naive-dequant", *NARROW): 4.0}, backends=NAIVE)
+    assert found["C_loses"].state == FAILS, "with its own dequantisation the tuned kernel wins"
+    assert found["C_cause_static"].state == HOLDS
+    assert found["C_static"].state == HOLDS
+
+
+def test_a_tuned_kernel_that_wins_by_another_dequantisation_decides_nothing(judge):
+    found = judge()
+    assert found["C_loses_static"].state == HOLDS
+    assert found["C_cause_static"].state == UNDECIDED
+    assert "by another dequantisation" in found["C_cause_static"].sentence
 
 
 def test_the_simple_kernel_loses_by_dequantisation_where_the_tuned_one_does_too(judge):

@@ -89,10 +89,12 @@ def programs(run, M: int = 1, launch: str = "graph") -> pd.DataFrame:
 
     returns: problem, M, K, N, backend, split_k, num_warps, programs (of one launch), programs_per_sm, k_per_program,
              steps (of a program along K, one after the other), weights_per_warp (of the tuned kernel, whose warps share
-             K), bytes_min, latency_us; one row per case of FAMILIES
+             K), bytes_min, latency_us; one row per case of FAMILIES and SAME_FORM
     """
     cases = contrasts.timed(run, M)
-    cases = cases[(cases["launch"] == launch) & cases["backend"].isin([*sum(FAMILIES.values(), ())])]
+    cases = cases[
+        (cases["launch"] == launch) & cases["backend"].isin([*sum(FAMILIES.values(), ()), *SAME_FORM.values()])
+    ]
     cases = cases.dropna(subset=["split_k", "block_n", "block_k", "num_warps"])
     tiles = np.ceil(cases["N"] / cases["block_n"]) * np.ceil(cases["M"] / cases["block_m"].clip(lower=1))
     columns = ["problem", "M", "K", "N", "backend", "split_k", "num_warps", "bytes_min"]

@@ -11,7 +11,7 @@ One call takes
     tail       = rounds of programs over the SMs / their mean, where all programs are cut alike; otherwise 1
 
 One program walks K / split_k where all are cut alike. Otherwise a library or a tuner has cut them: it walks K as far as
-`longest`, and what is longer is split among programs, (K^-8 + longest^-8)^(-1/8).
+`longest_k`, and what is longer is split among programs, (K^-8 + longest_k^-8)^(-1/8).
 
 With p = 1 the four add up, with a large p the longest hides the others; p is fitted like the rest. From Python a
 call takes (host^8 + (T + gap)^8)^(1/8): the host or the device, whichever is slower.

@@ -10,7 +10,7 @@ import pandas as pd
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.contrasts import compare, geometric_mean, primary_cases, timed_cases
 from tinygemm.report.intervals import sample_matrix
-from tinygemm.report.tables import BASELINE, GROUP_SIZE, SHAPE, at_shapes, problem_of, summarize
+from tinygemm.report.tables import BASELINE, GROUP_SIZE, LAUNCH_CONFIG, SHAPE, at_shapes, problem_of, summarize
 from tinygemm.runs import Run, load_run, recorded_runs
 
 BACKENDS = (BASELINE, "int4")
@@ -30,7 +30,6 @@ WITHOUT_X = ("dequant-only", "int4-load-only", "int4-load-only-serial")
 # their difference has sqrt(2) times the standard error, and P(|z| < 1.96 / sqrt(2)) = 0.834.
 EXPECTED_INSIDE = 0.834
 FEWEST_SAMPLES = 8  # the bootstrap interval of a median of fewer is too narrow to be tested
-LAUNCH_CONFIG = ["form", "block_m", "block_n", "block_k", "split_k", "num_warps", "num_stages"]
 CONFIG = [*LAUNCH_CONFIG, "config_source"]
 
 
@@ -116,24 +115,25 @@ def agreement(newer: Run, older: Run) -> pd.DataFrame:
 
     returns: case_id, backend, problem, M, K, N, launch, l2_state, new_us, old_us, each with _low and _high, ratio =
              new / old, inside (0, 0.5 or 1: how many of the two medians lie in the interval of the other), overlap (the
-             intervals do), unchanged (the same code in the same launch config or variant, timed in a graph: from
-             Python, the host is part of what is timed)
+             intervals do), unchanged (the same code in the same launch config or variant, timed in a graph: called
+             one by one, the host is part of what is timed)
     """
     rows = _joined(*(_summary(timed_cases(run.cases), run.samples) for run in (older, newer)))
     digests = [run.provenance.get("kernel_sha256") for run in (older, newer)]
     same_kernels = digests[0] is not None and digests[0] == digests[1]
     same_code = rows["backend"].isin(UNCHANGED) | same_kernels
-    return rows.assign(unchanged=same_code & rows["same_config"] & (rows["launch"] != "eager"))
+    return rows.assign(unchanged=same_code & rows["same_config"] & (rows["launch"] == "graph"))
 
 
 def spread(rows: pd.DataFrame) -> dict[str, float]:
     """How two runs differ: n, inside and overlap (fractions), typical and worst (relative differences: their median and
-    their 95th percentile), shift (the median of new / old, less 1), and beyond: the relative spread that would have to
-    be added to the intervals to explain the differences.
+    their 95th percentile), shift (the median of new / old, less 1), beyond: the relative standard deviation that each
+    side would need on top of the scatter of its samples to explain the differences, and inside_error: the standard
+    error of `inside`, whose cases are not independent where they share a problem.
 
     rows: `agreement` or `halves`; all NaN without rows
     """
-    names = ("inside", "overlap", "typical", "worst", "shift", "beyond")
+    names = ("inside", "overlap", "typical", "worst", "shift", "beyond", "inside_error")
     if rows.empty:
         return {"n": 0.0} | dict.fromkeys(names, float("nan"))
     log = np.log(rows["ratio"])
@@ -142,9 +142,11 @@ def spread(rows: pd.DataFrame) -> dict[str, float]:
     # robust: a few cases that ran another algorithm must not speak for all
     observed = (1.4826 * (log - log.median()).abs().median()) ** 2
     difference = (rows["ratio"] - 1).abs()
+    of_problems = (rows["inside"] - rows["inside"].mean()).groupby(rows["problem"]).sum()
     values = (
         rows["inside"].mean(), rows["overlap"].mean(), difference.median(), difference.quantile(0.95),
-        np.exp(log.median()) - 1, np.sqrt(max(0.0, observed - stated.median())),
+        np.exp(log.median()) - 1, np.sqrt(max(0.0, observed - stated.median()) / 2),
+        np.sqrt((of_problems**2).sum()) / len(rows),
     )  # fmt: skip
     return {"n": float(len(rows))} | {name: float(value) for name, value in zip(names, values, strict=True)}
 

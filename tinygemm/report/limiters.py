@@ -10,7 +10,7 @@ import pandas as pd
 
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.counters import COUNTER_COLUMNS
-from tinygemm.report.tables import counters_table
+from tinygemm.report.tables import LAUNCH_CONFIG, counters_table
 from tinygemm.runs import DATA_ROOT
 
 # Nsight Compute's own rules (section SpeedOfLight): below 60 % of peak neither compute nor memory limits a kernel.
@@ -56,8 +56,8 @@ STALLS = {
     "gmma": "waiting for the tensor cores",
 }
 NOT_A_STALL = ("selected", "not_selected")  # a warp that issues, and one that could: neither waits
-CONFIG = ["form", "block_m", "block_n", "block_k", "split_k", "num_warps", "num_stages"]
-STATIC = ["backend", "M", "K", "N", "group_size", *CONFIG]  # what a row of the static counts is of
+ROUTE = "dequantise"  # the form of a call that writes the weight out as FP16 first: two kernels, none of them fused
+STATIC = ["backend", "M", "K", "N", "group_size", *LAUNCH_CONFIG]  # what a row of the static counts is of
 
 
 def limiter(busy: dict[str, float], stalls: dict[str, float] | None = None, programs_per_sm: float = np.nan) -> str:
@@ -151,15 +151,25 @@ def with_static(rows: pd.DataFrame, file: Path) -> pd.DataFrame:
     """
     if not file.is_file() or rows.empty:
         return rows.assign(static_low=np.nan, static_high=np.nan, agrees=None)
-    static = pd.read_csv(file).rename(columns={"per_weight": "static_low", "per_weight_high": "static_high"})
-    static = static[[*STATIC, "static_low", "static_high"]].drop_duplicates(STATIC)
-    rows = rows.merge(static, on=STATIC, how="left", validate="many_to_one")
+    rows = static_counts(rows, file, {"per_weight": "static_low", "per_weight_high": "static_high"})
     between = (rows["per_weight"] >= (1 - MARGIN) * rows["static_low"]) & (
         rows["per_weight"] <= (1 + MARGIN) * rows["static_high"]
     )
     return rows.assign(
         agrees=between.astype(object).where(rows["per_weight"].notna() & rows["static_low"].notna(), None)
     )
+
+
+def static_counts(rows: pd.DataFrame, file: Path, columns: dict[str, str]) -> pd.DataFrame:
+    """Cases beside what was counted in the compiled kernel of the very same launch config; NaN without a row of it.
+
+    columns: of the file -> their names here
+    """
+    static = pd.read_csv(file).rename(columns=columns)
+    # runs of the first schema do not know the limit of registers
+    keys = [name for name in STATIC if name != "max_registers" or rows[name].notna().any()]
+    static = static[[*keys, *columns.values()]].drop_duplicates(keys)
+    return rows.merge(static, on=keys, how="left", validate="many_to_one")
 
 
 def _askable(busy: dict[str, float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ import pandas as pd
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.contrasts import compare, geometric_mean, medians, primary_cases
 from tinygemm.report.intervals import sample_matrix
-from tinygemm.report.limiters import STATIC
+from tinygemm.report.limiters import static_counts
 from tinygemm.report.tables import GROUP_SIZE, SHAPE, at_shapes, problem_of
 from tinygemm.runs import DATA_ROOT
 
@@ -107,17 +107,21 @@ def machine_code(run, file: Path) -> pd.DataFrame:
     """Other formats and M = 16 at the study's projections: how long they take, and what their machine code says.
 
     file:    limiters.static_file of the run's GPU
-    returns: variant ("float16" for the format that configs are tuned for), M, K, N, latency_us, ratio (to float16 at
-             the same M, of M = 16 to M = 8), per_weight (instructions of the main loop), registers, warps_per_sm (that
-             fit), fewer_warps (than in the case it is divided by); cases of the very launch config that was compiled
+    returns: variant ("float16" for FP16 activations and symmetric groups of 128), M, K, N, latency_us, ratio (to
+             float16 at the same M, of M = 16 to M = 8), per_weight (instructions of the main loop), registers,
+             warps_per_sm (that fit), fewer_warps (than in the case it is divided by); cases of the very launch config
+             that was compiled
     """
     formats = {(backend, GROUP_SIZE): variant for variant, backend in VARIANTS.items()}
     formats |= {("int4", GROUP_SIZE): "float16"} | {("int4", size): f"groups of {size}" for size in (64, 32)}
     cases = primary_cases(run.cases)
     cases = cases[at_shapes(cases, STUDY_SHAPES) & cases["backend"].isin({backend for backend, _ in formats})]
     columns = ["per_weight", "registers", "warps_per_sm"]
-    static = pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=[*STATIC, *columns])
-    rows = cases.merge(static[[*STATIC, *columns]], on=STATIC)
+    if not file.is_file():
+        cases = cases.head(0).assign(**dict.fromkeys(columns, float("nan")))
+    else:
+        cases = static_counts(cases, file, dict(zip(columns, columns, strict=True)))
+    rows = cases.dropna(subset=columns)
     rows["variant"] = [formats.get(key) for key in zip(rows["backend"], rows["group_size"], strict=True)]
     rows["latency_us"] = rows["case_id"].map(medians(run, rows))
     rows["base_m"] = rows["M"].where(rows["M"] != 16, 8)

@@ -51,7 +51,7 @@ def _cell(found: dict[str, Verdict], key: str, words) -> str:
     """State and numbers; where INT4 loses, but not to dequantisation, that is said: the claim then fails by half."""
     loses, cause = (found.get(key.replace("C", part)) for part in ("C_loses", "C_cause"))
     half = loses and loses.state == HOLDS and cause.state == FAILS
-    reason = ", slower, but not by dequantisation" if half else ""
+    reason = ", slower, but not by dequantisation alone" if half else ""
     return f"**{found[key].state}**{words(found[key].numbers)}{reason}"
 
 

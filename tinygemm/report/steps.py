@@ -7,7 +7,7 @@ import pandas as pd
 from tinygemm.report import contrasts
 from tinygemm.report.intervals import median
 from tinygemm.report.peers import OVERLAPPING, SERIAL
-from tinygemm.report.tables import BASELINE, SHAPE, origin
+from tinygemm.report.tables import BASELINE, LAUNCH_CONFIG, SHAPE, origin
 
 # backend -> what it adds to the one above it
 STEPS = {
@@ -21,7 +21,6 @@ STEPS = {
 EARLY = tuple(STEPS)[3:]  # these start before the call before has finished; the others only then
 EARLY_FROM = 9.0  # compute capability with programmatic dependent launch
 BESIDE = {BASELINE: "fp16_us", OVERLAPPING: "reads_us", SERIAL: "reads_serial_us"}
-CONFIG = ["form", "block_m", "block_n", "block_k", "split_k", "num_warps", "num_stages", "max_registers"]
 
 
 def rungs(run) -> pd.DataFrame:
@@ -47,7 +46,7 @@ def rungs(run) -> pd.DataFrame:
     names = {"value": "factor", "low": "factor_low", "high": "factor_high"}
     factors = contrasts.contrast(run, rows.loc[later, ["case", "before"]], ["before", "case"]).rename(columns=names)
     rows = rows.merge(factors, on=["case", "before"], how="left", validate="one_to_one")
-    configs = cases.set_index("case_id")[CONFIG].map(str).agg("/".join, axis=1)
+    configs = cases.set_index("case_id")[LAUNCH_CONFIG].map(str).agg("/".join, axis=1)
     same = (rows["backend"] == "int4") & (rows["case"].map(configs) == rows["before"].map(configs))
     if float(run.gpu["compute_capability"]) < EARLY_FROM:
         same |= rows["backend"] == "int4-step-early"

@@ -18,6 +18,7 @@ NO_PRODUCT = (*IDEALS, "dequant-only")  # timed beside the products, never compa
 GROUP = ["problem", "launch", "l2_state", "operands"]  # contenders of one group were timed in the same rounds
 SHAPE = ["M", "K", "N"]
 GROUP_SIZE = 128  # of the decode cases; other sizes are a suite of their own
+LAUNCH_CONFIG = ["form", "block_m", "block_n", "block_k", "split_k", "num_warps", "num_stages", "max_registers"]
 LATENCY = ["latency_us_p50", "latency_us_low", "latency_us_high"]
 
 
@@ -168,16 +169,17 @@ def breakdown(run, fused: str = "int4", launch: str = "graph", l2_state: str = "
     number to hold against a loss, not the time of a dequantisation kernel on its own, which also writes the FP16 weight
     to memory. `int4-load-only` reads the same bytes and computes nothing at all: the floor of both.
 
-    returns: problem, M, K, N, then in us: fp16_us, fused_us, no_dequant_us, load_only_us, dequant_only_us (to memory,
-             no product), dequant_fp16_us (to memory, then FP16), dequant_in_kernel_us with _low and _high,
-             dequant_share, speedup and speedup_without_dequant (fp16 / no-dequant), each with _low and _high; NaN for a
-             missing part
+    returns: problem, M, K, N, then in us: fp16_us, fused_us, no_dequant_us, naive_us (the tuned kernel, dequantising
+             the naive way), load_only_us, dequant_only_us (to memory, no product), dequant_fp16_us (to memory, then
+             FP16), dequant_in_kernel_us with _low and _high, dequant_share, and speedup, speedup_without_dequant and
+             speedup_naive over FP16, each with _low and _high; NaN for a missing part
     """
     cases, samples = run.cases, run.samples
     names = {
         BASELINE: "fp16_us",
         fused: "fused_us",
         "int4-no-dequant": "no_dequant_us",
+        "int4-naive-dequant": "naive_us",
         "int4-load-only": "load_only_us",
         "dequant-only": "dequant_only_us",
         "dequant-fp16": "dequant_fp16_us",
@@ -192,6 +194,7 @@ def breakdown(run, fused: str = "int4", launch: str = "graph", l2_state: str = "
         "dequant_in_kernel_us": (fused, "int4-no-dequant", difference_of_medians),
         "speedup": (BASELINE, fused, ratio_of_medians),
         "speedup_without_dequant": (BASELINE, "int4-no-dequant", ratio_of_medians),
+        "speedup_naive": (BASELINE, "int4-naive-dequant", ratio_of_medians),
     }
     for name, (left, right, statistic) in parts.items():
         part = paired(chosen, samples, left, right, statistic)[["problem", "value", "low", "high"]]

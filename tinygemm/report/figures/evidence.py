@@ -79,7 +79,7 @@ def run_to_run(rows: pd.DataFrame, newer: Run, older: Run) -> Figure:
     style.require(rows, ["backend", "ratio", "unchanged"], "run_to_run")
     shown = [b for b in style.in_order(rows["backend"]) if b in set(rows["backend"])]
     where = f"{newer.gpu['name']} · run {newer.run_id} over run {older.run_id} · cases that both timed"
-    handles = [_dot(style.INK, "like with like"), _dot("white", "code may have changed, or from Python")]
+    handles = [_dot(style.INK, "like with like"), _dot("white", "code, config or launch may differ")]
     fig, ax = style.canvas("The same cases in another run", where, legend=handles, height=0.7 + 0.3 * len(shown))
     for y, backend in enumerate(shown):
         mine = rows[rows["backend"] == backend]

@@ -10,7 +10,12 @@ from tinygemm.report.causes import CAUSES, LEFTOVERS, REGIMES
 from tinygemm.report.pages.shared import badge
 from tinygemm.report.words import shape_names
 
-SPLITS = {"int4-no-split": "one warp", "int4": "as selected, in either form", "int4-more-split": "twice the programs"}
+SPLITS = {
+    "int4-no-split": "one warp",
+    "int4-splitk": "as selected, in this form",
+    "int4": "as selected, in either form",
+    "int4-more-split": "twice the programs",
+}
 
 
 def card(regime: str, verdicts: dict) -> Markdown:
@@ -21,7 +26,7 @@ def card(regime: str, verdicts: dict) -> Markdown:
     both = {"Called from Python": verdicts[f"cause_{regime}"], "In a CUDA graph": verdicts[f"cause_{regime}_graph"]}
     answers = [f"{badge(verdict)} *{where}:* {verdict.sentence}" for where, verdict in both.items()]
     shape = "×".join(map(str, REGIMES[regime]))
-    title = f"Dequantisation costs INT4 most at the {regime} projection, {shape}, M = 1"
+    title = f"Of the simple forms, naive dequantisation costs INT4 most at the {regime} projection, {shape}, M = 1"
     return Markdown("\n".join([f":::{{admonition}} {title}", ":class: finding", "", "\n\n".join(answers), ":::"]))
 
 

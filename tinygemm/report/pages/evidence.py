@@ -71,18 +71,20 @@ def repeats(run, within: pd.DataFrame, older: list, between: list[pd.DataFrame])
     rows = [{"pair": "the two halves of this run", "days": float("nan")} | evidence.spread(within)]
     for other, frame in zip(older, between, strict=True):
         days = (_time(run) - _time(other)).total_seconds() / 86400
-        unchanged = frame[frame["unchanged"]]
-        rows.append({"pair": f"run {other.run_id}, like with like", "days": days} | evidence.spread(unchanged))
+        for l2_state, same in frame[frame["unchanged"]].groupby("l2_state"):
+            pair = f"run {other.run_id}, like with like, {l2_state} L2"
+            rows.append({"pair": pair, "days": days} | evidence.spread(same))
     return pd.DataFrame(rows)
 
 
 def by_backend(rows: pd.DataFrame) -> pd.DataFrame:
-    """evidence.agreement by backend: how the newer run differs, and how many cases compare like with like."""
-    groups = rows.groupby("backend", sort=False)
-    table = groups.agg(
-        n=("ratio", "size"), middle=("ratio", "median"), low=("ratio", "min"), high=("ratio", "max"),
-        inside=("inside", "mean"), unchanged=("unchanged", "sum"),
+    """evidence.agreement by backend: how many cases compare like with like, and how far those lie apart, else all."""
+    counts = rows.groupby("backend", sort=False)["unchanged"].agg(n="size", unchanged="sum")
+    comparable = rows["unchanged"] | ~rows["backend"].map(counts["unchanged"] > 0)
+    table = rows[comparable].groupby("backend", sort=False).agg(
+        middle=("ratio", "median"), low=("ratio", "min"), high=("ratio", "max"), inside=("inside", "mean")
     )  # fmt: skip
+    table = table.join(counts)
     table = table.reindex(style.in_order(table.index)).reset_index()
     code = [_share(row.unchanged, row.n) for row in table.itertuples()]
     return table.assign(name=table["backend"].map(style.name), code=code)

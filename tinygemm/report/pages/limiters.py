@@ -6,7 +6,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from tinygemm.report import style
-from tinygemm.report.limiters import BOUND, FEW_WARPS, MARGIN, PASSED_ON
+from tinygemm.report.limiters import BOUND, FEW_WARPS, MARGIN, PASSED_ON, ROUTE
 from tinygemm.report.words import shape_names
 
 COUNTERS = {
@@ -44,8 +44,8 @@ def rule() -> Markdown:
         f"2. Otherwise *latency* limits it. The reason is that there are fewer programs than SMs, or else what its "
         f"warps wait for most. *Few warps* is added where less than {FEW_WARPS:.0%} of the warps that an "
         f"SM can hold are resident.\n\n"
-        f"Where a counter is within {MARGIN * 100:.0f} points of deciding otherwise, the answer carries a question "
-        f"mark, and no claim rests on it."
+        f"Where a counter is within {MARGIN * 100:.0f} points of naming another unit, or none, the answer carries a "
+        f"question mark, and no claim rests on it."
     )
 
 
@@ -54,4 +54,5 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     shape = shape_names(rows)
     mark = rows["sure"].map({True: "", False: " (?)"})
     words = rows["agrees"].map({True: "yes", False: "no"}).fillna("–")
-    return rows.assign(name=rows["backend"].map(style.name), shape=shape, limit=rows["limiter"] + mark, agreement=words)
+    name = rows["backend"].map(style.name).where(rows["form"] != ROUTE, style.name("dequant-fp16") + " (as selected)")
+    return rows.assign(name=name, shape=shape, limit=rows["limiter"] + mark, agreement=words)

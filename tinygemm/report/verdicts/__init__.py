@@ -43,14 +43,14 @@ __all__ = [
 def of_run(run) -> dict[str, Verdict]:
     """Every verdict on the suite `decode` of a run at M = 1: A, B, C (and the parts of C, C_loses and C_cause) for the
     tuned kernel; the same keys with `_static` for the simple one; and D for the tuned kernel alone."""
-    run = suite(run, "decode")
-    run = only(run, run.cases["M"].isin((0, 1)) & in_mode(run.cases))
-    table, tuned = report_table(run), breakdown(run)
+    whole = only(run, run.cases["M"].isin((0, 1)) & in_mode(run.cases))
+    run = suite(whole, "decode")
+    table, tuned = report_table(run), breakdown(whole)  # naive dequantisation is timed by another suite
     counters = counters_table(run) if len(run.counters) else None
     verdicts = {"D": fewer_bits_help_narrow(run)}
     for suffix, backend in {"": "int4", "_static": "int4-static"}.items():
         loses = narrow_loses(table, backend)
-        cause = dequantisation_decides(tuned if backend == "int4" else breakdown(run, backend), tuned, backend)
+        cause = dequantisation_decides(breakdown(run, backend), tuned, backend)
         verdicts |= {
             f"A{suffix}": wide_helps(table, backend),
             f"B{suffix}": bottleneck_shifts(counters, backend, table=table),

@@ -33,8 +33,7 @@ def dequantisation_comes_first(rows: pd.DataFrame, regime: str, candidates: tupl
     It holds if dequantisation saves most, its interval excludes zero and those of the others lie below it; it does not
     hold if another cause saves more with an interval above that of dequantisation and above zero.
 
-    Called from Python, every removal is timed from Python: the host hides what a kernel saves behind it. There the
-    split also carries what the choice of form gains, since the split-K form by itself is timed in graphs only.
+    Called from Python, every removal is timed from Python: the host hides what a kernel saves behind it.
 
     rows: causes.removals(run, M)
     """
@@ -42,7 +41,7 @@ def dequantisation_comes_first(rows: pd.DataFrame, regime: str, candidates: tupl
     in_graph = "launch" not in candidates
     where = "in a CUDA graph" if in_graph else "called from Python"
     name = f"{shape[0]}×{shape[1]}"
-    claim = f"Dequantisation costs INT4 most at the {regime} projection, {name}, {where}"
+    claim = f"Of the simple forms, naive dequantisation costs INT4 most at the {regime} projection, {name}, {where}"
     kind = "cause" if in_graph else "from_python"
     here = rows[(rows["K"] == shape[0]) & (rows["N"] == shape[1]) & rows[kind].isin(candidates)]
     here = here.drop_duplicates(kind).set_index(kind).dropna(subset=["low"])
@@ -65,7 +64,7 @@ def dequantisation_comes_first(rows: pd.DataFrame, regime: str, candidates: tupl
 
 
 def simple_kernel_walks(terms: pd.DataFrame, contributions: pd.DataFrame) -> Verdict:
-    """Most of the simple kernel's time at the narrow projection is the walk of each program along K.
+    """Most of the simple kernel's time at the narrow projection is the walk of each program along K, unpacking on it.
 
     terms: causes.fit(run)        contributions: causes.contributions(run, terms)
     """
@@ -86,7 +85,8 @@ def simple_kernel_walks(terms: pd.DataFrame, contributions: pd.DataFrame) -> Ver
     state = HOLDS if low > MOST else FAILS if high < MOST else UNDECIDED
     sentence = (
         f"At {K}×{N} the walk is {share:.0%} (95 % interval {low:.0%} to {high:.0%}) of its {measured:.1f} µs: "
-        f"each of the steps that a program takes along K costs {row['value']:.2f} µs, whatever N is."
+        f"each of the steps that a program takes along K, its unpacking included, costs {row['value']:.2f} µs, "
+        f"the same for every N in the fit."
     )
     numbers = {"share": share, "low": low, "high": high, "measured_us": measured, "walk_us": row["value"]}
     return Verdict(claim, state, sentence, {name: float(value) for name, value in numbers.items()})

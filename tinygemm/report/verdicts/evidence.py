@@ -40,7 +40,7 @@ def of_evidence(
         "beside": same_beside_others(beside),
         "steady": agrees("Both halves of the run agree within their stated intervals", within, "each half"),
         "repeated": agrees(
-            "Another run of the same GPU agrees within the stated intervals, where the code did not change, in graphs",
+            "Another run of the same GPU model agrees within the stated intervals, where code and config are the same",
             unchanged, "each run",
         ),
     }  # fmt: skip
@@ -77,7 +77,8 @@ def agrees(claim: str, rows: pd.DataFrame, each: str) -> Verdict:
     numbers = spread(rows)
     if numbers["n"] < FEWEST_CASES:
         return Verdict(claim, UNDECIDED, "There is no second measurement to compare with.", {})
-    least = EXPECTED_INSIDE - CHANCE * (EXPECTED_INSIDE * (1 - EXPECTED_INSIDE) / numbers["n"]) ** 0.5
+    independent = (EXPECTED_INSIDE * (1 - EXPECTED_INSIDE) / numbers["n"]) ** 0.5
+    least = EXPECTED_INSIDE - CHANCE * max(independent, numbers["inside_error"])
     state = HOLDS if numbers["inside"] >= least else FAILS
     sentence = (
         f"Of {numbers['n']:.0f} cases, {numbers['inside']:.1%} of the medians of {each} lie in the interval of the "
@@ -87,5 +88,7 @@ def agrees(claim: str, rows: pd.DataFrame, each: str) -> Verdict:
         f"cases."
     )
     if numbers["beyond"] >= LEAST_SHOWN:
-        sentence += f" The intervals leave out a relative spread of about {numbers['beyond']:.2%}."
+        sentence += (
+            f" Beside the scatter of its samples {each} would need a standard deviation of {numbers['beyond']:.2%}."
+        )
     return Verdict(claim, state, sentence, numbers)

@@ -114,15 +114,18 @@ def dequantisation_decides(parts: pd.DataFrame, tuned: pd.DataFrame, backend: st
     """Second part of C: where INT4 loses on a narrow projection, it would win if dequantisation were free.
 
     Judged at the narrow projection where INT4 does worst, by two experiments. `int4-no-dequant` is the tuned kernel
-    without its dequantisation: if even that loses to FP16, dequantisation is not the cause. The tuned one dequantises
-    as many weights as the simple one: where the tuned one wins, the loss of the simple one has another cause.
+    without its dequantisation: if even that loses to FP16, dequantisation is not the cause. `int4-naive-dequant` is the
+    tuned kernel with the dequantisation of the simple one: where that wins, dequantisation alone does not make the
+    simple one lose.
 
     parts: breakdown(run, backend)        tuned: breakdown(run)
     """
     claim = f"Dequantisation is why INT4 loses on narrow projections, M = {M}"
     kernel = ["dequant_in_kernel_us", "dequant_in_kernel_us_low", "dequant_in_kernel_us_high", "dequant_share"]
-    control = tuned[["problem", "speedup_low", "fused_us", *kernel]]
-    rows = parts.drop(columns=kernel).merge(control, on="problem", suffixes=("", "_tuned"), validate="one_to_one")
+    naive = ["naive_us", "speedup_naive_low"]
+    control = tuned[["problem", "speedup_low", "fused_us", *kernel, *naive]]
+    parts = parts.drop(columns=[*kernel, *naive])
+    rows = parts.merge(control, on="problem", suffixes=("", "_tuned"), validate="one_to_one")
     rows = rows[(rows["M"] == M) & (rows["N"] <= NARROW_N_PER_K * rows["K"])].dropna(
         subset=["speedup_low", "speedup_without_dequant_low", "speedup_low_tuned"]
     )
@@ -148,12 +151,12 @@ def dequantisation_decides(parts: pd.DataFrame, tuned: pd.DataFrame, backend: st
 
 
 def fewer_bits_help_narrow(run, M: int = 1) -> Verdict:
-    """D: at every narrow projection of the run, INT4 is faster than FP16 weights in the same kernel structure.
+    """D: at every narrow projection of the run, fewer bits alone make the kernel faster.
 
     What is gained over cuBLAS may be the kernel's doing; against `fp16-triton`, the FP16 twin of the tuned kernel, only
     the number of bits differs.
     """
-    claim = f"On narrow projections the gain comes from fewer bits, M = {M}"
+    claim = f"On narrow projections INT4 is faster than FP16 weights in the same kernel structure, M = {M}"
     cases = run.cases[in_mode(run.cases) & (run.cases["M"] == M)]
     rows = paired(cases, run.samples, "fp16-triton", "int4")
     rows = rows[rows["N"] <= NARROW_N_PER_K * rows["K"]].sort_values("N")
@@ -195,8 +198,17 @@ def _cause(row: pd.Series) -> tuple[str, str]:
         return FAILS, f"there is no loss to explain: {now}"
     if row["speedup_high"] >= 1:
         return UNDECIDED, f"it is not certain that there is a loss: {now}, and {without}"
-    if row["speedup_low_tuned"] > 1:
-        return FAILS, f"the tuned kernel dequantises the same weights and wins, so the loss, {now}, has another cause"
+    if row["speedup_naive_low"] > 1:
+        times = f"{row['naive_us']:.2f} µs against {row['fp16_us']:.2f} µs of FP16"
+        return (
+            FAILS,
+            f"the tuned kernel wins with the same naive dequantisation, {times}, so the loss, {now}, has another cause",
+        )
+    if row["speedup_low_tuned"] > 1 and pd.isna(row["speedup_naive_low"]):
+        return (
+            UNDECIDED,
+            f"the tuned kernel wins, but by another dequantisation than makes the loss, {now}, or does not",
+        )
     if row["speedup_without_dequant_low"] > 1:
         return HOLDS, f"the loss, {now}, would be a win: {without}"
     if row["speedup_without_dequant_high"] < 1:
