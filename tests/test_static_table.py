@@ -1,7 +1,11 @@
 """The committed counts of machine code: they are those of this commit's kernels."""
 
+import itertools
+from dataclasses import replace
+
 import pandas as pd
 import pytest
+import torch
 import triton
 
 from tinygemm.cli import main
@@ -10,8 +14,9 @@ from tinygemm.harness.static_cost import config_cost
 from tinygemm.harness.static_table import FORMATS, MORE_TOKENS, OPCODES, PROBLEMS, static_row
 from tinygemm.kernel.configs import STATIC, LaunchConfig, select
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
-from tinygemm.report.limiters import CONFIG, static_file
 from tinygemm.report.limiters import STATIC as STATIC_COLUMNS
+from tinygemm.report.limiters import static_file
+from tinygemm.report.tables import LAUNCH_CONFIG
 
 pytestmark = pytest.mark.aot
 HINT = "run `tinygemm static-cost --gpu {}`"
@@ -22,11 +27,14 @@ FILES = sorted(static_file("h200").parent.glob("*.csv"))
 def test_the_committed_table_is_of_the_configs_that_are_selected_today(file):
     table = pd.read_csv(file)
     assert len(table) == (2 + len(FORMATS)) * len(PROBLEMS) + len(STUDY_SHAPES)
-    table = table[table["group_size"] == 128].set_index(["backend", "M", "K", "N"])
-    for problem in PROBLEMS:
-        row = table.loc[("int4", problem.M, problem.K, problem.N)]
-        config = select(problem, file.stem)[0]
-        assert [row[name] for name in CONFIG] == [getattr(config, name) for name in CONFIG], HINT.format(file.stem)
+    table = table.set_index(["backend", "M", "K", "N", "group_size"])
+    plain = ("int4", 128, True, torch.float16)
+    for problem, (backend, group_size, symmetric, dtype) in itertools.product(PROBLEMS, (plain, *FORMATS)):
+        problem = replace(problem, group_size=group_size)
+        row = table.loc[(backend, problem.M, problem.K, problem.N, group_size)]
+        config = select(problem, file.stem, symmetric=symmetric, half=dtype == torch.float16)[0]
+        found = {name: row[name] for name in LAUNCH_CONFIG}
+        assert found == {name: getattr(config, name) for name in LAUNCH_CONFIG}, HINT.format(file.stem)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -16,7 +16,7 @@ from tinygemm.kernel.configs import STATIC, LaunchConfig, select
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
 
 PROBLEMS = tuple(GemmProblem(M, N, K) for K, N in STUDY_SHAPES for M in (1, 8))
-# (backend, group size, symmetric, type of x): what the tuned kernel serves besides, in configs not tuned for it
+# (backend, group size, symmetric, type of x): what the tuned kernel serves besides, in the configs that are selected
 FORMATS = (
     ("int4-bf16", 128, True, torch.bfloat16),
     ("int4-asymmetric", 128, False, torch.float16),

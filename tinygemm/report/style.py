@@ -71,7 +71,7 @@ NAMES = {
     "int4-step-early": "… and an early start",
     "int4-bf16": "INT4, bfloat16 activations",
     "int4-asymmetric": "INT4, with zero points",
-    "int4-searched": "INT4, best config of a search",
+    "int4-searched": "INT4, best config raced",
 }
 MARKERS = {
     "fp16-cublas": "s",

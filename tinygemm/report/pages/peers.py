@@ -64,11 +64,10 @@ def beyond_reads(run, tokens: tuple[int, ...] = (1, 8)) -> Markdown:
 
 
 def machine_code(run) -> Markdown:
-    """Other formats and M = 16 in their machine code, and in how many of the slow cases fewer warps fit into an SM."""
+    """Other formats and M = 16 in their machine code, and whether those in which fewer warps fit are the slow ones."""
     rows = peers.machine_code(run, limiters.static_file(run.gpu["key"]))
     if rows.empty:
         return Markdown("*The launch configs of this run have no static counts.*")
-    slow = rows[rows["ratio"] > SLOW]
     few = rows["fewer_warps"].map({True: "fewer", False: ""})
     body = table(
         rows.assign(shape=shape_names(rows), few=few),
@@ -87,10 +86,15 @@ def machine_code(run) -> Markdown:
         caption="What the compiled kernel takes in other formats, and at M = 16, against float16 with symmetric groups "
         "of 128 (M = 16: against M = 8)",
     )
-    sentence = (
-        f"Of {len(slow)} cases here that take more than {SLOW:g} times as long, "
-        f"fewer warps fit into an SM in {int(slow['fewer_warps'].sum())}."
-    )
+    compared = rows[rows["ratio"] != 1]  # all but those that the others are divided by
+    counts = [
+        f"{word} fit in {len(part)} cases, of which {int((part['ratio'] > SLOW).sum())} take more than {SLOW:g} times "
+        f"as long"
+        for word, part in (
+            ("Fewer warps", compared[compared["fewer_warps"]]), ("as many or more", compared[~compared["fewer_warps"]])
+        )
+    ]  # fmt: skip
+    sentence = f"{'; '.join(counts)}. The ratio is of times: groups of 64 and 32, and zeros, are more bytes as well."
     return Markdown(f"{body.data}\n\n{sentence}")
 
 

@@ -119,7 +119,7 @@ def groups_cost_their_bytes(rows: pd.DataFrame) -> Verdict:
 
 
 def rule_serves_other_shapes(run) -> Verdict:
-    """On shapes kept out of tuning, the config that the library selects is within 10 % of the best candidate."""
+    """On shapes kept out of tuning, the config that the library selects is within 10 % of the best config raced."""
     claim = "On shapes kept out of tuning, a call takes at most "
-    claim += f"{MOST_OVER_SEARCHED:g} times as long as with the best config"
+    claim += f"{MOST_OVER_SEARCHED:g} times as long as with the best config raced"
     return at_most(claim, named(peers.heldout(run)), MOST_OVER_SEARCHED, "This run has no shapes kept out of tuning.")
