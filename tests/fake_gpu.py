@@ -84,7 +84,9 @@ def fake_backend(name: str, clock: FakeClock, us: float = 10.0, product=None, va
 
     defaults = {
         "unsupported_reason": lambda problem, symmetric: None,
-        "variants": lambda problem, gpu: [Variant(s, "packed", lambda packed: packed, bind(s)) for s in variants],
+        "variants": lambda problem, gpu, symmetric=True: [
+            Variant(s, "packed", lambda packed: packed, bind(s)) for s in variants
+        ],
         "bits_per_weight": lambda problem, symmetric: 4.125,
         "check": verify.check_product,
     }

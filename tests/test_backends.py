@@ -11,18 +11,20 @@ import torch
 from fake_gpu import FakeClock, fake_backend
 from ptx import emulated
 
-from tinygemm.harness import backends, contest, own, peers, timing, verify
+from tinygemm.harness import backends, compile, contest, own, peers, timing, verify
 from tinygemm.harness.plan import Group, SweepPlan
 from tinygemm.harness.suites import REPORT_BACKENDS
-from tinygemm.harness.verify import BF16_TOLERANCE, FP16_TOLERANCE, MismatchError
+from tinygemm.harness.verify import BF16_TOLERANCE, FP16_TOLERANCE, GEMLITE_TOLERANCE, MismatchError
 from tinygemm.harness.weights import Weights, replicate, stored_bytes
 from tinygemm.kernel import forms, quant
-from tinygemm.kernel.configs import Format, LaunchConfig, table
+from tinygemm.kernel.configs import DEQUANTISE, Format, LaunchConfig, select, table
 from tinygemm.kernel.twins import load_only_reference
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
 
 PROBLEM = GemmProblem(2, 64, 256)
 OURS = [name for name in backends.BACKENDS if name not in ("aten-int4mm", "gemlite", "bitsandbytes-nf4", "marlin")]
+OF_INT4 = [name for name in OURS if name.startswith("int4") and "load-only" not in name]
+GEMM_SELECTS = ("int4", "int4-serial", "int4-searched", "int4-bf16", "int4-asymmetric")
 
 
 @pytest.fixture(autouse=True)
@@ -129,28 +131,80 @@ def test_a_backend_and_all_its_variants_compute_the_product_on_a_cpu(name, symme
     assert len(variants) == (2 if name == "fp16-cublas" else 1)
 
 
-@pytest.mark.parametrize("name", ["int4", "int4-fused", "int4-no-split", "int4-more-split", "int4-asymmetric"])
+@pytest.mark.parametrize(
+    "name", ["int4", "int4-serial", "int4-fused", "int4-no-split", "int4-more-split", "int4-asymmetric"]
+)
 def test_what_isolates_one_cause_computes_the_product_in_the_interpreter(name):
     problem = GemmProblem(1, 16, 8192)
     x, packed, reference = operands(problem)
     backend = backends.BACKENDS[name]
-    (variant,) = backend.variants(problem, "h200")
-    with emulated():
-        errors = backend.check(variant.bind, x, variant.build(packed), packed, reference, backend.tolerance)
-    assert errors.rms_err < backend.tolerance.rms_err
+    for variant in backend.variants(problem, "h200"):
+        with emulated():
+            errors = backend.check(variant.bind, x, variant.build(packed), packed, reference, backend.tolerance)
+        assert errors.rms_err < backend.tolerance.rms_err
+
+
+def words(config: LaunchConfig) -> int:
+    """Registers of a thread that wait for weights: 32 threads share the 128 of a row, and a register holds 8."""
+    return config.block_n * forms.steps(config) // 2
 
 
 @pytest.mark.parametrize(("K", "N"), STUDY_SHAPES)
 def test_split_variants_differ_from_the_tuned_kernel_by_the_split_alone(K, N):
     """Without a split one warp walks all of K, requesting as much at once as each warp of the tuned kernel does."""
     problem = GemmProblem(1, N, K)
-    names = ("int4-splitk", "int4-no-split", "int4-fused", "int4-more-split")
-    (tuned,), (whole,), (fused,), (more,) = (backends.BACKENDS[name].variants(problem, "h200") for name in names)
+    names = ("int4-splitk", "int4-fused", "int4-more-split")
+    (tuned,), (fused,), (more,) = (backends.BACKENDS[name].variants(problem, "h200") for name in names)
     assert tuned.config.split_k * tuned.config.num_warps > 1, "with no split the two would be one kernel"
-    block_k = 128 * forms.steps(tuned.config)
-    assert whole.config == replace(tuned.config, block_k=block_k, split_k=1, num_warps=1, max_registers=0)
-    assert forms.steps(whole.config) == forms.steps(tuned.config)
+    whole = backends.BACKENDS["int4-no-split"].variants(problem, "h200")
+    assert [variant.config.block_n for variant in whole] == [16, 32, 64]
+    for variant in whole:
+        tile = {"block_n": variant.config.block_n, "block_k": variant.config.block_k}
+        assert variant.config == replace(tuned.config, **tile, split_k=1, num_warps=1, max_registers=0)
+        assert words(variant.config) == words(tuned.config)
     assert more.config == replace(fused.config, split_k=2 * fused.config.split_k)
+
+
+@pytest.mark.parametrize(("N", "tiles"), [(4096, [16, 32, 64]), (4080, [16]), (4128, [16, 32]), (1000, [32])])
+def test_without_a_split_the_tile_is_not_that_of_the_tuning(N, tiles, monkeypatch):
+    """Every tile that divides N; one with a remainder, where none does."""
+
+    def variants(tuned):
+        monkeypatch.setattr(own, "select", lambda *_, **__: (tuned, "table"))
+        return own.no_split_variants(GemmProblem(1, N, 4096), "h200")
+
+    found = variants(LaunchConfig("splitk", 8, 32, 2048, 4, 8, 1, 128))
+    assert [variant.config.block_n for variant in found] == tiles
+    assert [variant.source for variant in found] == [f"table, one warp, block_n={tile}" for tile in tiles]
+    assert {words(variant.config) for variant in found} == {32}
+    if len(tiles) > 1:
+        for other in (LaunchConfig("splitk", 8, 16, 512, 2, 1, 1), LaunchConfig("splitk", 8, 64, 256, 1, 2, 1)):
+            assert [variant.config for variant in variants(other)] == [variant.config for variant in found]
+    assert [forms.steps(variant.config) for variant in variants(LaunchConfig("splitk", 8, 32, 128, 1, 1, 1))] == [
+        {16: 2, 32: 1, 64: 1}[tile] for tile in tiles
+    ], "at least one block is asked for"
+
+
+@pytest.mark.parametrize("M", [1, 8, 9, 256])
+def test_without_overlap_what_int4_takes_races_the_best_of_each_fused_form(M):
+    problem = GemmProblem(M, 4096, 4096)
+    variants = backends.BACKENDS["int4-serial"].variants(problem, "h100-80gb-hbm3")
+    selected, source = select(problem, "h100-80gb-hbm3")
+    assert (variants[0].config, variants[0].source) == (selected, source)
+    best = [select(problem, "h100-80gb-hbm3", form)[0] for form in (("splitk", "ring") if M <= 8 else ("splitk",))]
+    assert {variant.config for variant in variants} == {selected, *best}
+    assert len({variant.source for variant in variants}) == len(variants)
+    assert len(variants) == len({selected, *best})
+    assert (selected == DEQUANTISE) == (M == 256)
+
+
+def test_no_variant_without_overlap_starts_early(monkeypatch):
+    asked = []
+    monkeypatch.setattr("tinygemm.kernel.gemm.gemm", lambda x, w, *how: asked.append(how))
+    variants = backends.BACKENDS["int4-serial"].variants(GemmProblem(1, 4096, 4096), "h200")
+    for variant in variants:
+        variant.bind("x", "w")()
+    assert asked == [(variant.config, False) for variant in variants]
 
 
 def test_no_share_of_a_doubled_split_is_empty():
@@ -175,6 +229,59 @@ def test_a_format_that_was_tuned_takes_its_own_config(M, K, N):
         (variant,) = backends.BACKENDS[backend].variants(GemmProblem(M, N, K), "h100-80gb-hbm3")
         fastest = min((row for row in rows if row["format"] == asked), key=lambda row: row["latency_us"])
         assert (variant.config, variant.source) == (fastest["config"], "table")
+
+
+def asymmetric_configs(name, problem, gpu) -> list[LaunchConfig]:
+    """What a backend of our own takes for weights with zeros, first of all the config that was tuned for them."""
+    form = {"int4-static": "static", "int4-splitk": "splitk", "int4-no-split": "splitk", "int4-ring": "ring"}.get(name)
+    form = form or ("splitk" if "-step-" in name else None if name in GEMM_SELECTS else "fused")
+    config, _ = select(problem, gpu, form, symmetric=False, half=name != "int4-bf16")
+    if name == "int4-no-split":
+        steps = {n: config.block_n * forms.steps(config) // n for n in (16, 32, 64)}
+        one_warp = replace(config, split_k=1, num_warps=1, max_registers=0)
+        return [replace(one_warp, block_n=n, block_k=128 * max(1, steps[n])) for n in steps]
+    if name == "int4-more-split":
+        return [replace(config, split_k=2 * config.split_k)]
+    if name == "int4-no-dequant" and config.max_registers:
+        return [replace(config, max_registers=own.UNSPILLED)]
+    if name == "int4-serial":
+        each = [select(problem, gpu, form, symmetric=False)[0] for form in ("splitk", "ring")]
+        return list(dict.fromkeys([config, *each]))
+    return [config]
+
+
+@pytest.mark.parametrize(("K", "N"), STUDY_SHAPES)
+@pytest.mark.parametrize("M", [1, 8])
+@pytest.mark.parametrize("name", OF_INT4)
+def test_of_asymmetric_weights_the_config_is_recorded_that_runs(name, M, K, N):
+    """gemm selects by the format of the weight it is given, so a config of another one would not be what was timed."""
+    problem, gpu = GemmProblem(M, N, K), "h100-80gb-hbm3"
+    found = [variant.config for variant in backends.BACKENDS[name].variants(problem, gpu, symmetric=False)]
+    expected = asymmetric_configs(name, problem, gpu)
+    assert (found[:1] if name == "int4-searched" else found) == expected
+
+
+@pytest.mark.parametrize("name", OF_INT4)
+def test_some_config_of_the_study_is_another_one_for_asymmetric_weights(name):
+    problems = [GemmProblem(M, N, K) for K, N in STUDY_SHAPES for M in (1, 8)]
+    plain, zeros = ([[variant.config for variant in backends.BACKENDS[name].variants(problem, "h100-80gb-hbm3", kind)]
+                     for problem in problems] for kind in (True, False))  # fmt: skip
+    assert (plain == zeros) == (name in ("int4-static", "int4-asymmetric")), "one config, or always with zeros"
+
+
+def test_the_contest_and_the_compiler_ask_for_what_the_plan_stores(monkeypatch):
+    clock, asked = FakeClock(), []
+    backend = fake_backend("int4", clock)
+    known = backend.variants
+    backend = replace(backend, variants=lambda *how: asked.append(how) or known(*how))
+    _, packed, _ = operands(symmetric=False)
+    ready_of(bench_of(clock, backend, symmetric=False), Weights(packed, 1000))
+    group = Group(PROBLEM, str(PROBLEM), "graph", "cold", ("int4",))
+    compile.jobs_of([group], "h200", False, {"int4": backend})
+    monkeypatch.setattr("tinygemm.hardware.live_gpu_key", lambda: "h200")
+    monkeypatch.setitem(backends.BACKENDS, "int4", backend)
+    assert "KeyError" in compile.launch(compile.Job("int4", "a variant that it lacks", PROBLEM, False))
+    assert asked == [(PROBLEM, "h200", False)] * 3
 
 
 def test_some_config_of_the_study_has_a_limit_of_registers_to_lose():
@@ -315,7 +422,9 @@ FAULTS = [wrong_group, wrong_nibble, lost_share, unwritten_element]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-@pytest.mark.parametrize("tolerance", [FP16_TOLERANCE, BF16_TOLERANCE], ids=["fp16", "bf16"])
+@pytest.mark.parametrize(
+    "tolerance", [FP16_TOLERANCE, GEMLITE_TOLERANCE, BF16_TOLERANCE], ids=["fp16", "gemlite", "bf16"]
+)
 def test_a_fault_is_a_mismatch_whatever_the_tolerance(fault, tolerance):
     x, packed, reference = operands()
     with pytest.raises(MismatchError, match="error against float64"):
@@ -330,6 +439,20 @@ def test_rounding_everything_to_a_backends_type_stays_within_its_tolerance(dtype
     out = (x.to(dtype).double() @ weight.t()).to(dtype)
     errors = verify.compare(out, reference, tolerance)
     assert errors.max_err > tolerance.max_err / 30, "the bound is far wider than rounding needs"
+
+
+def test_gemlite_alone_may_have_the_largest_error_of_a_gemv_that_adds_in_fp16():
+    """0.0193 was measured; how many are off by how much is bounded as for everybody."""
+    _, _, reference = operands(GemmProblem(1, 4096, 256))
+    out = reference.clone()
+    out[0, 7] += 0.021 * reference.square().mean().sqrt()
+    assert 0.02 < verify.compare(out, reference, backends.BACKENDS["gemlite"].tolerance).max_err < 0.022
+    for name in {*backends.BACKENDS} - {"gemlite"}:
+        if backends.BACKENDS[name].dtype == "float16":
+            with pytest.raises(MismatchError):
+                verify.compare(out, reference, backends.BACKENDS[name].tolerance)
+    with pytest.raises(MismatchError):
+        verify.compare(reference * 1.004, reference, GEMLITE_TOLERANCE)
 
 
 def test_bf16_is_too_coarse_for_the_bounds_of_fp16():
@@ -464,8 +587,10 @@ def test_a_variant_that_is_wrong_is_no_candidate_even_if_it_is_the_fastest():
     bad = fake_backend("peer", clock, {"fast": 1.0}, product=wrong_group, variants=("fast",))
     ways = [*bad.variants(PROBLEM, "h200"), *good.variants(PROBLEM, "h200")]
     _, packed, _ = operands()
-    ready = ready_of(bench_of(clock, replace(good, variants=lambda *_: ways)), Weights(packed, 1000))
+    bench = bench_of(clock, replace(good, variants=lambda *_: ways))
+    ready = ready_of(bench, Weights(packed, 1000))
     assert ready["peer"].variant.source == "slow"
+    assert ready["peer"].message.startswith("left out: fast: error against float64: max ")
     ready = ready_of(bench_of(clock, bad), Weights(packed, 1000))
     assert ready["peer"].status == "mismatch"
 
@@ -527,7 +652,7 @@ def test_a_failure_gets_its_own_word_and_one_line(product, status, message):
 
 
 def test_a_config_that_does_not_exist_is_unsupported():
-    def no_config(problem, gpu):
+    def no_config(problem, gpu, symmetric):
         raise ValueError("the ring serves up to 8 tokens")
 
     clock = FakeClock()

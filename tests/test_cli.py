@@ -13,6 +13,7 @@ import pytest
 import synthetic
 
 from tinygemm import cli, hardware, runs
+from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import tables
 
 ROOT = Path(__file__).parent.parent
@@ -285,8 +286,8 @@ def test_tune_writes_a_table_that_says_how_it_was_made(gpu, tmp_path, monkeypatc
 
     asked = []
 
-    def search(problems, forms, key, path, about, workers, partial, kept, others):
-        asked.append((len(problems), len(others), forms, key, partial.name, kept and kept.name))
+    def search(problems, forms, key, path, about, workers, partial, kept, others, in_formats):
+        asked.append((len(problems), len(others), in_formats, forms, key, partial.name, kept and kept.name))
         config = LaunchConfig("splitk", 8, 64, 256, 4, 2, 1)
         row = {"M": 1, "K": 4096, "N": 1024, "latency_us": 3.7, "format": PLAIN, "config": config}
         write_table(path, [row], "table", about)
@@ -294,12 +295,13 @@ def test_tune_writes_a_table_that_says_how_it_was_made(gpu, tmp_path, monkeypatc
     monkeypatch.setattr(tune, "tune", search)
     monkeypatch.setattr(hardware, "snapshot", lambda: {"driver": "580.159"})
     succeed("tune", "--out", tmp_path / "h200.json")
-    assert asked == [(45, 72, ["splitk", "ring", "load-only", "fp16"], "h200", "h200.json.partial", None)]
+    searched = (["splitk", "ring", "load-only", "fp16"], "h200", "h200.json.partial")
+    assert asked == [(45, 72, STUDY_SHAPES, *searched, None)]
     table = json.loads((tmp_path / "h200.json").read_text())
     assert re.search(r"NVIDIA H200, driver 580.159, torch .*`tinygemm tune`", table["about"])
     assert [file.name for file in tmp_path.iterdir()] == ["h200.json"]
     succeed("tune", "--out", tmp_path / "h200.json", "--shapes", "1,4096,512;1,14336,4096")
-    assert asked[1] == (10, 0, ["splitk", "ring", "load-only", "fp16"], "h200", "h200.json.partial", "h200.json")
+    assert asked[1] == (10, 0, [(4096, 512), (14336, 4096)], *searched, "h200.json"), "the first is not of the study"
 
 
 def test_counters_prints_the_commands_it_would_run(capsys, tmp_path):

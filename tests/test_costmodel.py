@@ -78,6 +78,14 @@ def test_a_walk_that_is_split_grows_no_longer_and_one_that_is_cut_alike_always_d
         np.testing.assert_allclose(serial, 40.0 * 4.096 * np.array(expected), rtol=0.01)
 
 
+def test_a_walk_that_may_be_split_is_a_term_of_those_alone_whose_programs_are_not_cut_alike(model):
+    table = costmodel.terms_table(model)
+    listed = set(table.loc[table["term"] == "longest_k", "backend"])
+    assert listed == {"fp16-cublas", "int4", "int4-serial"}
+    assert {"int4-static"} == {name for name, fitted in model.backends.items() if fitted.cut}
+    assert {"start_us", "serial_ns", "host_us"} <= set(table.loc[table["backend"] == "int4-static", "term"])
+
+
 def test_noise_widens_the_band_and_hardly_moves_the_prediction():
     noisy = costmodel.fit(planted.table(noise=0.05), H200)
     rows = costmodel.predict(noisy, UNSEEN, backends=["int4"], launches=["graph"])

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from fake_gpu import FakeClock, fake_backend
 
-from tinygemm.harness import counters
+from tinygemm.harness import backends, counters
 from tinygemm.harness.counters import CounterFileError, CountersUnavailableError, Target, ncu_command, read_file
 from tinygemm.problem import GemmProblem
 from tinygemm.report.counters import COUNTER_COLUMNS, summarize_counters
@@ -52,6 +53,17 @@ def test_the_command_takes_metrics_a_kernel_name_and_the_variant_that_was_timed(
     assert "--metrics a.sum,b.avg" in joined
     assert "--kernel-name-base function --kernel-name kernel_x" in joined
     assert "--asymmetric --variant layout=nk" in joined
+
+
+def test_the_profiled_config_is_the_one_of_the_format_that_was_timed(monkeypatch):
+    asked = []
+    backend = fake_backend("int4", FakeClock())
+    backend = replace(backend, variants=lambda *how: asked.append(how) or [])
+    monkeypatch.setitem(backends.BACKENDS, "int4", backend)
+    for symmetric in (True, False):
+        with pytest.raises(ValueError, match="int4 has no variant 'table'"):
+            counters.run_profiled(replace(TARGET, symmetric=symmetric, variant="table"), "h200", 1)
+    assert asked == [(TARGET.problem, "h200", True), (TARGET.problem, "h200", False)]
 
 
 def test_the_report_knows_every_metric_that_is_asked_for():

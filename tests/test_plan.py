@@ -12,6 +12,7 @@ from tinygemm.harness import suites
 from tinygemm.harness.plan import Group, SweepPlan, groups
 from tinygemm.harness.suites import GRID_REP, NAMES, REP, REPORT_BACKENDS, Suite
 from tinygemm.problem import DECODE_M, REPORT_SHAPES, STUDY_SHAPES, GemmProblem
+from tinygemm.report import causes
 
 SMALL = (GemmProblem(1, 32, 128), GemmProblem(2, 32, 128), GemmProblem(1, 64, 128))
 REPORT = SweepPlan.from_parameters()
@@ -70,6 +71,15 @@ def test_decode_times_the_reports_contenders_in_graphs_eagerly_and_hot(K, N, M):
 )
 def test_each_suite_asks_its_question(case_id):
     assert case_id in IDS
+
+
+def test_the_causes_are_timed_with_every_backend_that_their_removals_compare():
+    compared = {backend for ends in (causes.CAUSES | causes.LEFTOVERS).values() for backend, _ in ends}
+    compared |= set(causes.SAME_FORM.values())
+    (suite,) = (suite for suite in REPORT.suites if suite.name == "causes")
+    assert compared <= set(suite.backends)
+    assert {(launch, "cold") for ends in causes.FROM_PYTHON.values() for _, launch in ends} <= set(suite.modes)
+    assert set(STUDY_SHAPES) <= {(problem.K, problem.N) for problem in suite.problems}
 
 
 def test_every_projection_of_the_model_table_is_timed():
@@ -133,7 +143,8 @@ def estimated_s(todo) -> float:
             rotates = group.launch == "graph" and group.l2_state != "hot"
             calls = max(50, 512e6 / weight_bytes) if rotates else 50
             call_s = max(3e-6 + weight_bytes / 4e12, 30e-6 if group.launch == "eager" else 0)
-            captures = {"fp16-cublas": 3, "aten-int4mm": 4, "int4-searched": 60}.get(name, 1)
+            captures = {"fp16-cublas": 3, "aten-int4mm": 4, "int4-searched": 60, "int4-serial": 3, "int4-no-split": 4}
+            captures = captures.get(name, 1)
             capture_s = 0 if group.launch == "eager" else captures * (25e-6 * calls + 0.004)
             seconds += 0.045 + capture_s + (group.rep + 3) * calls * call_s if name not in suites.GUESTS else 0
     return seconds

@@ -183,6 +183,37 @@ def test_a_mismatch_is_recorded_with_its_error_and_without_samples(lab, tmp_path
     assert (run.cases.loc[run.cases["backend"] == "slow", "n_samples"] == 3).all()
 
 
+def test_a_variant_that_is_left_out_is_recorded_with_the_case_that_was_timed(lab, tmp_path):
+    """How many variants a backend had to choose from is part of how it was measured."""
+
+    def failing(error):
+        def product(x, w):
+            raise error
+
+        return product
+
+    (good,) = registry.BACKENDS["fast"].variants(SMALL[0], "h200")
+    wrong = {
+        "zeros": lambda x, w: torch.zeros(x.shape[0], w.N),
+        "ptxas": failing(RuntimeError("ptxas failed on /tmp/x/k.ptx\nand more")),
+    }
+    bad = [
+        fake_backend("fast", lab, product=wrong[name], variants=(name,)).variants(SMALL[0], "h200") for name in wrong
+    ]
+    ways = [good, *bad[0], *bad[1]]
+    registry.BACKENDS["fast"] = fake_backend("fast", lab, 4.0, variants=())
+    object.__setattr__(registry.BACKENDS["fast"], "variants", lambda *_: ways)
+    cases = load_run(sweep.record(small_plan(), tmp_path, say=lambda text: None)).cases
+    fast = cases[cases["backend"] == "fast"]
+    assert (fast["status"] == "ok").all()
+    for message in fast["message"]:
+        first, last = message.split("; ptxas: ")
+        assert first.startswith("left out: zeros: error against float64: max ")
+        assert last == "RuntimeError: ptxas failed on k.ptx"
+        assert len(message) < 2 * contest.REASON_LENGTH + 40
+    assert (cases.loc[cases["backend"] != "fast", "message"] == "").all()
+
+
 def test_a_recorded_run_cannot_skip_verification(lab, tmp_path):
     with pytest.raises(ValueError, match="verifies every case"):
         sweep.record(small_plan(verify=False), tmp_path)

@@ -13,32 +13,39 @@ import torch
 from fake_gpu import FakeClock, fake_backend
 
 from tinygemm.hardware import gpu_spec
-from tinygemm.harness import candidates, compile, progress, tune
+from tinygemm.harness import candidates, compile, progress, tune, verify
 from tinygemm.harness.plan import Group, SweepPlan, groups
 from tinygemm.harness.progress import Progress, Task
 from tinygemm.harness.suites import HELD_OUT_SHAPES
+from tinygemm.harness.weights import Weights
 from tinygemm.kernel import forms, quant, triton_kernels
 from tinygemm.kernel.configs import PLAIN, Format, LaunchConfig, fitted, read_table, write_table
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES, GemmProblem
 
-PROBLEMS = tuple(GemmProblem(M, N, 4096) for N in (1024, 4096) for M in (1, 2, 8))
+SHAPES = ((4096, 1024), (4096, 4096))
+PROBLEMS = tuple(GemmProblem(M, N, K) for K, N in SHAPES for M in (1, 2, 8))
 FORMS = ("splitk", "fp16")
 CONFIG = LaunchConfig("splitk", 8, 32, 256, 4, 2, 1)
 RING = LaunchConfig("ring", 1, 32, 256, 4, 2, 5)
+BF16, ZEROS, G32 = Format(half=False), Format(symmetric=False), Format(32)
 TASKS_REFINED = tune._tasks_refined
 TERMS = {"gpu": "h200", "software": {"triton": "3.6.0"}, "code": "abc"}
 
 
 @pytest.fixture
 def lab(monkeypatch):
-    """A GPU on which the race of a problem is decided by a rule; what was raced and compiled is kept."""
-    log = SimpleNamespace(raced=[], compiled=[], stop_after=None)
+    """A GPU on which a race is decided by a rule, and none is run again; what was raced and compiled is kept.
+
+    raced: tasks in order    configs: of each task    compiled: what each phase wanted    stop_after: races
+    """
+    log = SimpleNamespace(raced=[], configs={}, compiled=[], stop_after=None)
 
     def race(task, configs, x, weights, clock):
         if log.stop_after is not None and len(log.raced) == log.stop_after:
             raise KeyboardInterrupt
         problem = task.problem
         log.raced.append(task)
+        log.configs[task] = configs
         best = sorted(configs, key=lambda config: (config.split_k * config.num_warps, config))[:3]
         return [(problem.M + problem.N / 1000 + i, config) for i, config in enumerate(best)]
 
@@ -53,24 +60,107 @@ def lab(monkeypatch):
     return log
 
 
-def search(tmp_path, **settings):
-    arguments = (PROBLEMS, FORMS, "h200", tmp_path / "t.json", "about")
+@pytest.fixture
+def refining(lab, monkeypatch):
+    """What won is raced again, and in two more formats."""
+    monkeypatch.setattr(tune, "_tasks_refined", TASKS_REFINED)
+    monkeypatch.setattr(tune, "OTHER_FORMATS", (BF16, G32))
+
+
+def search(tmp_path, problems=PROBLEMS, forms=FORMS, **settings):
+    arguments = (problems, forms, "h200", tmp_path / "t.json", "about")
     return tune.tune(*arguments, partial=tmp_path / "t.json.partial", **settings)
 
 
-@pytest.mark.parametrize("stop_after", [0, 1, 5, 11])
-def test_a_search_that_was_stopped_goes_on_where_it_was(lab, tmp_path, stop_after):
-    (tmp_path / "whole").mkdir()
-    whole = search(tmp_path / "whole")
-    raced, lab.raced[:], lab.stop_after = list(lab.raced), [], stop_after
+def stop(lab, tmp_path, stop_after, **settings):
+    lab.raced[:], lab.stop_after = [], stop_after
     with pytest.raises(KeyboardInterrupt):
-        search(tmp_path)
-    assert not (tmp_path / "t.json").exists()
+        search(tmp_path, **settings)
     lab.stop_after = None
-    assert search(tmp_path) == whole
+
+
+@pytest.mark.parametrize(
+    ("stop_after", "phase", "format"),
+    [
+        (0, "full", PLAIN),
+        (1, "full", PLAIN),
+        (5, "full", PLAIN),
+        (11, "between", PLAIN),
+        (12, "refined", PLAIN),
+        (17, "refined", PLAIN),
+        (25, "refined", BF16),
+        (27, "refined", G32),
+    ],
+)
+def test_a_search_that_was_stopped_goes_on_where_it_was(lab, refining, tmp_path, stop_after, phase, format):
+    (tmp_path / "whole").mkdir()
+    whole = search(tmp_path / "whole", in_formats=SHAPES)
+    raced = list(lab.raced)
+    assert (raced[stop_after].phase, raced[stop_after].format) == (phase, format), "the one that is stopped"
+    stop(lab, tmp_path, stop_after, in_formats=SHAPES)
+    assert not (tmp_path / "t.json").exists()
+    assert search(tmp_path, in_formats=reversed(SHAPES)) == whole
     assert lab.raced == raced, "nothing is measured twice, and in the same order"
     assert (tmp_path / "t.json").read_text() == (tmp_path / "whole" / "t.json").read_text()
     assert [file.name for file in tmp_path.glob("t.*")] == ["t.json"], "the partial file is gone"
+
+
+OTHERS = (GemmProblem(1, 2048, 4096), GemmProblem(8, 2048, 4096))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"problems": OTHERS, "others": ()},
+        {"problems": PROBLEMS[:3]},
+        {"forms": FORMS[:1]},
+        {"others": OTHERS[:1]},
+        {"in_formats": SHAPES[:1]},
+    ],
+)
+def test_a_search_does_not_go_on_where_one_for_something_else_was_stopped(lab, refining, tmp_path, other):
+    """Not even with what both would race: the first one's partial file is replaced."""
+    asked = {"others": OTHERS, "in_formats": SHAPES}
+    (tmp_path / "whole").mkdir()
+    whole = search(tmp_path / "whole", **asked | other)
+    raced = list(lab.raced)
+    stop(lab, tmp_path, 15, **asked)
+    lab.raced[:] = []
+    assert search(tmp_path, **asked | other) == whole
+    assert lab.raced == raced, "everything is measured"
+
+
+def test_a_race_of_what_promises_most_is_not_one_in_full(lab, refining, tmp_path):
+    """The task of a weight says among which configs it was: the same weight may be raced among others another time."""
+    search(tmp_path, others=OTHERS, in_formats=SHAPES)
+    phases = {"full": {1, 8}, "between": {2}, "refined": {1, 2, 8}}
+    assert {(task.phase, task.problem.N, task.problem.M) for task in lab.raced} == {
+        *((phase, N, M) for phase, tokens in phases.items() for N in (1024, 4096) for M in tokens),
+        *(("promising", 2048, M) for M in (1, 8)),
+    }
+    promising = set(lab.raced)
+    lab.raced[:] = []
+    search(tmp_path, problems=OTHERS)
+    assert {task.problem for task in lab.raced} == set(OTHERS)
+    assert not promising & set(lab.raced)
+
+
+def test_progress_knows_among_which_configs_a_race_was(tmp_path):
+    """What was refined, or is of another format, is no finalist to start from."""
+    file, task = tmp_path / "p", Task("splitk", PROBLEMS[0])
+    kept = Progress.open(file, TERMS)
+    won = [(task, 1), (replace(task, phase="promising"), 2), (replace(task, problem=PROBLEMS[1], phase="between"), 3)]
+    not_won = [(replace(task, phase="refined"), 4), (replace(task, format=BF16, phase="refined"), 5)]
+    not_won += [
+        (replace(task, form="fp16"), 6),
+        (replace(task, problem=PROBLEMS[-1]), 7),
+        (replace(task, format=G32), 8),
+    ]
+    for each, split_k in (*won, *not_won):
+        kept.add(each, [(1.0, replace(CONFIG, split_k=split_k))])
+    again = Progress.open(file, TERMS)
+    assert list(again.ranked) == [each for each, _ in (*won, *not_won)]
+    assert again.finalists("splitk", SHAPES[0]) == [replace(CONFIG, split_k=split_k) for split_k in (1, 2, 3)]
 
 
 def test_only_what_is_still_to_be_measured_is_compiled(lab, tmp_path):
@@ -101,6 +191,28 @@ def test_a_search_of_single_weights_keeps_the_rows_and_crossovers_of_others(lab,
     assert [row for row in rows if row["N"] == 512] == old[2:]
     assert all(row["latency_us"] < 99 for row in rows if row["N"] != 512)
     assert crossovers == [crossed[1], {"K": 4096, "N": 1024, "M": 48}]
+
+
+def test_crossovers_are_searched_with_the_config_that_won_in_the_end(lab, refining, tmp_path, monkeypatch):
+    """What was refined is marked by its limit of registers. A weight that no config fits has no crossover."""
+    race, received = tune._race, []
+
+    def marked(task, *arguments):
+        ranked = race(task, *arguments)
+        return [(us, replace(config, max_registers=96 if task.phase == "refined" else 0)) for us, config in ranked]
+
+    monkeypatch.setattr(tune, "_race", marked)
+    monkeypatch.setattr(tune, "_crossovers", lambda fused, _: received.append(fused) or [])
+    tiny = GemmProblem(16, 16, 128)
+    assert not candidates.candidates_of("splitk", tiny, 132)
+    problems = [tiny, *(GemmProblem(M, N, K) for K, N in SHAPES for M in (1, 8, 16))]
+    rows = search(tmp_path, problems=problems, in_formats=SHAPES)
+    last = {(row["K"], row["N"]): row["config"] for row in rows if row["M"] == 16 and row["config"].form == "splitk"}
+    assert received == [last]
+    assert set(last) == set(SHAPES)
+    assert {(config.max_registers, config.block_m) for config in last.values()} == {(96, 16)}
+    search(tmp_path, forms=["fp16"], problems=problems)
+    assert received[1] == {}, "nothing fused was searched"
 
 
 def test_predicted_rows_do_not_stay_beside_measured_ones(lab, tmp_path):
@@ -151,26 +263,18 @@ def test_of_other_weights_only_what_promises_most_is_raced(lab, tmp_path, monkey
     assert lab.raced[-1].problem == others[-1], "they come last"
 
 
-BF16, G32 = Format(half=False), Format(32)
-
-
-def test_what_won_is_raced_again_with_every_limit_of_registers_and_in_other_formats(lab, tmp_path, monkeypatch):
-    """After everything else, the FP16 twin as well; other formats at the study's shapes, where weights are packed."""
-    monkeypatch.setattr(tune, "_tasks_refined", TASKS_REFINED)
-    monkeypatch.setattr(tune, "OTHER_FORMATS", (BF16, G32))
-    raced = {}
-    race = tune._race
-    monkeypatch.setattr(tune, "_race", lambda *a: raced.update({a[0]: a[1]}) or race(*a))
-    rows = search(tmp_path)
-    again = [task for task in lab.raced if task.refined]
+def test_what_won_is_raced_again_with_every_limit_of_registers_and_in_other_formats(lab, refining, tmp_path):
+    """After everything else, the FP16 twin as well; other formats where they are asked for and weights are packed."""
+    rows = search(tmp_path, in_formats=SHAPES)
+    again = [task for task in lab.raced if task.phase == "refined"]
     assert again == lab.raced[-len(again) :]
     assert {(task.form, task.format, task.problem.M, task.problem.group_size) for task in again} == {
         *((form, PLAIN, M, 128) for form in FORMS for M in (1, 2, 8)),
         *(("splitk", format, M, size) for format, size in ((BF16, 128), (G32, 32)) for M in (1, 8)),
     }  # fmt: skip
     for task in again:
-        plain = {config for M in (1, 2, 8) for _, config in lab_ranked(raced, task, M)}
-        tried = raced[task]
+        plain = {config for M in (1, 2, 8) for _, config in lab_ranked(lab.configs, task, M)}
+        tried = lab.configs[task]
         assert plain < set(tried)
         assert {config.max_registers for config in tried} == {0, 128, 168}
         steps = {forms.steps(config) for config in plain}
@@ -185,22 +289,30 @@ def test_what_won_is_raced_again_with_every_limit_of_registers_and_in_other_form
 
 def lab_ranked(raced, task, M):
     """The finalists that the fixture's race makes of what was raced in the plain format."""
-    configs = raced[Task(task.form, GemmProblem(M, task.problem.N, task.problem.K))]
+    phase = "full" if M in tune.FULL_M else "between"
+    configs = raced[Task(task.form, GemmProblem(M, task.problem.N, task.problem.K), phase=phase)]
     best = sorted(configs, key=lambda config: (config.split_k * config.num_warps, config))[:3]
     return [(0.0, config) for config in best]
 
 
-def test_where_no_shape_is_of_the_study_other_formats_are_raced_at_what_there_is():
-    problems = [GemmProblem(M, 512, 4096) for M in (1, 2, 8)]
-    assert (4096, 512) not in STUDY_SHAPES
-    tasks = [task for task in tune._tasks_refined(problems, ("splitk",), ("splitk",)) if task.format != PLAIN]
-    assert [(task.problem.M, task.format) for task in tasks] == [
-        (M, format) for format in tune.OTHER_FORMATS for M in (1, 8)
-    ]
-    assert all(task.problem.group_size == task.format.group_size for task in tasks)
+@pytest.mark.parametrize("in_formats", [(), ((4096, 512),), ((4096, 4096),), ((4096, 512), (4096, 4096))])
+def test_other_formats_are_raced_at_the_weights_they_are_asked_for(lab, refining, tmp_path, in_formats):
+    """Whether they are the study's or not, and whatever else is tuned; rows of weights that are not searched stay."""
+    assert ((4096, 512) in STUDY_SHAPES, (4096, 4096) in STUDY_SHAPES) == (False, True)
+    problems = [GemmProblem(M, N, 4096) for N in (512, 4096) for M in (1, 2, 8)]
+    before = tmp_path / "before.json"
+    same = {"M": 1, "K": 4096, "latency_us": 99.0, "config": CONFIG}
+    write_table(before, [same | {"N": N, "format": f} for N in (512, 1024) for f in (PLAIN, BF16)], "table", "before")
+    rows = search(tmp_path, problems=problems, in_formats=[*in_formats, (4096, 8192)], kept=before)
+    assert {(row["M"], row["K"], row["N"], row["format"]) for row in rows if row["format"] != PLAIN} == {
+        (1, 4096, 1024, BF16),
+        *((M, *shape, format) for shape in in_formats for format in (BF16, G32) for M in (1, 8)),
+    }
+    assert read_table(tmp_path / "t.json")[0] == rows
+    assert all(task.problem.group_size == task.format.group_size for task in lab.raced)
 
 
-@pytest.mark.parametrize("format", [PLAIN, BF16, Format(symmetric=False), G32])
+@pytest.mark.parametrize("format", [PLAIN, BF16, ZEROS, G32])
 def test_operands_of_a_search_are_stored_in_its_format(format, monkeypatch):
     monkeypatch.setattr(tune.backends, "operands", on_cpu(tune.backends.operands))
     monkeypatch.setattr(tune.backends, "activations", on_cpu(tune.backends.activations))
@@ -256,6 +368,16 @@ def test_registers_are_limited_only_where_many_words_wait_in_them():
     assert limits == {8: {0}, 16: {0}, 32: {128, 168}}
 
 
+def test_variants_of_what_won_begin_with_what_won():
+    """Under whatever limit of registers that was: a config is only replaced by one that is faster in the same race."""
+    won = [replace(CONFIG, max_registers=96), replace(CONFIG, block_k=512), RING]
+    found = candidates.variants(won)
+    assert found[:3] == won
+    assert len(set(found)) == len(found)
+    assert {config.max_registers for config in found} == {0, 96, 128, 168}
+    assert {config.block_k for config in found} == {256, 512}, "never less than a block for every warp"
+
+
 def ranked(n: int) -> list:
     return [(1.0 + i, replace(CONFIG, split_k=i + 1)) for i in range(n)]
 
@@ -278,9 +400,9 @@ def test_progress_survives_a_line_cut_short(tmp_path):
     file.write_text(file.read_text()[:-20])
     again = Progress.open(file, TERMS)
     assert again.ranked == {Task("splitk", PROBLEMS[0]): ranked(3)}
-    again.add(Task("splitk", PROBLEMS[1], Format(64), True), ranked(1))
+    again.add(Task("splitk", PROBLEMS[1], Format(64), "refined"), ranked(1))
     assert json.loads(file.read_text().splitlines()[0]) == TERMS
-    tasks = [Task("splitk", PROBLEMS[0]), Task("splitk", PROBLEMS[1], Format(64), True)]
+    tasks = [Task("splitk", PROBLEMS[0]), Task("splitk", PROBLEMS[1], Format(64), "refined")]
     assert list(Progress.open(file, TERMS).ranked) == tasks, "a format is part of what was searched for"
 
 
@@ -295,6 +417,47 @@ def test_the_terms_of_a_search_change_with_the_kernels(tmp_path, monkeypatch):
     assert progress.terms() == before
     (package / "kernel" / "triton_kernels.py").write_text("a = 2\n")
     assert progress.terms() != before
+
+
+# --- races ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_config_that_is_broken_in_one_format_is_missing_only_there(lab, monkeypatch):
+    configs = [CONFIG, replace(CONFIG, split_k=8)]
+    tasks = [Task("splitk", PROBLEMS[0], format, "refined") for format in (PLAIN, BF16, ZEROS)]
+    wanted = []
+    monkeypatch.setattr(tune, "_compile", lambda jobs, _: wanted.extend(jobs) or {(CONFIG, BF16), (configs[1], G32)})
+    kept = Progress(None)
+    alone = Task("splitk", PROBLEMS[1], BF16, "refined")
+    tune._race_all(dict.fromkeys(tasks, configs) | {alone: [CONFIG]}, kept, 1000, 0)
+    assert sorted(wanted) == sorted((config, True, task.format) for task in tasks for config in configs)
+    assert lab.configs == {tasks[0]: configs, tasks[1]: configs[1:], tasks[2]: configs}
+    assert list(kept.ranked) == tasks, "where every config is broken, nothing is raced"
+
+
+@pytest.mark.parametrize(("format", "tolerance"), [(PLAIN, verify.FP16_TOLERANCE), (BF16, verify.BF16_TOLERANCE)])
+def test_a_race_is_won_by_the_fastest_that_is_right_by_the_tolerance_of_its_format(monkeypatch, format, tolerance):
+    clock, compare, tolerances = FakeClock(), verify.compare, []
+    fast, slow, wrong = (replace(CONFIG, split_k=split_k) for split_k in (2, 3, 1))  # and as many us
+
+    def bind(config, x, weight):
+        out = quant.reference_gemm(x, weight).to(x.dtype) * (2 if config == wrong else 1)
+        return lambda: clock.spend(config.split_k) or out
+
+    def record(out, reference, tolerance):
+        tolerances.append(tolerance)
+        return compare(out, reference, tolerance)
+
+    monkeypatch.setattr(tune, "_bind", bind)
+    monkeypatch.setattr(tune.timing, "MIN_COLD_BYTES", 0)
+    monkeypatch.setattr(verify, "compare", record)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    problem = GemmProblem(2, 32, 256)
+    x = torch.randn(2, 256, dtype=torch.float16 if format.half else torch.bfloat16)
+    weights = Weights(quant.random_packed(32, 256), l2_bytes=1)
+    found = tune._race(Task("splitk", problem, format), [slow, wrong, fast], x, weights, clock)
+    assert found == [(2.0, fast), (3.0, slow)]
+    assert tolerances == [tolerance] * 3
 
 
 # --- compiling ------------------------------------------------------------------------------------------------------
@@ -338,19 +501,29 @@ def test_a_config_that_fails_or_spills_is_dropped_with_a_word(monkeypatch, threa
     assert tune._compile(set(), 2) == set()
 
 
-def test_a_config_whose_launch_fails_or_spills_says_so(monkeypatch):
+@pytest.mark.parametrize("format", [PLAIN, BF16, ZEROS, G32])
+def test_a_config_whose_launch_fails_or_spills_says_so(monkeypatch, format):
+    """It is launched on operands of the format it is to be used for."""
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(tune, "COMPILE_K", 256)
     random_packed, randn = quant.random_packed, torch.randn
     monkeypatch.setattr(quant, "random_packed", lambda *a, device, **k: random_packed(*a, device="cpu", **k))
     monkeypatch.setattr(torch, "randn", lambda *a, device, **k: randn(*a, **k))
-    function = FakeFunction()
+    function, operands = FakeFunction(), []
     monkeypatch.setattr(triton_kernels, "kernel_fake", function, raising=False)
-    monkeypatch.setattr(tune, "_bind", lambda config, x, w: lambda: function.compile(config, config.split_k - 1))
-    assert tune._compile_one((replace(CONFIG, split_k=1), True, PLAIN)) is None
-    assert tune._compile_one((replace(CONFIG, split_k=9), True, PLAIN)) == "it spills 8 registers"
+
+    def bind(config, x, w):
+        operands.append((x.dtype, x.shape, w.group_size, w.zeros is not None))
+        return lambda: function.compile(config, config.split_k - 1)
+
+    monkeypatch.setattr(tune, "_bind", bind)
+    assert tune._compile_one((replace(CONFIG, split_k=1), True, format)) is None
+    assert tune._compile_one((replace(CONFIG, split_k=9), False, format)) == "it spills 8 registers"
+    dtype = torch.bfloat16 if format == BF16 else torch.float16
+    stored = (32 if format == G32 else 128, format == ZEROS)
+    assert operands == [(dtype, (8, K), *stored) for K in (256, 384)], "the second does not fill its tiles"
     monkeypatch.setattr(tune, "_bind", lambda config, x, w: lambda: 1 / 0)
-    assert tune._compile_one((CONFIG, True, PLAIN)) == "ZeroDivisionError: division by zero"
+    assert tune._compile_one((CONFIG, True, format)) == "ZeroDivisionError: division by zero"
 
 
 def test_work_is_spread_and_its_results_come_back_in_order(threads):
@@ -382,7 +555,7 @@ def test_kernels_differ_by_what_triton_compiles_into_them():
 def test_what_is_unsupported_or_has_no_config_is_not_compiled():
     clock = FakeClock()
 
-    def no_config(problem, gpu):
+    def no_config(*_):
         raise ValueError("no config")
 
     refused = replace(fake_backend("refused", clock), unsupported_reason=lambda *_: "not here")

@@ -185,10 +185,13 @@ def record(params, suites, resume, new, data_root, allow_dirty):
 def tune(out, workers, shapes):
     """Search launch configs on this machine's GPU and write the table that kernels read.
 
-    The report's shapes are searched in full; of the projections of public models, only what promises most is timed.
-    What won is raced again with other limits of registers, and with BF16, zeros and groups of 32 and 64.
+    The report's shapes are searched in full, for 2 and 4 tokens among what won for 1, 8 and 16. Then variants of what
+    won there are raced, with other limits of registers or less requested at once, and at the study's shapes in BF16,
+    with zeros, and in groups of 64 and 32, too, for 1 and 8 tokens. Of the projections of public models, only what
+    promises most is timed, for 1 and 8 tokens. With --shapes, these weights are searched in full and raced in all of
+    these formats, and no others are.
 
-    A search that was stopped goes on where it was.
+    A search that was stopped goes on where it was, if it is asked for the same; another one begins anew.
     """
     from datetime import date
 
@@ -202,7 +205,7 @@ def tune(out, workers, shapes):
 
     weights = [(each.K, each.N) for each in problem.parse_shape_list(shapes)] if shapes else problem.REPORT_SHAPES
     problems = [problem.GemmProblem(M, N, K) for K, N in dict.fromkeys(weights) for M in problem.DECODE_M]
-    others = () if shapes else search.projections(weights)
+    others, in_formats = ((), weights) if shapes else (search.projections(weights), problem.STUDY_SHAPES)
     forms = [form for form in (*FORMS, *YARDSTICKS) if form != "static"]
     versions = runs.software_versions()
     about = (
@@ -210,7 +213,8 @@ def tune(out, workers, shapes):
         f"{date.today():%Y-%m-%d}: `tinygemm tune`, cold L2, CUDA graphs"
     )
     partial, kept = out.with_name(f"{out.name}.partial"), out if shapes and out.is_file() else None
-    _write(out, lambda aside: search.tune(problems, forms, spec.key, aside, about, workers, partial, kept, others))
+    settings = (about, workers, partial, kept, others, in_formats)
+    _write(out, lambda aside: search.tune(problems, forms, spec.key, aside, *settings))
 
 
 # --- profiling ------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class Case:
     l2_state: str = column("", "cold: weights rotate far beyond the L2; warm: over 1.5 x L2; hot: one, every call")
     launch: str = column("", "graph: one CUDA graph of calls; eager: one by one from Python; do_bench: as Triton does")
     status: str = column("", "ok, mismatch (not timed), unsupported, out_of_memory, error")
-    message: str = column("", "why a case is not ok; empty otherwise", "")
+    message: str = column("", "why a case is not ok, or which variants were left out and why; empty otherwise", "")
     operands: str = column("", "random: as measured numbers should be; zeros: every bit of x and weight", "random", 2)
     form: str = column("", "kernel form of the launch config; empty for code that is not ours", "")
     block_m: int | None = column("rows", "tile of M", None)

@@ -123,7 +123,13 @@ BACKENDS = {
             dtype="bfloat16",
             tolerance=verify.BF16_TOLERANCE,
         ),
-        Backend("gemlite", peers.gemlite_unsupported, peers.gemlite_variants, _int4_bits),
+        Backend(
+            "gemlite",
+            peers.gemlite_unsupported,
+            peers.gemlite_variants,
+            _int4_bits,
+            tolerance=verify.GEMLITE_TOLERANCE,
+        ),
         Backend("bitsandbytes-nf4", peers.nf4_unsupported, peers.nf4_variants, peers.nf4_bits, check=peers.check_nf4),
         Backend("marlin", peers.marlin_unsupported, peers.marlin_variants, _int4_bits),
     )

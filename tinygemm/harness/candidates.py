@@ -37,7 +37,7 @@ def candidates(form: str, M: int) -> list[LaunchConfig]:
         if words not in WORDS[form] or not 4 <= warps * split_k <= 64:
             continue
         # the compiler's own limit would make it request part of x late where 32 registers wait for weights
-        for limit in (128, 168) if form == "splitk" and words == 32 else (0,):
+        for limit in LIMITS[1:] if form == "splitk" and words == 32 else (0,):
             found.append(LaunchConfig(form, block_m, block_n, 128 * warps * steps, split_k, warps, 1, limit))
     return found
 
@@ -84,11 +84,11 @@ def rows_of_x(form: str, M: int) -> int | None:
 
 
 def variants(configs: list[LaunchConfig]) -> list[LaunchConfig]:
-    """Configs that won, with every limit of registers, and with half as much requested at once.
+    """Configs that won, and these with every limit of registers, and with half as much requested at once.
 
     Where registers are short, above all in formats that take more of them, one of these is often faster.
     """
-    found = []
+    found = list(configs)
     for config, max_registers in itertools.product(configs, LIMITS):
         found.append(replace(config, max_registers=max_registers))
         if config.form != "ring" and config.block_k >= 256 * config.num_warps:

@@ -59,7 +59,7 @@ def jobs_of(
         if backend.unsupported_reason(problem, symmetric):
             continue
         try:
-            variants = backend.variants(problem, gpu)
+            variants = backend.variants(problem, gpu, symmetric)
         except ValueError:  # no config fits: the case will say so
             continue
         for variant in variants:
@@ -78,8 +78,8 @@ def launch(job: Job) -> str | None:
 
     try:
         backend = registry.BACKENDS[job.backend]
-        variants = {variant.source: variant for variant in backend.variants(job.problem, hardware.live_gpu_key())}
-        variant = variants[job.variant]
+        variants = backend.variants(job.problem, hardware.live_gpu_key(), job.symmetric)
+        variant = {variant.source: variant for variant in variants}[job.variant]
         packed = registry.operands(job.problem, job.symmetric, "cuda", seed=0)
         x = registry.activations(job.problem, "cuda", seed=1).to(getattr(torch, backend.dtype))
         variant.bind(x, variant.build(packed))()

@@ -35,8 +35,8 @@ class Backend:
     """An entry of the registry.
 
     unsupported_reason: (problem, symmetric) -> None, or one sentence that says what is missing
-    variants:           (problem, gpu key) -> list of Variant; of those that are right, the fastest with a cold L2 is
-                        measured; raises ValueError where no launch config fits
+    variants:           (problem, gpu key, symmetric) -> list of Variant; of those that are right, the fastest with a
+                        cold L2 is measured; raises ValueError where no launch config fits
     bits_per_weight:    (problem, symmetric) -> stored bits, scales and zeros included
     dtype:              type of x and out
     tolerance:          bounds of the error against the float64 reference
@@ -47,7 +47,7 @@ class Backend:
 
     name: str
     unsupported_reason: Callable[[GemmProblem, bool], str | None]
-    variants: Callable[[GemmProblem, str], list[Variant]]
+    variants: Callable[[GemmProblem, str, bool], list[Variant]]
     bits_per_weight: Callable[[GemmProblem, bool], float]
     dtype: str = "float16"
     tolerance: Tolerance = FP16_TOLERANCE

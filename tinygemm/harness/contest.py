@@ -20,6 +20,7 @@ from tinygemm.runs import Case, Sample
 CHOICE_ROUNDS = 7
 # of many variants each is timed alone first, and only the best of them against each other
 SCREEN_ROUNDS, FINALISTS = 3, 6
+REASON_LENGTH = 120  # characters of the reason why a variant is left out
 
 
 class SweepStoppedError(RuntimeError):
@@ -61,11 +62,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Ready:
-    """A backend that is right on a problem and may be timed: its variant, its x, and how right it is."""
+    """A backend that is right on a problem and may be timed: its variant, its x, and how right it is.
+
+    message: which of its other variants were left out, and why; empty where all are right
+    """
 
     variant: Variant
     x: object
     errors: verify.Errors
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def measure_group(
             case_id=case_id,
             **_describe(bench.backends[name], group, bench.plan.symmetric),
             **_describe_config(ready[name]),
-            **_describe_outcome(outcomes[name], samples.get(name, []), readings),
+            **_describe_outcome(outcomes[name], samples.get(name, []), readings, ready[name].message),
             **dataclasses.asdict(ready[name].errors),
         )
         for name, case_id in zip(group.backends, group.case_ids, strict=True)
@@ -186,13 +191,13 @@ def _operands(bench: Bench, group: Group, weights: Weights):
 
 
 def _ready(bench: Bench, backend: Backend, trial: Trial):
-    """The fastest variant that is right; one that fails is no candidate; if all do, the first one says why."""
+    """The fastest variant that is right; one that fails is left out and named; if all do, the first one says why."""
     import torch
 
     if reason := backend.unsupported_reason(trial.problem, bench.plan.symmetric):
         return Refused("unsupported", reason)
     try:
-        variants = backend.variants(trial.problem, bench.gpu["key"])
+        variants = backend.variants(trial.problem, bench.gpu["key"], bench.plan.symmetric)
     except ValueError as error:
         return Refused("unsupported", _one_line(error))
     trial = dataclasses.replace(trial, x=trial.x.to(getattr(torch, backend.dtype)))
@@ -202,7 +207,8 @@ def _ready(bench: Bench, backend: Backend, trial: Trial):
         return checked[0][1]
     chosen = _fastest(bench, [variant for variant, _ in right], trial) if len(right) > 1 else 0
     variant, errors = right[chosen]
-    return Ready(variant, trial.x, errors)
+    wrong = [f"{one.source}: {state.message[:REASON_LENGTH]}" for one, state in checked if isinstance(state, Refused)]
+    return Ready(variant, trial.x, errors, f"left out: {'; '.join(wrong)}" if wrong else "")
 
 
 def _check(plan: SweepPlan, backend: Backend, variant: Variant, trial: Trial):
@@ -292,13 +298,14 @@ def _describe_config(state: Ready | Refused) -> dict:
     return {**config, "config_source": state.variant.source}
 
 
-def _describe_outcome(outcome, latencies: list[float], readings: list[timing.Reading]) -> dict:
+def _describe_outcome(outcome, latencies: list[float], readings: list[timing.Reading], message: str = "") -> dict:
+    """message: of a case that was timed"""
     if isinstance(outcome, Refused):
         return {"status": outcome.status, "message": outcome.message}
     names = [f.name for f in dataclasses.fields(timing.Reading)]
     medians = {name: _median_or_none([getattr(reading, name) for reading in readings]) for name in names}
     counts = {"n_calls": outcome.n_calls, "n_copies": outcome.n_copies, "n_samples": len(latencies)}
-    return {"status": "ok", **counts, **medians}
+    return {"status": "ok", "message": message, **counts, **medians}
 
 
 def _sample_rows(group: Group, samples: dict[str, list[float]]) -> list[Sample]:

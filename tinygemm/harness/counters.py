@@ -195,7 +195,7 @@ def run_profiled(target: Target, gpu_key: str, calls: int, seed: int = 0) -> Non
     backend, each = backends.BACKENDS[target.backend], target.problem
     if reason := backend.unsupported_reason(each, target.symmetric):
         raise ValueError(reason)
-    variants = {variant.source: variant for variant in backend.variants(each, gpu_key)}
+    variants = {variant.source: variant for variant in backend.variants(each, gpu_key, target.symmetric)}
     if target.variant and target.variant not in variants:
         raise ValueError(f"{target.backend} has no variant {target.variant!r}; it has {', '.join(variants)}")
     variant = variants[target.variant] if target.variant else next(iter(variants.values()))

@@ -1,4 +1,7 @@
-"""Our own kernels and the FP16 products as contenders: which launch config each takes, and how it is called."""
+"""Our own kernels and the FP16 products as contenders: which launch config each takes, and how it is called.
+
+All `..._variants` take the problem, the key of the GPU and whether the weight is symmetric, which decides the config.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from tinygemm.problem import GemmProblem
 # tuning candidates that `int4-searched` races; the model that ranks them is rough, so far more than one
 SEARCHED = 16
 ASYMMETRIC_SEED = 2
+FUSED_FORMS = tuple(form for form in FORMS if form != "static")
+ONE_WARP_TILES = (16, 32, 64)  # block_n that `int4-no-split` races
 UNSPILLED = 168  # registers with which `int4-no-dequant` spills nothing, in any launch config that is searched
 
 # --- fp16 -----------------------------------------------------------------------------------------------------------
@@ -28,14 +33,14 @@ def fp16_kn(packed):
     return fp16_nk(packed).t().contiguous()
 
 
-def cublas_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+def cublas_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
     return [
         Variant("layout=kn", "fp16-kn", fp16_kn, _bind_mm),
         Variant("layout=nk", "fp16-nk", fp16_nk, _bind_linear),
     ]
 
 
-def fp16_triton_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+def fp16_triton_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
     from tinygemm.kernel import twins
 
     config, source = select(problem, gpu, form="fp16")
@@ -71,37 +76,46 @@ def selected_variants(problem: GemmProblem, gpu: str, symmetric: bool = True, ha
     return [Variant(source, "packed", packed_form, lambda x, w: lambda: gemm.gemm(x, w), config)]
 
 
-def bf16_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
-    return selected_variants(problem, gpu, half=False)
+def bf16_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
+    return selected_variants(problem, gpu, symmetric, half=False)
 
 
-def asymmetric_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+def asymmetric_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
+    """`int4` with zeros, whatever the other contenders store."""
     (selected,) = selected_variants(problem, gpu, symmetric=False)
     return [dataclasses.replace(selected, form="packed-asymmetric", build=asymmetric_form)]
 
 
-def fused_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+def fused_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
     """The fused kernel at any number of tokens, also where gemm would dequantise first."""
     from tinygemm.kernel import gemm
 
-    config, source = select(problem, gpu, form="fused")
+    config, source = select(problem, gpu, form="fused", symmetric=symmetric)
     return [Variant(source, "packed", packed_form, lambda x, w: lambda: gemm.fused_gemm(x, w), config)]
 
 
-def serial_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
-    """The same kernel as `int4`, started only when the one before has finished, as every peer is."""
-    from tinygemm.kernel import gemm
+def serial_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
+    """The same kernel as `int4`, started only when the one before has finished, as every peer is.
 
-    config, source = select(problem, gpu)
-    bind = lambda x, w: lambda: gemm.gemm(x, w, config, dependent_launch=False)  # noqa: E731
-    return [Variant(source, "packed", packed_form, bind, config)]
+    What `int4` takes was searched with overlap, so it races the best config of each fused form that serves the problem:
+    the fastest without overlap may be another one.
+    """
+    selected, source = select(problem, gpu, symmetric=symmetric)
+    sources = {selected: source}
+    for form in FUSED_FORMS:
+        try:
+            config, source = select(problem, gpu, form, symmetric)
+        except ValueError:  # a ring does not serve every problem
+            continue
+        sources.setdefault(config, f"{source}, {form}")
+    return [_with_config(config, source, dependent_launch=False) for config, source in sources.items()]
 
 
 def form_variants(form: str):
     """One of our kernels with its config from the table."""
 
-    def variants(problem: GemmProblem, gpu: str) -> list[Variant]:
-        return [_with_config(*select(problem, gpu, form=form))]
+    def variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
+        return [_with_config(*select(problem, gpu, form, symmetric))]
 
     return variants
 
@@ -109,10 +123,10 @@ def form_variants(form: str):
 def twin_variants(dequant: str = "fast", dependent_launch: bool = True, add_warps: bool = True, form: str = "fused"):
     """The tuned kernel with something done otherwise, in the launch config of `int4`, or of its splitk form."""
 
-    def variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+    def variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
         from tinygemm.kernel import twins
 
-        config, source = select(problem, gpu, form=form)
+        config, source = select(problem, gpu, form, symmetric)
         if dequant == "none" and config.max_registers:  # under the tightest limit it keeps some in memory
             config = dataclasses.replace(config, max_registers=UNSPILLED)
         bind = lambda x, w: lambda: twins.twin_gemm(x, w, config, dequant, dependent_launch, add_warps)  # noqa: E731
@@ -121,41 +135,49 @@ def twin_variants(dequant: str = "fast", dependent_launch: bool = True, add_warp
     return variants
 
 
-def no_split_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
-    """The tuned kernel with K split over neither warps nor programs: one warp walks all of it, for the same bytes."""
-    config, source = select(problem, gpu, form="splitk")
-    one_warp = dataclasses.replace(
-        config, block_k=config.block_k // config.num_warps, split_k=1, num_warps=1, max_registers=0
-    )
-    return [_with_config(one_warp, f"{source}, one warp")]
+def no_split_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
+    """The tuned kernel with K split over neither warps nor programs: one warp walks all of it, for the same bytes.
+
+    One for each width of its tile that divides N, with as many words requested at once as in the tuned kernel: which
+    tile suits a split says nothing about which suits none, and another tuning would be another experiment.
+    """
+    config, source = select(problem, gpu, "splitk", symmetric)
+    steps = config.block_k // (128 * config.num_warps)
+    found = []
+    for block_n in [tile for tile in ONE_WARP_TILES if problem.N % tile == 0] or [config.block_n]:
+        block_k = 128 * max(1, config.block_n * steps // block_n)
+        one_warp = dataclasses.replace(
+            config, block_n=block_n, block_k=block_k, split_k=1, num_warps=1, max_registers=0
+        )
+        found.append(_with_config(one_warp, f"{source}, one warp, block_n={block_n}"))
+    return found
 
 
-def more_split_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+def more_split_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
     """The tuned kernel with twice the programs: the same bytes, half the walk."""
-    config, source = select(problem, gpu, form="fused")
+    config, source = select(problem, gpu, "fused", symmetric)
     more = 2 * config.split_k
     if more > (most := problem.K // (128 * config.num_warps)):
         raise ValueError(f"K={problem.K} has {most} shares of a whole step in the config of int4, not {more}")
     return [_with_config(dataclasses.replace(config, split_k=more), f"{source}, split_k doubled")]
 
 
-def searched_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+def searched_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
     """The config that `int4` takes, and the best tuning candidates for this very problem by the rough model."""
     from tinygemm import hardware
     from tinygemm.harness import candidates
 
     spec = hardware.gpu_spec(gpu)
-    forms = [form for form in FORMS if form != "static"]
-    found = [config for form in forms for config in candidates.candidates_of(form, problem, spec.sm_count)]
+    found = [config for form in FUSED_FORMS for config in candidates.candidates_of(form, problem, spec.sm_count)]
     found.sort(key=lambda config: (candidates.predicted_us(config, problem, spec), config))
-    configs = list(dict.fromkeys([select(problem, gpu)[0], *found]))[:SEARCHED]
+    configs = list(dict.fromkeys([select(problem, gpu, symmetric=symmetric)[0], *found]))[:SEARCHED]
     return [_with_config(config, f"searched {'-'.join(map(str, dataclasses.astuple(config)))}") for config in configs]
 
 
 def load_only_variants(dependent_launch: bool):
     """What reading alone takes; without dependent launch, no call overlaps the one before."""
 
-    def variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+    def variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
         from tinygemm.kernel import twins
 
         config, source = select(problem, gpu, form="load-only")
@@ -165,13 +187,13 @@ def load_only_variants(dependent_launch: bool):
     return variants
 
 
-def dequant_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+def dequant_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
     from tinygemm.kernel import gemm
 
     return [Variant("", "packed", packed_form, lambda x, w: lambda: gemm.dequantize_fp16(w))]
 
 
-def dequant_fp16_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
+def dequant_fp16_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
     import torch
 
     from tinygemm.kernel import gemm
@@ -182,10 +204,11 @@ def dequant_fp16_variants(problem: GemmProblem, gpu: str) -> list[Variant]:
     return [Variant("", "packed", packed_form, bind)]
 
 
-def _with_config(config, source: str) -> Variant:
+def _with_config(config, source: str, dependent_launch: bool = True) -> Variant:
     from tinygemm.kernel import gemm
 
-    return Variant(source, "packed", packed_form, lambda x, w: lambda: gemm.gemm(x, w, config), config)
+    bind = lambda x, w: lambda: gemm.gemm(x, w, config, dependent_launch)  # noqa: E731
+    return Variant(source, "packed", packed_form, bind, config)
 
 
 def _bind_mm(x, weight):

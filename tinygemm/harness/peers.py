@@ -23,7 +23,7 @@ def aten_unsupported(problem, symmetric) -> str | None:
     return None
 
 
-def aten_variants(problem, gpu) -> list[Variant]:
+def aten_variants(problem, gpu, symmetric=True) -> list[Variant]:
     bind = aten_bind(problem.group_size)
     return [
         Variant(f"inner_k_tiles={tiles}", f"aten-{tiles}", aten_build(tiles), bind)
@@ -74,7 +74,7 @@ def gemlite_unsupported(problem, symmetric) -> str | None:
     return None
 
 
-def gemlite_variants(problem, gpu) -> list[Variant]:
+def gemlite_variants(problem, gpu, symmetric=True) -> list[Variant]:
     """Its kernels for few tokens: the one that it would take itself (up to 4 tokens a GEMV), and GEMM_SPLITK.
 
     Where it ships configs that its authors found by a full search on this GPU (an H100, say), it takes those;
@@ -120,7 +120,7 @@ def nf4_unsupported(problem, symmetric) -> str | None:
     return None
 
 
-def nf4_variants(problem, gpu) -> list[Variant]:
+def nf4_variants(problem, gpu, symmetric=True) -> list[Variant]:
     return [Variant("", "nf4", nf4_build, nf4_bind((problem.N, problem.K)))]
 
 
@@ -184,7 +184,7 @@ def marlin_unsupported(problem, symmetric) -> str | None:
     return None
 
 
-def marlin_variants(problem, gpu) -> list[Variant]:
+def marlin_variants(problem, gpu, symmetric=True) -> list[Variant]:
     """The tile that it chooses itself, and the other one that it has for few tokens."""
     return [Variant(f"thread_k={k} thread_n={n}", "marlin", marlin_build, marlin_bind(k, n)) for k, n in MARLIN_TILES]
 

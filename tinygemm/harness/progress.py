@@ -18,20 +18,25 @@ Ranked = list[tuple[float, LaunchConfig]]  # finalists with their latency in us,
 class Task:
     """What a config is searched for: a form of the kernel on a problem, its operands stored in a format.
 
-    refined: the search is among variants of what won an earlier one
+    phase: among which configs, so that a race of some is never taken for one of others:
+           "full":      all that are worth trying
+           "between":   the finalists of the same weight at other token counts
+           "promising": those that the rough model ranks first, and the finalists of the nearest weight
+           "refined":   variants of the finalists of the same weight, in any format
     """
 
     form: str
     problem: GemmProblem
     format: Format = PLAIN
-    refined: bool = False
+    phase: str = "full"
 
 
 @dataclass(frozen=True)
 class Progress:
     """Finalists of every task; each is on disk before the next one is measured.
 
-    file: one JSON object per line, the first says on what terms the others were measured; None keeps nothing
+    file: one JSON object per line, the first says on what terms the others were measured, and in search of what; None
+          keeps nothing
     """
 
     file: Path | None
@@ -39,7 +44,10 @@ class Progress:
 
     @classmethod
     def open(cls, file: Path | None, terms: dict) -> Progress:
-        """Go on with a file of equal terms; anything else is begun anew, a line cut short is left out."""
+        """Go on with a file of equal terms; anything else is begun anew, a line cut short is left out.
+
+        terms: plain data that JSON gives back as it was: lists, no tuples
+        """
         progress = cls(file)
         lines = file.read_text().splitlines() if file and file.is_file() else []
         found = [entry for line in lines if (entry := _parsed(line)) is not None]
@@ -66,7 +74,8 @@ class Progress:
         of_shape = [
             ranked
             for task, ranked in self.ranked.items()
-            if task == Task(form, task.problem) and (task.problem.K, task.problem.N) == shape
+            if (task.form, task.format, task.problem.K, task.problem.N) == (form, PLAIN, *shape)
+            and task.phase != "refined"
         ]
         return list(dict.fromkeys(config for ranked in of_shape for _, config in ranked))
 

@@ -28,7 +28,7 @@ from tinygemm.kernel.configs import (
     write_table,
 )
 from tinygemm.kernel.forms import fills_tiles
-from tinygemm.problem import STUDY_SHAPES, GemmProblem
+from tinygemm.problem import GemmProblem
 
 # what a config is tuned for: every config of these M is timed; then, for those between, only the best of them
 FULL_M = (1, 8, 16)
@@ -60,21 +60,27 @@ def tune(
     partial: Path | None = None,
     kept: Path | None = None,
     others: Iterable[GemmProblem] = (),
+    in_formats: Iterable[tuple[int, int]] = (),
 ):
-    """Measure every candidate of every form on every problem, cold, then variants of what won, and write the table.
+    """Find the fastest config of every form on every problem, cold, and write the table.
 
-    problems: what to tune for; group size 128
-    others:   more problems, at other weights, on which only what promises most is timed: the best of the rough model,
-              and the finalists of the nearest of `problems`
-    gpu:      key of the GPU in this machine
-    path:     the table to write
-    about:    one line that says when and how, written into the table
-    workers:  processes that compile; 0: one per core less one
-    partial:  file that keeps what is measured until the table is written; a search that was stopped goes on from it,
-              if it was of the same GPU, code and software
-    kept:     a measured table whose rows of other weights stay
-    returns:  the rows written: M, K, N, latency_us, format, and the fastest LaunchConfig of each form
-    raises:   ValueError for a kept table that was not measured
+    Every candidate is timed at FULL_M, at other M the finalists of those. What won is raced again with other limits of
+    registers, or less requested at once: products and the FP16 twin in the plain format, products also in OTHER_FORMATS
+    at `in_formats` for FORMAT_M. What won on `others` is not raced again.
+
+    problems:   what to tune for, in the plain format: group size 128
+    others:     more problems, at other weights, on which only what promises most is timed: the best of the rough model,
+                and the finalists of the nearest of `problems`
+    in_formats: weights (K, N) of `problems` that are raced in other formats
+    gpu:        key of the GPU in this machine
+    path:       the table to write
+    about:      one line that says when and how, written into the table
+    workers:    processes that compile; 0: one per core less one
+    partial:    file that keeps what is measured until the table is written; a search that was stopped goes on from it,
+                if it was for the same, on the same GPU, with the same code and software
+    kept:       a measured table whose rows of other weights stay
+    returns:    the rows written: M, K, N, latency_us, format, and the fastest LaunchConfig of each form
+    raises:     ValueError for a kept table that was not measured
     """
     import torch
 
@@ -83,9 +89,12 @@ def tune(
         raise ValueError(f"{kept.name} is {source}, its rows cannot stay beside measured ones: search every shape")
     device = torch.cuda.get_device_properties(0)
     problems, others = (sorted(some, key=lambda p: (p.K, p.N, p.M)) for some in (problems, others))
-    forms = tuple(forms)
+    forms, in_formats = list(forms), sorted(set(in_formats))
+    computing = [form for form in forms if form != "load-only"]
     products = [form for form in forms if form in FORMS]
-    progress = Progress.open(partial, {"gpu": gpu, **terms()})
+    asked = {"problems": [*map(str, problems)], "others": [*map(str, others)], "forms": forms}
+    asked["in_formats"] = [list(shape) for shape in in_formats]
+    progress = Progress.open(partial, {"gpu": gpu, **terms(), **asked})
     full, between = (tuple(p for p in problems if (p.M in FULL_M) == searched) for searched in (True, False))
 
     def in_full(task: Task) -> list[LaunchConfig]:
@@ -101,10 +110,10 @@ def tune(
         return _promising(task, in_full(task), full, progress, gpu_spec(gpu))
 
     phases = (
-        (in_full, _tasks(full, forms)),
-        (finalists, _tasks(between, [form for form in forms if form != "load-only"])),
-        (promising, _tasks(others, [form for form in forms if form != "load-only"])),
-        (refined, _tasks_refined(problems, [form for form in forms if form != "load-only"], products)),
+        (in_full, _tasks(full, forms, "full")),
+        (finalists, _tasks(between, computing, "between")),
+        (promising, _tasks(others, computing, "promising")),
+        (refined, _tasks_refined(problems, computing, products, in_formats)),
     )
     todo: Todo = {}
     for choice, tasks in phases:
@@ -114,11 +123,9 @@ def tune(
         todo |= chosen
     best = {(t.form, t.problem, t.format): progress.ranked[t][0] for t in todo if t in progress.ranked}
     rows = [_row(problem, format, *found) for (_, problem, format), found in best.items()]
-    fused = {
-        (p.K, p.N): progress.ranked[Task("splitk", p)][0][1]
-        for p in problems
-        if p.M == FULL_M[-1] and "splitk" in forms
-    }
+    # the row that `select` reads for more tokens, too, so what won in the end
+    last = [("splitk", p, PLAIN) for p in problems if p.M == FULL_M[-1]]
+    fused = {(key[1].K, key[1].N): best[key][1] for key in last if key in best}
     crossovers = _crossovers(fused, device.L2_cache_size)
     searched = {(p.K, p.N) for p in (*problems, *others)}
     rows = [row for row in old_rows if (row["K"], row["N"]) not in searched] + rows
@@ -129,26 +136,24 @@ def tune(
     return rows
 
 
-def _tasks(problems, forms: Iterable[str], formats: Iterable[Format] = (PLAIN,), refined: bool = False) -> list[Task]:
+def _tasks(problems, forms: Iterable[str], phase: str, formats: Iterable[Format] = (PLAIN,)) -> list[Task]:
     """Weight by weight, so that each is made once."""
     shapes = itertools.groupby(problems, key=lambda p: (p.K, p.N))
     return [
-        Task(form, GemmProblem(p.M, p.N, p.K, format.group_size), format, refined)
-        for _, of_shape in [(shape, list(group)) for shape, group in shapes]
+        Task(form, GemmProblem(p.M, p.N, p.K, format.group_size), format, phase)
+        for of_shape in [list(group) for _, group in shapes]
         for format, p, form in itertools.product(formats, of_shape, forms)
     ]
 
 
-def _tasks_refined(problems: list[GemmProblem], forms: Iterable[str], products: Iterable[str]) -> list[Task]:
-    """The plain format on every problem; others at the study's shapes, or at whatever shapes there are instead.
+def _tasks_refined(problems, forms: Iterable[str], products: Iterable[str], in_formats) -> list[Task]:
+    """The plain format on every problem; others at the weights (K, N) of in_formats.
 
     forms:    whose configs won; the FP16 twin among them, for it must be tuned as what it is compared with
     products: those of them that multiply by a packed weight, and so know other formats
     """
-    shapes = {(p.K, p.N) for p in problems}
-    shapes = shapes & {*STUDY_SHAPES} or shapes
-    in_formats = [p for p in problems if (p.K, p.N) in shapes and p.M in FORMAT_M]
-    return _tasks(problems, forms, refined=True) + _tasks(in_formats, products, OTHER_FORMATS, refined=True)
+    chosen = [p for p in problems if (p.K, p.N) in in_formats and p.M in FORMAT_M]
+    return _tasks(problems, forms, "refined") + _tasks(chosen, products, "refined", OTHER_FORMATS)
 
 
 def _row(problem: GemmProblem, format: Format, latency_us: float, config: LaunchConfig) -> dict:

@@ -265,7 +265,7 @@ def without_overlap(table: pd.DataFrame, M: int = 1) -> Markdown:
     (low, high), (serial_low, serial_high) = ((side.min(), side.max()) for side in both)
     return Markdown(
         f"At the four projections above the tuned kernel is {low:.2f}× to {high:.2f}× as fast as FP16 in cuBLAS; "
-        f"started only when the call before has finished (`int4-serial`, in the config of the former), "
+        f"started only when the call before has finished (`int4-serial`), "
         f"{serial_low:.2f}× to {serial_high:.2f}×."
     )
 
