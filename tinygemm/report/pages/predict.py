@@ -10,7 +10,7 @@ from IPython.display import Markdown
 
 from tinygemm.hardware import GPUS, GpuSpec, gpu_spec
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
-from tinygemm.report import against_published, costmodel, extrapolate, published, style
+from tinygemm.report import against_published, against_runs, costmodel, extrapolate, published, style
 from tinygemm.report.costmodel import MEASURED, PREDICTED, CostModel
 from tinygemm.report.costterms import META
 from tinygemm.report.tables import BASELINE, SHAPE, primary
@@ -37,6 +37,18 @@ def compared(model: CostModel | None) -> pd.DataFrame:
     """against_published.compare(model, published.load()); no rows without a model."""
     values = published.load()
     return against_published.compare(model, values) if model else values.head(0).assign(stand_in="", off=0.0, result="")
+
+
+def elsewhere(model: CostModel | None, run) -> pd.DataFrame:
+    """against_runs.compare with the runs of other GPUs beside this one; no rows without a model."""
+    if model is None:
+        return pd.DataFrame(columns=["gpu", "backend", "off", "result"])
+    return against_runs.compare(model, run, against_runs.other_gpus(run))
+
+
+def no_other_run() -> Markdown:
+    """What stands where other runs would be compared, where there are none."""
+    return Markdown("*No run of another GPU with the same code is recorded beside this one.*")
 
 
 def other_gpu(model: CostModel | None) -> str:
@@ -133,10 +145,14 @@ def assumptions(model: CostModel) -> pd.DataFrame:
 
 
 def hits(scored: pd.DataFrame) -> pd.DataFrame:
-    """against_published.scores with names: source, gpu, name, against (what was projected), cases, hits, offs."""
-    against = scored["stand_in"].map(style.name).where(scored["stand_in"] != "", "the same")
-    gpus = scored["gpu"].map(gpu_spec).map(attrgetter("name")).str.removeprefix("NVIDIA ")
-    return scored.assign(name=scored["backend"].map(style.name), against=against, gpu=gpus)
+    """Scores with names: source, gpu, name, against (what was projected), cases, hits, offs.
+
+    scored: against_published.scores or against_runs.scores
+    """
+    if "stand_in" in scored:
+        against = scored["stand_in"].map(style.name).where(scored["stand_in"] != "", "the same")
+        scored = scored.assign(against=against, gpu=scored["gpu"].map(gpu_spec).map(attrgetter("name")))
+    return scored.assign(name=scored["backend"].map(style.name), gpu=scored["gpu"].str.removeprefix("NVIDIA "))
 
 
 def specs() -> pd.DataFrame:

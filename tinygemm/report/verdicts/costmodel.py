@@ -1,4 +1,4 @@
-"""Whether the latency model predicts: at shapes left out of the fit, and on GPUs that others measured."""
+"""Whether the latency model predicts: shapes left out of the fit, and GPUs that others, or other runs, measured."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def projects(compared: pd.DataFrame) -> Verdict:
 
     compared: against_published.compare(model, published)
     """
-    claim = "Projected to GPUs that were not measured, the bands cover what others published"
+    claim = "Projected to other GPUs, the bands cover what others published"
     rows = compared[compared["stand_in"] == ""]
     if len(rows) < ENOUGH_VALUES:
         sentence = f"Only {len(rows)} published values are of backends that this run timed."
@@ -61,4 +61,26 @@ def projects(compared: pd.DataFrame) -> Verdict:
     )
     numbers = {"cases": len(rows), "share": share, "median_off": rows["off"].abs().median(), "worst_off": worst["off"]}
     state = HOLDS if share >= COVERED else FAILS
+    return Verdict(claim, state, sentence, {name: float(value) for name, value in numbers.items()})
+
+
+def projects_to_runs(compared: pd.DataFrame) -> Verdict:
+    """The projection covers nine in ten of the latencies that runs of other GPUs recorded of the same code.
+
+    compared: against_runs.compare
+    """
+    claim = "Projected to another GPU of which a run is recorded, the bands cover what that run measured"
+    if len(compared) < ENOUGH_VALUES:
+        sentence = "No run of another GPU is recorded that timed the same code at enough shapes."
+        return Verdict(claim, UNDECIDED, sentence, {"cases": float(len(compared))})
+    hits, worst = compared["result"] == HIT, compared.loc[compared["off"].abs().idxmax()]
+    sentence = (
+        f"Of {len(compared)} cases on {' and '.join(compared['gpu'].unique())}, {hits.sum()} lie within their band; "
+        f"the median projection is off by {compared['off'].abs().median():.1%}, the worst by {worst['off']:+.0%} "
+        f"({worst['backend']}, M = {worst['M']}, {worst['K']}×{worst['N']}). The claim asks for {COVERED:.0%}; the "
+        f"median band reaches from its lower end to {(compared['high_us'] / compared['low_us']).median():.1f} times "
+        f"that."
+    )
+    numbers = {"cases": len(compared), "share": hits.mean(), "median_off": compared["off"].abs().median()}
+    state = HOLDS if hits.mean() >= COVERED else FAILS
     return Verdict(claim, state, sentence, {name: float(value) for name, value in numbers.items()})

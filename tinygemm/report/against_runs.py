@@ -1,0 +1,59 @@
+"""Projections beside recorded runs of other GPUs: which measured latencies lie within the band, and which miss it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from tinygemm.problem import GemmProblem
+from tinygemm.report import costmodel
+from tinygemm.report.against_published import HIT, MISS
+from tinygemm.report.costmodel import CostModel
+from tinygemm.report.evidence import UNCHANGED
+from tinygemm.report.tables import SHAPE
+from tinygemm.runs import Run, load_run, recorded_runs
+
+
+def other_gpus(run: Run) -> list[Run]:
+    """The newest run of every other GPU that is recorded in the same folder, oldest first."""
+    newest = {path.parent.name: path for path in recorded_runs(root=run.path.resolve().parent.parent)
+              if not path.name.endswith("-dirty")}  # fmt: skip
+    return [load_run(path) for gpu, path in newest.items() if gpu != run.gpu["key"]]
+
+
+def compare(model: CostModel, run: Run, others: list[Run]) -> pd.DataFrame:
+    """Every case of the other runs that the model can project, as a CUDA graph with a cold L2.
+
+    Only of code that is the same in both: libraries, and our kernels where both runs recorded the same digest of them.
+
+    model, run: the model and the run that it was fitted to
+    returns:    gpu, run_id (of the other run), backend, M, K, N, measured_us, predicted_us, low_us, high_us, off
+                (predicted / measured - 1), result (hit: the band covers the measured latency; miss)
+    """
+    parts = []
+    for other in others:
+        rows = costmodel.observations(other)
+        digests = {each.provenance.get("kernel_sha256") for each in (run, other)}
+        same = set(model.backends) & (set(UNCHANGED) if len(digests) > 1 or None in digests else set(rows["backend"]))
+        rows = rows[(rows["launch"] == "graph") & rows["backend"].isin(same)]
+        spec = costmodel.spec_of(other)
+        for backend, mine in rows.groupby("backend", sort=False):
+            problems = [GemmProblem(*shape) for shape in zip(mine["M"], mine["N"], mine["K"], strict=True)]
+            projected = costmodel.predict(model, problems, spec, [backend], ["graph"])
+            measured = mine[[*SHAPE, "latency_us"]].rename(columns={"latency_us": "measured_us"})
+            found = projected.rename(columns={"latency_us": "predicted_us"}).merge(measured, on=SHAPE)
+            parts.append(found.assign(gpu=other.gpu["name"], run_id=other.run_id))
+    columns = ["gpu", "run_id", "backend", *SHAPE, "measured_us", "predicted_us", "low_us", "high_us"]
+    table = pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    inside = table["measured_us"].between(table["low_us"], table["high_us"])
+    return table.assign(off=table["predicted_us"] / table["measured_us"] - 1, result=np.where(inside, HIT, MISS))
+
+
+def scores(compared: pd.DataFrame) -> pd.DataFrame:
+    """Hits and cases: gpu, backend, cases, hits, median_off, worst_off, band (high / low, its median)."""
+    compared = compared.assign(
+        size=compared["off"].abs(), hit=compared["result"] == HIT, band=compared["high_us"] / compared["low_us"]
+    )
+    columns = {"cases": ("hit", "size"), "hits": ("hit", "sum"), "median_off": ("size", "median")}
+    columns |= {"worst_off": ("size", "max"), "band": ("band", "median")}
+    return compared.groupby(["gpu", "backend"], sort=False).agg(**columns).reset_index()
