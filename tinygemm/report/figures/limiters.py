@@ -14,7 +14,7 @@ from tinygemm.hardware import GPUS, gpu_key
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import style
 from tinygemm.report.figures.causes import rates
-from tinygemm.report.limiters import BOUND, NOT_A_STALL, STALLS
+from tinygemm.report.limiters import BOUND, NOT_A_STALL, ROUTE, STALLS
 from tinygemm.report.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, primary, usual
 
 READINGS = {
@@ -216,7 +216,10 @@ def _places(rows: pd.DataFrame) -> np.ndarray:
 
 def _name_cases(ax: Axes, rows: pd.DataFrame, y: np.ndarray) -> None:
     """Kernels as tick labels, and above those of each problem its regime, shape and M."""
-    ax.set_yticks(y, [SHORT.get(backend, style.name(backend)) for backend in rows["backend"]], size=9.5)
+    names = rows["backend"].map(lambda backend: SHORT.get(backend, style.name(backend)))
+    if "form" in rows:
+        names = names.where(rows["form"] != ROUTE, "dequantise first")
+    ax.set_yticks(y, names, size=9.5)
     ax.set_ylim(y[-1] + 0.6, -0.3)
     first = ~rows[SHAPE].astype(str).agg("-".join, axis=1).duplicated().to_numpy()
     for at, (_, row) in zip(y[first], rows[first].iterrows(), strict=True):

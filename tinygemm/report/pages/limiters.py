@@ -44,8 +44,9 @@ def rule() -> Markdown:
         f"2. Otherwise *latency* limits it. The reason is that there are fewer programs than SMs, or else what its "
         f"warps wait for most. *Few warps* is added where less than {FEW_WARPS:.0%} of the warps that an "
         f"SM can hold are resident.\n\n"
-        f"Where a counter is within {MARGIN * 100:.0f} points of naming another unit, or none, the answer carries a "
-        f"question mark, and no claim rests on it."
+        f"DRAM, L2 and SM are shares of the whole call; tensor cores, issue slots and warps are of the time in which "
+        f"an SM is active. Where a counter is within {MARGIN * 100:.0f} points of naming another unit, or none, the "
+        f"answer carries a question mark, and no claim rests on it."
     )
 
 
