@@ -180,7 +180,7 @@ def test_suites_are_chosen_by_name_and_all_by_none():
 @pytest.mark.parametrize(
     ("parameters", "profiled"),
     [
-        ({}, [(1, *shape) for shape in STUDY_SHAPES] + [(M, 4096, 14336) for M in (8, 64, 256)]),
+        ({}, [(1, *shape) for shape in STUDY_SHAPES] + [(M, 4096, 14336) for M in (8, 16, 64, 256)]),
         ({"m_list": "8,2", "shapes": "4096,512;4096,1024;4096,14336", "suites": "decode"},
          [(2, 4096, 1024), (2, 4096, 14336), (8, 4096, 14336)]),
         ({"m_list": "8,2", "shapes": "128,64;256,64;512,64", "suites": "decode"}, [(2, 128, 64), (2, 512, 64)]),

@@ -62,10 +62,10 @@ LADDER_BACKENDS = (
 )  # fmt: skip
 
 NARROW, SQUARE, WIDE, TALL = STUDY_SHAPES
-MANY_TOKENS = (8, 64, 256)
+COUNTER_M = (8, 16, 64, 256)  # profiled at the wide projection, beside M = 1 everywhere
 COUNTER_BACKENDS = ("fp16-cublas", "int4-static", "int4")
 COUNTER_PROBLEMS = tuple(
-    GemmProblem(M, N, K) for M, (K, N) in (*((1, shape) for shape in STUDY_SHAPES), *((M, WIDE) for M in MANY_TOKENS))
+    GemmProblem(M, N, K) for M, (K, N) in (*((1, shape) for shape in STUDY_SHAPES), *((M, WIDE) for M in COUNTER_M))
 )
 
 
@@ -152,7 +152,7 @@ def _grids(rep: int) -> tuple[Suite, ...]:
             "crossover", _problems(STUDY_SHAPES, CROSSOVER_M), ("fp16-cublas", "dequant-fp16", "int4-fused", "int4")
         ),
         # profiled at many tokens, and only what was timed is profiled
-        Suite("crossover", _problems([WIDE], MANY_TOKENS[1:]), ("int4-static",)),
+        Suite("crossover", _problems([WIDE], [M for M in COUNTER_M if M not in DECODE_M]), ("int4-static",)),
         Suite(
             "causes",
             _problems(CAUSES_SHAPES, (1,)),
