@@ -73,5 +73,14 @@ def test_only_code_that_is_the_same_in_both_runs_counts(model, run, tmp_path):
     assert set(against_runs.compare(model, both[0], both[1:])["backend"]) == {"fp16-cublas", "aten-int4mm"}
 
 
+def test_a_weight_that_no_group_fits_is_projected_in_fp16(model, run, tmp_path):
+    """K = 448, as of a model on several GPUs: FP16 is timed there."""
+    other = load(tmp_path, "a10g")
+    odd = (other.cases["backend"] == "fp16-cublas") & (other.cases["K"] == 4096) & (other.cases["N"] == 512)
+    other = dataclasses.replace(other, cases=other.cases.assign(K=other.cases["K"].mask(odd, 448)))
+    rows = against_runs.compare(model, run, [other])
+    assert len(rows[rows["K"] == 448]) == odd.sum() > 0
+
+
 def test_without_another_run_nothing_is_claimed(model, run):
     assert judge.projects_to_runs(against_runs.compare(model, run, [])).state == UNDECIDED

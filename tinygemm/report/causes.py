@@ -23,7 +23,7 @@ CAUSES = {
 FROM_PYTHON = {
     cause: tuple((backend, "eager") for backend, _ in ends) for cause, ends in CAUSES.items() if cause != "launch"
 }
-# `int4-no-split` is of this form; where the run timed it, too, nothing but the split differs
+# `int4-no-split` is of this form; where the run timed it, too, only the split differs, and the tile of one warp may
 SAME_FORM = {"too little parallelism": "int4-splitk"}
 # what is left to gain in the tuned kernel, and how far one form of dequantisation is from the other
 LEFTOVERS = {

@@ -68,9 +68,9 @@ def machine_code(run) -> Markdown:
     rows = peers.machine_code(run, limiters.static_file(run.gpu["key"]))
     if rows.empty:
         return Markdown("*The launch configs of this run have no static counts.*")
-    few = rows["fewer_warps"].map({True: "fewer", False: ""})
+    marks = rows["fewer_warps"].map({True: "fewer", False: ""})
     body = table(
-        rows.assign(shape=shape_names(rows), few=few),
+        rows.assign(shape=shape_names(rows), few=marks),
         {
             "variant": ("Format", ""),
             "shape": ("K×N", ""),
@@ -86,15 +86,16 @@ def machine_code(run) -> Markdown:
         caption="What the compiled kernel takes in other formats, and at M = 16, against float16 with symmetric groups "
         "of 128 (M = 16: against M = 8)",
     )
-    compared = rows[rows["ratio"] != 1]  # all but those that the others are divided by
+    plain = rows["variant"] == "float16"
+    kinds = {"Of other formats": rows[~plain], "Of M = 16": rows[plain & (rows["M"] == 16)]}
     counts = [
-        f"{word} fit in {len(part)} cases, of which {int((part['ratio'] > SLOW).sum())} take more than {SLOW:g} times "
-        f"as long"
-        for word, part in (
-            ("Fewer warps", compared[compared["fewer_warps"]]), ("as many or more", compared[~compared["fewer_warps"]])
-        )
-    ]  # fmt: skip
-    sentence = f"{'; '.join(counts)}. The ratio is of times: groups of 64 and 32, and zeros, are more bytes as well."
+        f"{kind}, fewer warps fit in {len(few)} cases, {int((few['ratio'] > SLOW).sum())} of them more than {SLOW:g} "
+        f"times as long; as many or more in {len(rest)}, {int((rest['ratio'] > SLOW).sum())} of them."
+        for kind, part in kinds.items()
+        for few, rest in [(part[part["fewer_warps"]], part[~part["fewer_warps"]])]
+        if len(part)
+    ]
+    sentence = " ".join([*counts, "The ratio is of times: groups of 64 and 32, and zeros, are more bytes as well."])
     return Markdown(f"{body.data}\n\n{sentence}")
 
 

@@ -48,7 +48,7 @@ def elsewhere(model: CostModel | None, run) -> pd.DataFrame:
 
 def no_other_run() -> Markdown:
     """What stands where other runs would be compared, where there are none."""
-    return Markdown("*No run of another GPU with the same code is recorded beside this one.*")
+    return Markdown("*No run of another GPU with the same libraries or kernels is recorded beside this one.*")
 
 
 def other_gpu(model: CostModel | None) -> str:

@@ -65,13 +65,13 @@ def projects(compared: pd.DataFrame) -> Verdict:
 
 
 def projects_to_runs(compared: pd.DataFrame) -> Verdict:
-    """The projection covers nine in ten of the latencies that runs of other GPUs recorded of the same code.
+    """The projection covers nine in ten of what runs of other GPUs recorded of libraries and unchanged kernels.
 
     compared: against_runs.compare
     """
     claim = "Projected to another GPU of which a run is recorded, the bands cover what that run measured"
     if len(compared) < ENOUGH_VALUES:
-        sentence = "No run of another GPU is recorded that timed the same code at enough shapes."
+        sentence = "No run of another GPU is recorded that timed the same libraries or kernels at enough shapes."
         return Verdict(claim, UNDECIDED, sentence, {"cases": float(len(compared))})
     hits, worst = compared["result"] == HIT, compared.loc[compared["off"].abs().idxmax()]
     sentence = (
