@@ -40,17 +40,19 @@ def compare(model: CostModel, published: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).assign(base=model.spec.name, run_id=model.run_id)
 
 
-def scores(compared: pd.DataFrame) -> pd.DataFrame:
+def scores(
+    compared: pd.DataFrame, keys: tuple[str, ...] = ("source_key", "gpu", "backend", "stand_in")
+) -> pd.DataFrame:
     """Hits and cases per source, GPU and backend, and whether the backend itself was modelled or a stand-in.
 
-    returns: source_key, gpu, backend, stand_in, cases, hits, median_off, worst_off, band (high / low, its median)
+    keys:    columns of `compared` to count by
+    returns: keys, cases, hits, median_off, worst_off, band (high / low, its median)
     """
-    keys = ["source_key", "gpu", "backend", "stand_in"]
     band = compared["high"] / compared["low"]
     compared = compared.assign(size=compared["off"].abs(), hit=compared["result"] == HIT, band=band)
     columns = {"cases": ("hit", "size"), "hits": ("hit", "sum"), "median_off": ("size", "median")}
     columns |= {"worst_off": ("size", "max"), "band": ("band", "median")}
-    return compared.groupby(keys, sort=False).agg(**columns).reset_index()
+    return compared.groupby(list(keys), sort=False).agg(**columns).reset_index()
 
 
 def _known(gpu: str) -> GpuSpec | None:

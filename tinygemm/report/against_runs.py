@@ -28,8 +28,8 @@ def compare(model: CostModel, run: Run, others: list[Run]) -> pd.DataFrame:
     where both runs recorded the same digest of them.
 
     model, run: the model and the run that it was fitted to
-    returns:    gpu, run_id (of the other run), backend, M, K, N, measured_us, predicted_us, low_us, high_us, off
-                (predicted / measured - 1), result (hit: the band covers the measured latency; miss)
+    returns:    gpu, run_id (of the other run), backend, M, K, N, measured_us, predicted_us, low and high (of the
+                band, us), off (predicted / measured - 1), result (hit: the band covers the measured latency; miss)
     """
     parts = []
     for other in others:
@@ -46,19 +46,11 @@ def compare(model: CostModel, run: Run, others: list[Run]) -> pd.DataFrame:
             ]
             projected = costmodel.predict(model, problems, spec, [backend], ["graph"])
             measured = mine[[*SHAPE, "latency_us"]].rename(columns={"latency_us": "measured_us"})
-            found = projected.rename(columns={"latency_us": "predicted_us"}).merge(measured, on=SHAPE)
+            found = projected.rename(columns={"latency_us": "predicted_us", "low_us": "low", "high_us": "high"}).merge(
+                measured, on=SHAPE
+            )
             parts.append(found.assign(gpu=other.gpu["name"], run_id=other.run_id))
-    columns = ["gpu", "run_id", "backend", *SHAPE, "measured_us", "predicted_us", "low_us", "high_us"]
+    columns = ["gpu", "run_id", "backend", *SHAPE, "measured_us", "predicted_us", "low", "high"]
     table = pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
-    inside = table["measured_us"].between(table["low_us"], table["high_us"])
+    inside = table["measured_us"].between(table["low"], table["high"])
     return table.assign(off=table["predicted_us"] / table["measured_us"] - 1, result=np.where(inside, HIT, MISS))
-
-
-def scores(compared: pd.DataFrame) -> pd.DataFrame:
-    """Hits and cases: gpu, backend, cases, hits, median_off, worst_off, band (high / low, its median)."""
-    compared = compared.assign(
-        size=compared["off"].abs(), hit=compared["result"] == HIT, band=compared["high_us"] / compared["low_us"]
-    )
-    columns = {"cases": ("hit", "size"), "hits": ("hit", "sum"), "median_off": ("size", "median")}
-    columns |= {"worst_off": ("size", "max"), "band": ("band", "median")}
-    return compared.groupby(["gpu", "backend"], sort=False).agg(**columns).reset_index()

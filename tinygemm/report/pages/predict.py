@@ -147,7 +147,7 @@ def assumptions(model: CostModel) -> pd.DataFrame:
 def hits(scored: pd.DataFrame) -> pd.DataFrame:
     """Scores with names: source, gpu, name, against (what was projected), cases, hits, offs.
 
-    scored: against_published.scores or against_runs.scores
+    scored: against_published.scores
     """
     if "stand_in" in scored:
         against = scored["stand_in"].map(style.name).where(scored["stand_in"] != "", "the same")

@@ -78,7 +78,7 @@ def projects_to_runs(compared: pd.DataFrame) -> Verdict:
         f"Of {len(compared)} cases on {' and '.join(compared['gpu'].unique())}, {hits.sum()} lie within their band; "
         f"the median projection is off by {compared['off'].abs().median():.1%}, the worst by {worst['off']:+.0%} "
         f"({worst['backend']}, M = {worst['M']}, {worst['K']}×{worst['N']}). The claim asks for {COVERED:.0%}; the "
-        f"median band reaches from its lower end to {(compared['high_us'] / compared['low_us']).median():.1f} times "
+        f"median band reaches from its lower end to {(compared['high'] / compared['low']).median():.1f} times "
         f"that."
     )
     numbers = {"cases": len(compared), "share": hits.mean(), "median_off": compared["off"].abs().median()}
