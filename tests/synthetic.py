@@ -110,6 +110,7 @@ class Truth:
             "int4-fused": lambda: (1.30 if problem.M == 1 else 1.38) * load_only * max(1, problem.M / 16),
             "int4-bf16": lambda: 1.33 * load_only,
             "int4-asymmetric": lambda: 1.38 * load_only,
+            "int4-one-row": lambda: 1.32 * load_only,
             "int4-searched": lambda: 1.27 * load_only,
             "int4-step-naive": lambda: 0.9 + 1.63 * load_only,
             "int4-step-lop3": lambda: 0.9 + 1.45 * load_only,

@@ -59,8 +59,8 @@ def test_every_backend_of_the_design_is_registered_under_its_own_name():
         "fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4-ring", "int4-splitk", "int4",
         "int4-serial", "int4-fused", "int4-searched", "int4-no-split", "int4-more-split", "int4-naive-dequant",
         "int4-no-dequant", "int4-step-naive", "int4-step-lop3", "int4-step-early", "int4-bf16", "int4-asymmetric",
-        "int4-load-only", "int4-load-only-serial", "aten-int4mm", "gemlite", "bitsandbytes-nf4", "marlin", "copy",
-        "empty-node",
+        "int4-one-row", "int4-load-only", "int4-load-only-serial", "aten-int4mm", "gemlite", "bitsandbytes-nf4",
+        "marlin", "copy", "empty-node",
     }  # fmt: skip
     assert set(backends.known_names()) == names
     assert set(REPORT_BACKENDS) <= names
@@ -142,6 +142,20 @@ def test_what_isolates_one_cause_computes_the_product_in_the_interpreter(name):
         with emulated():
             errors = backend.check(variant.bind, x, variant.build(packed), packed, reference, backend.tolerance)
         assert errors.rms_err < backend.tolerance.rms_err
+
+
+def test_one_row_of_activations_stands_for_all_in_the_tuned_kernel():
+    problem = GemmProblem(16, 16, 1024)
+    x, packed, reference = operands(problem)
+    backend = backends.BACKENDS["int4-one-row"]
+    (variant,), (tuned,) = (backends.BACKENDS[name].variants(problem, "h200") for name in (backend.name, "int4"))
+    assert (variant.config, variant.source) == (tuned.config, tuned.source)
+    with emulated():
+        out = variant.bind(x, packed)()
+        backend.check(variant.bind, x, packed, packed, reference, backend.tolerance)
+        with pytest.raises(MismatchError):
+            backend.check(tuned.bind, x, packed, packed, reference, backend.tolerance)
+    assert torch.equal(out, out[:1].expand_as(out))
 
 
 def words(config: LaunchConfig) -> int:

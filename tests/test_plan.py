@@ -62,6 +62,7 @@ def test_decode_times_the_reports_contenders_in_graphs_eagerly_and_hot(K, N, M):
         "int4-more-split/M1-K4096-N512-g128/graph-cold",
         "int4/M8-K14336-N4096-g-1/graph-cold",
         "int4-bf16/M8-K4096-N1024-g128/graph-cold",
+        "int4-one-row/M16-K14336-N4096-g128/graph-cold",
         "int4-searched/M1-K5120-N13824-g128/graph-cold",
         "int4/M1-K4096-N4096-g128/graph-warm",
         "fp16-cublas/M1-K4096-N4096-g128/do_bench-cold",

@@ -97,6 +97,7 @@ BACKENDS = {
             tolerance=verify.BF16_TOLERANCE,
         ),
         Backend("int4-asymmetric", _any_problem, own.asymmetric_variants, _asymmetric_bits, check=verify.check_own),
+        Backend("int4-one-row", _any_problem, own.one_row_variants, _int4_bits, check=verify.check_one_row),
         Backend("int4-load-only", _symmetric_only, own.load_only_variants(True), _int4_bits, check=verify.check_reads),
         Backend(
             "int4-load-only-serial",

@@ -76,6 +76,19 @@ def selected_variants(problem: GemmProblem, gpu: str, symmetric: bool = True, ha
     return [Variant(source, "packed", packed_form, lambda x, w: lambda: gemm.gemm(x, w), config)]
 
 
+def one_row_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
+    """`int4` on as many rows of x, all of them the first: the same instructions, for the traffic of one row."""
+    from tinygemm.kernel import gemm
+
+    (selected,) = selected_variants(problem, gpu, symmetric)
+
+    def bind(x, w):
+        row = x[:1].expand_as(x)
+        return lambda: gemm.gemm(row, w)
+
+    return [dataclasses.replace(selected, bind=bind)]
+
+
 def bf16_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
     return selected_variants(problem, gpu, symmetric, half=False)
 

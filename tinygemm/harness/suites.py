@@ -164,6 +164,7 @@ def _grids(rep: int) -> tuple[Suite, ...]:
         ),
         Suite("formats", tuple(formats), ("int4",)),
         Suite("formats", _problems(STUDY_SHAPES, GRID_M), ("int4", "int4-bf16", "int4-asymmetric")),
+        Suite("formats", _problems(STUDY_SHAPES, (8, 16)), ("int4", "int4-one-row")),
         Suite("heldout", _problems(HELD_OUT_SHAPES, GRID_M), ("int4", "int4-searched")),
         Suite(
             "method",

@@ -63,6 +63,11 @@ def check_own(bind, x, weight, packed, reference, tolerance: Tolerance) -> Error
     return check_product(bind, x, weight, packed, quant.reference_gemm(x, weight), tolerance)
 
 
+def check_one_row(bind, x, weight, packed, reference, tolerance: Tolerance) -> Errors:
+    """Compare the product of activations whose rows are all the first one with that row of the reference."""
+    return check_product(bind, x, weight, packed, reference[:1].expand_as(reference), tolerance)
+
+
 def check_dequantised(bind, x, weight, packed, reference, tolerance: Tolerance) -> Errors:
     """Compare the dequantised weight [N, K] with quant.dequantize in float64."""
     import torch

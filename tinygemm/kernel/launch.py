@@ -154,7 +154,7 @@ def _start(key, inputs, work) -> torch.Tensor:
     if (fixed := _fixed_arguments(binary)) is not None:
         space = max((launch.workspace for launch in work.launches if launch.workspace), default=None)
         if space == (0, 0):  # parameters of the kernel all the same
-            pieces = [(*places, (*NOT_NEEDED.addresses, *rest)) for *places, rest in pieces]
+            pieces = [(*where, (*NOT_NEEDED.addresses, *rest)) for *where, rest in pieces]
         if len(_plans) >= MAX_PLANS:
             _plans.clear()
         _plans[key] = Plan(

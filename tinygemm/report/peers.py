@@ -79,10 +79,14 @@ def fraction_of_reads(run, reads: str = OVERLAPPING) -> pd.DataFrame:
     return rows.sort_values(["M", "K", "N"]).reset_index(drop=True)
 
 
-def sixteen_over_eight(run) -> pd.DataFrame:
-    """Latency of `int4` at M = 16 divided by that at M = 8: K, N, value, low, high."""
-    int4 = _of(_primary(run), "int4")
-    return compare(run, int4[int4["M"] == 16], int4[int4["M"] == 8], ["K", "N"])
+def sixteen_over_eight(run, at_sixteen: str = "int4") -> pd.DataFrame:
+    """Latency of `at_sixteen` at M = 16 divided by that of `int4` at M = 8: K, N, value, low, high, left_us, right_us.
+
+    at_sixteen: `int4`, or `int4-one-row`, which has the same instructions and the traffic of one row of activations
+    """
+    cases = _primary(run)
+    sixteen, eight = _of(cases, at_sixteen), _of(cases, "int4")
+    return compare(run, sixteen[sixteen["M"] == 16], eight[eight["M"] == 8], ["K", "N"])
 
 
 def formats(run) -> pd.DataFrame:

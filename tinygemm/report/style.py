@@ -42,6 +42,7 @@ COLOURS = {
     "int4-step-early": "#5FB7A8",
     "int4-bf16": "#4B5FA6",
     "int4-asymmetric": "#86A9D9",
+    "int4-one-row": "#5C9BD1",
     "int4-searched": "#14476B",
     "int4-load-only-serial": "#7CC7A9",
 }
@@ -71,6 +72,7 @@ NAMES = {
     "int4-step-early": "… and an early start",
     "int4-bf16": "INT4, bfloat16 activations",
     "int4-asymmetric": "INT4, with zero points",
+    "int4-one-row": "INT4, one row of activations",
     "int4-searched": "INT4, best config raced",
 }
 MARKERS = {

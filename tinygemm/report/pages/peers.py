@@ -99,6 +99,14 @@ def machine_code(run) -> Markdown:
     return Markdown(f"{body.data}\n\n{sentence}")
 
 
+def sixteen(run) -> pd.DataFrame:
+    """What M = 16 takes beyond M = 8, as it is and with one row of activations, where both were timed: shape, right_us
+    (M = 8), left_us (M = 16) and interval (of their ratio), one_row_us and one_row_interval."""
+    rows, alike = (ratio_rows(peers.sixteen_over_eight(run, name)) for name in ("int4", "int4-one-row"))
+    alike = alike.rename(columns={"left_us": "one_row_us", "interval": "one_row_interval"})
+    return rows.merge(alike[["K", "N", "one_row_us", "one_row_interval"]], on=["K", "N"])
+
+
 def ratio_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of a comparison with their shape, and their interval in words."""
     shape = shape_names(rows)

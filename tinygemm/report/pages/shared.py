@@ -39,6 +39,7 @@ WHAT = {
     "int4-searched": "the fastest of the selected config and those that a rough model ranks first for this shape",
     "int4-bf16": "the tuned kernel with bfloat16 activations",
     "int4-asymmetric": "the tuned kernel with a zero point for every group",
+    "int4-one-row": "the tuned kernel on as many tokens that share one row of activations: the traffic of one",
     "int4-step-naive": "K split over warps and programs, words loaded as tensor-core operands, naive dequantisation",
     "int4-step-lop3": "the same, dequantised by lop3",
     "int4-step-early": "the same, weights requested before the kernel before it has finished",

@@ -12,6 +12,7 @@ from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED, Verdict
 MEAN_OVER_PEERS, LEAST_OVER_PEERS = 1.6, 1.25
 LEAST_OF_READS = {1: 0.90, 8: 0.85}
 MOST_SIXTEEN_OVER_EIGHT = 1.15
+ONE_ROW = "M = 16 with the activation traffic of one token"
 MOST_OF_FORMAT = {"bfloat16": 1.05, "asymmetric": 1.10}
 MOST_OVER_BYTES = 1.10  # other group sizes, beyond the bytes that their scales add
 MOST_OVER_SEARCHED = 1.10
@@ -19,7 +20,7 @@ MOST_OVER_SEARCHED = 1.10
 
 def of_peers(run) -> dict[str, Verdict]:
     """Every verdict of the chapter: peers, peers_serial, reads_1, reads_8, reads_serial_1, reads_serial_8, sixteen,
-    bfloat16, asymmetric, groups, heldout."""
+    one_row, bfloat16, asymmetric, groups, heldout."""
     formats = named(peers.formats(run))
     found = {
         "peers": faster_than_peers(run, peers.contest(run)),
@@ -28,6 +29,7 @@ def of_peers(run) -> dict[str, Verdict]:
     for M in LEAST_OF_READS:
         found |= {f"reads_{M}": close_to_reads(run, M), f"reads_serial_{M}": close_to_reads(run, M, peers.SERIAL)}
     found["sixteen"] = sixteen_costs_no_more(peers.sixteen_over_eight(run))
+    found["one_row"] = sixteen_costs_no_more(peers.sixteen_over_eight(run, "int4-one-row"), ONE_ROW)
     found |= {variant: format_costs_little(formats, variant) for variant in MOST_OF_FORMAT}
     return found | {"groups": groups_cost_their_bytes(formats), "heldout": rule_serves_other_shapes(run)}
 
@@ -91,11 +93,11 @@ def close_to_reads(run, M: int = 1, reads: str = peers.OVERLAPPING) -> Verdict:
     )
 
 
-def sixteen_costs_no_more(rows: pd.DataFrame) -> Verdict:
-    """rows: peers.sixteen_over_eight"""
-    claim = f"M = 16 takes at most {MOST_SIXTEEN_OVER_EIGHT:g} times as long as M = 8"
+def sixteen_costs_no_more(rows: pd.DataFrame, what: str = "M = 16") -> Verdict:
+    """rows: peers.sixteen_over_eight; what: the subject of the claim"""
+    claim = f"{what} takes at most {MOST_SIXTEEN_OVER_EIGHT:g} times as long as M = 8"
     names = [f"{row['K']}×{row['N']}" for _, row in rows.iterrows()]
-    return at_most(claim, rows.assign(name=names), MOST_SIXTEEN_OVER_EIGHT, "This run did not time M = 8 and M = 16.")
+    return at_most(claim, rows.assign(name=names), MOST_SIXTEEN_OVER_EIGHT, f"This run did not time M = 8 and {what}.")
 
 
 def format_costs_little(rows: pd.DataFrame, variant: str) -> Verdict:
