@@ -73,6 +73,7 @@ def test_bfloat16_activations(config, group_size, symmetric):
 TOKENS = {  # one, one less than a tile holds, a full tile, more than one
     STATIC: (1, 15, 16, 19),
     SPLITK: (1, 7, 8, 19),
+    replace(SPLITK, block_k=2048, num_warps=16): (1, 8),
     replace(SPLITK, block_m=16): (1, 15, 16, 19),
     replace(RING, block_m=1): (1, 3),
     replace(RING, block_m=2): (1, 2, 3),

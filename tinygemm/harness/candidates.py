@@ -12,10 +12,10 @@ from tinygemm.problem import GemmProblem
 
 LATENCY_US = 0.8  # one trip to DRAM and back under load, about the same on every GPU of these years
 L2_OVER_DRAM = 3.0  # L2 bandwidth over DRAM bandwidth, of the order of both Ampere and Hopper
-SPLITS = (1, 2, 3, 4, 6, 8, 10, 16)
+BLOCKS_N, WARPS = (16, 32, 64), (1, 2, 4, 8, 16)
+SPLITS = {"splitk": (1, 2, 4, 6, 10), "fp16": (1, 2, 4, 6, 10), "ring": (1, 2, 4, 6), "load-only": (1, 2, 4, 8)}
 WORDS = {"splitk": (8, 16, 32), "load-only": (32, 64), "fp16": (32, 64)}
 WARPS_PER_SM = (0.9, 40)  # programs that leave most of the GPU idle, or queue many deep, are not worth timing
-LIMITS = (0, 128, 168)  # of registers; by 128 or less, twice as many warps fit as above
 
 
 def candidates_of(form: str, problem: GemmProblem, sm_count: int) -> list[LaunchConfig]:
@@ -31,22 +31,26 @@ def candidates(form: str, M: int) -> list[LaunchConfig]:
         return _rings(M)
     block_m = rows_of_x(form, M)
     found = []
-    splits = SPLITS if form != "load-only" else SPLITS[:2] + SPLITS[3:6:2]
-    for block_n, warps, split_k, steps in itertools.product((16, 32, 64), (1, 2, 4, 8), splits, (1, 2, 4)):
+    for block_n, warps, split_k, steps in itertools.product(BLOCKS_N, WARPS, SPLITS[form], (1, 2, 4)):
         words = block_n * steps // 2 * (4 if form == "fp16" else 1)  # registers of a thread that wait for weights
         if words not in WORDS[form] or not 4 <= warps * split_k <= 64:
             continue
         # the compiler's own limit would make it request part of x late where 32 registers wait for weights
-        for limit in LIMITS[1:] if form == "splitk" and words == 32 else (0,):
+        for limit in limits(warps) if form == "splitk" and words == 32 else (0,):
             found.append(LaunchConfig(form, block_m, block_n, 128 * warps * steps, split_k, warps, 1, limit))
     return found
+
+
+def limits(num_warps: int) -> tuple[int, ...]:
+    """Limits of registers worth trying: what all of them may take, and what lets one program more into an SM."""
+    return (96, 128) if num_warps == 16 else (128, 168)
 
 
 def _rings(M: int) -> list[LaunchConfig]:
     """Rings that fit into shared memory, as long as they can be and somewhat shorter."""
     block_m = rows_of_x("ring", M)
     found = []
-    for block_n, warps, split_k in itertools.product((16, 32, 64), (2, 4, 8), (1, 2, 3, 4, 6, 8)) if block_m else ():
+    for block_n, warps, split_k in itertools.product(BLOCKS_N, WARPS[1:], SPLITS["ring"]) if block_m else ():
         longest = SHARED_BYTES // (warps * (66 * block_n + 256 * block_m))
         for stages in {longest, min(longest, 5), min(longest, 3)} - {0, 1}:
             if 4 <= warps * split_k <= 32:
@@ -89,10 +93,11 @@ def variants(configs: list[LaunchConfig]) -> list[LaunchConfig]:
     Where registers are short, above all in formats that take more of them, one of these is often faster.
     """
     found = list(configs)
-    for config, max_registers in itertools.product(configs, LIMITS):
-        found.append(replace(config, max_registers=max_registers))
-        if config.form != "ring" and config.block_k >= 256 * config.num_warps:
-            found.append(replace(found[-1], block_k=config.block_k // 2))
+    for config in configs:
+        for max_registers in (0, *limits(config.num_warps)):
+            found.append(replace(config, max_registers=max_registers))
+            if config.form != "ring" and config.block_k >= 256 * config.num_warps:
+                found.append(replace(found[-1], block_k=config.block_k // 2))
     return list(dict.fromkeys(found))
 
 
