@@ -275,6 +275,56 @@ def test_a_known_call_asks_torch_for_one_tensor_and_nothing_else(version, kernel
     assert allocated == [(1, N)] * 3
 
 
+class Counters:
+    """Counters of a GPU that is not here: on the CPU, with a note of every set that is zeroed while a call is captured.
+
+    A set that a graph zeroes itself is a node between two kernels: the second cannot start early, and both are slow.
+    """
+
+    def __init__(self, monkeypatch):
+        self.capturing, self.zeroed_in_a_graph = False, 0
+        monkeypatch.setattr(launch, "_stream_workspaces", {})
+        monkeypatch.setattr(launch, "_captured_counters", {})
+        monkeypatch.setattr(launch, "_zeros", self.zeros)
+        monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 7, raising=False)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+
+    def zeros(self, count, device):
+        self.zeroed_in_a_graph += self.capturing
+        return torch.zeros(count, dtype=torch.int32)
+
+    def eager(self, partials=64, counters=4):
+        return launch.workspace(partials, counters, torch.device("cuda", 0))
+
+    def captured(self, partials=64, counters=4):
+        self.capturing = True
+        space = self.eager(partials, counters)
+        self.capturing = False
+        return space
+
+
+def test_a_captured_call_finds_zeroed_counters_also_after_graphs_were_forgotten(monkeypatch):
+    gpu = Counters(monkeypatch)
+    for _ in range(3):
+        gpu.eager()
+        sets = [gpu.captured().tensors[1] for _ in range(3)]
+        assert len({counters.data_ptr() for counters in sets}) == 3
+        assert gpu.zeroed_in_a_graph == 0
+        launch.forget_captured_counters()
+
+
+def test_a_captured_call_zeroes_counters_itself_where_there_are_none(monkeypatch):
+    gpu = Counters(monkeypatch)
+    gpu.captured()
+    assert gpu.zeroed_in_a_graph == 1, "no eager call came before it"
+    gpu.eager()
+    gpu.captured(counters=launch.CAPTURED_COUNTERS)
+    assert gpu.zeroed_in_a_graph == 1
+    gpu.captured()
+    assert gpu.zeroed_in_a_graph == 2, "the pool is used up"
+
+
 def test_plans_do_not_pile_up(version, kernel, monkeypatch):
     monkeypatch.setattr(launch, "MAX_PLANS", 3)
     for M in range(1, 8):

@@ -13,7 +13,12 @@ from tinygemm.problem import GemmProblem
 LATENCY_US = 0.8  # one trip to DRAM and back under load, about the same on every GPU of these years
 L2_OVER_DRAM = 3.0  # L2 bandwidth over DRAM bandwidth, of the order of both Ampere and Hopper
 BLOCKS_N, WARPS = (16, 32, 64), (1, 2, 4, 8, 16)
-SPLITS = {"splitk": (1, 2, 4, 6, 10), "fp16": (1, 2, 4, 6, 10), "ring": (1, 2, 4, 6), "load-only": (1, 2, 4, 8)}
+SPLITS = {
+    "splitk": (1, 2, 3, 4, 6, 8, 10, 16),
+    "fp16": (1, 2, 3, 4, 6, 8, 10, 16),
+    "ring": (1, 2, 3, 4, 6, 8),
+    "load-only": (1, 2, 4, 8),
+}
 WORDS = {"splitk": (8, 16, 32), "load-only": (32, 64), "fp16": (32, 64)}
 WARPS_PER_SM = (0.9, 40)  # programs that leave most of the GPU idle, or queue many deep, are not worth timing
 

@@ -228,22 +228,25 @@ def workspace(partials: int, counters: int, device: torch.device) -> Workspace:
             return _new_workspace(partials, _zeros(counters, device))
         taken, pool[0] = pool[0][:counters], pool[0][counters:]
         return _new_workspace(partials, taken)
+    if device.index not in _captured_counters:
+        pool = [_zeros(CAPTURED_COUNTERS, device)]
+        torch.cuda.synchronize(device)  # once per process and GPU: every stream must see the zeros
+        _captured_counters[device.index] = pool
     key = (device.index, torch._C._cuda_getCurrentRawStream(device.index))  # what torch.cuda.current_stream wraps
     held = _stream_workspaces.get(key)
     sizes = (0, 4096) if held is None else [tensor.numel() for tensor in held.tensors]
     if sizes[0] >= partials and sizes[1] >= counters:
         return held
-    if device.index not in _captured_counters:
-        pool = [_zeros(CAPTURED_COUNTERS, device)]
-        torch.cuda.synchronize(device)  # once per process and GPU: every stream must see the zeros
-        _captured_counters[device.index] = pool
     held = _new_workspace(max(partials, sizes[0]), _zeros(max(counters, sizes[1]), device))
     _stream_workspaces[key] = held
     return held
 
 
 def forget_captured_counters() -> None:
-    """Start new pools of counters: for a caller who knows that no graph captured so far will be replayed again."""
+    """Start new pools of counters, with the next eager call on each GPU.
+
+    For a caller who knows that no graph captured so far will be replayed again.
+    """
     _captured_counters.clear()
 
 
