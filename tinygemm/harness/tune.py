@@ -33,7 +33,7 @@ from tinygemm.problem import GemmProblem
 # what a config is tuned for: every config of these M is timed; then, for those between, only the best of them
 FULL_M = (1, 8, 16)
 MANY_M = (24, 32, 48, 64, 96, 128, 192, 256)  # where the fused kernel may lose to dequantising first
-SCREEN_REP, FINAL_REP, FINALISTS = 3, 15, 6
+SCREEN_REP, FINAL_REP, FINALISTS = 3, 15, 8
 PROJECTION_M = (1, 8)
 PROMISING = 20  # of a form, by the rough model: what is timed of a shape that is not searched in full
 OTHER_FORMATS = (Format(half=False), Format(symmetric=False), Format(64), Format(32))
