@@ -257,7 +257,8 @@ def asymmetric_configs(name, problem, gpu) -> list[LaunchConfig]:
     if name == "int4-more-split":
         return [replace(config, split_k=2 * config.split_k)]
     if name == "int4-no-dequant" and config.max_registers:
-        return [replace(config, max_registers=own.UNSPILLED)]
+        unspilled = min(own.UNSPILLED, own.REGISTERS // (32 * config.num_warps))
+        return list(dict.fromkeys([config, replace(config, max_registers=unspilled)]))
     if name == "int4-serial":
         each = [select(problem, gpu, form, symmetric=False)[0] for form in ("splitk", "ring")]
         return list(dict.fromkeys([config, *each]))
@@ -307,10 +308,19 @@ def test_some_config_of_the_study_has_a_limit_of_registers_to_lose():
 def test_without_dequantisation_a_limit_of_registers_is_one_that_it_keeps(limit, monkeypatch):
     tuned = LaunchConfig("splitk", 8, 32, 2048, 1, 8, 1, limit)
     monkeypatch.setattr(own, "select", lambda *_, **__: (tuned, "table"))
-    (variant,) = backends.BACKENDS["int4-no-dequant"].variants(PROBLEM, "h200")
-    assert variant.config == replace(tuned, max_registers=own.UNSPILLED if limit else 0)
+    raced = backends.BACKENDS["int4-no-dequant"].variants(PROBLEM, "h200")
+    assert {variant.config.max_registers for variant in raced} == {limit, 168 if limit else 0}
+    assert len({variant.source for variant in raced}) == len(raced)
     (naive,) = backends.BACKENDS["int4-naive-dequant"].variants(PROBLEM, "h200")
     assert naive.config == tuned
+
+
+def test_without_dequantisation_a_program_of_many_warps_still_fits_into_an_sm(monkeypatch):
+    tuned = LaunchConfig("splitk", 8, 16, 4096, 1, 16, 1, 96)
+    monkeypatch.setattr(own, "select", lambda *_, **__: (tuned, "table"))
+    raced = backends.BACKENDS["int4-no-dequant"].variants(PROBLEM, "h200")
+    assert [variant.config.max_registers for variant in raced] == [96, 128]
+    assert all(32 * 16 * variant.config.max_registers <= 65536 for variant in raced)
 
 
 def test_the_asymmetric_twin_has_the_codes_and_scales_of_int4_and_zeros_that_matter():

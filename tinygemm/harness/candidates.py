@@ -24,10 +24,14 @@ WARPS_PER_SM = (0.9, 40)  # programs that leave most of the GPU idle, or queue m
 
 
 def candidates_of(form: str, problem: GemmProblem, sm_count: int) -> list[LaunchConfig]:
-    """The launch configs of a form worth timing on a problem; a yardstick that reads no x is tuned once, at M = 1."""
+    """The launch configs of a form worth timing on a problem, cut to the K there is.
+
+    A yardstick that reads no x is tuned once, at M = 1.
+    """
     if form == "load-only" and problem.M != 1:
         return []
-    return [config for config in candidates(form, problem.M) if fits(config, problem, sm_count)]
+    cut = dict.fromkeys(fitted(config, problem) for config in candidates(form, problem.M))
+    return [config for config in cut if fits(config, problem, sm_count)]
 
 
 def candidates(form: str, M: int) -> list[LaunchConfig]:
@@ -64,8 +68,8 @@ def _rings(M: int) -> list[LaunchConfig]:
 
 
 def fits(config: LaunchConfig, problem: GemmProblem, sm_count: int) -> bool:
-    """Whether a config is worth timing: whole tiles of N, no warp or share without K, not too few or many warps."""
-    if problem.N % config.block_n or fitted(config, problem) != config or not serves(config, problem):
+    """Whether a config that was cut to K is worth timing: whole tiles of N, not too few or many warps."""
+    if problem.N % config.block_n or not serves(config, problem):
         return False
     if config.form == "load-only" and config.split_k > problem.K // config.block_k:
         return False

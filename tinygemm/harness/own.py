@@ -17,6 +17,7 @@ ASYMMETRIC_SEED = 2
 FUSED_FORMS = tuple(form for form in FORMS if form != "static")
 ONE_WARP_TILES = (16, 32, 64)  # block_n that `int4-no-split` races
 UNSPILLED = 168  # registers with which `int4-no-dequant` spills nothing, in any launch config that is searched
+REGISTERS = 65536  # of an SM, on every GPU since Volta
 
 # --- fp16 -----------------------------------------------------------------------------------------------------------
 
@@ -134,16 +135,26 @@ def form_variants(form: str):
 
 
 def twin_variants(dequant: str = "fast", dependent_launch: bool = True, add_warps: bool = True, form: str = "fused"):
-    """The tuned kernel with something done otherwise, in the launch config of `int4`, or of its splitk form."""
+    """The tuned kernel with something done otherwise, in the launch config of `int4`, or of its splitk form.
+
+    Without dequantisation other values are alive at once, and the limit of registers may be one that keeps some of them
+    in memory: there the kernel races itself under a limit that does not.
+    """
 
     def variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
         from tinygemm.kernel import twins
 
         config, source = select(problem, gpu, form, symmetric)
-        if dequant == "none" and config.max_registers:  # under the tightest limit it keeps some in memory
-            config = dataclasses.replace(config, max_registers=UNSPILLED)
-        bind = lambda x, w: lambda: twins.twin_gemm(x, w, config, dequant, dependent_launch, add_warps)  # noqa: E731
-        return [Variant(source, "packed", packed_form, bind, config)]
+        configs = {config: source}
+        if dequant == "none" and config.max_registers:
+            limit = min(UNSPILLED, REGISTERS // (32 * config.num_warps))
+            configs.setdefault(dataclasses.replace(config, max_registers=limit), f"{source}, {limit} registers")
+
+        def variant(config, source: str) -> Variant:
+            bind = lambda x, w: lambda: twins.twin_gemm(x, w, config, dequant, dependent_launch, add_warps)  # noqa: E731
+            return Variant(source, "packed", packed_form, bind, config)
+
+        return [variant(config, source) for config, source in configs.items()]
 
     return variants
 
