@@ -110,9 +110,10 @@ class TestRecordedRun:
         assert tables.copy_bandwidth_gb_s(table) > 0
         assert tables.empty_node_us(table) > 0
         rows = tables.primary(table)
-        # reading alone runs a little faster than copying, which also writes
+        # reading alone runs a little faster than copying, which also writes; an empty node is no part of the bound, for
+        # calls that overlap need not pay it
         products = rows[~rows["backend"].isin([*tables.NO_PRODUCT, *READ_ONLY])]
-        assert (products["frac_floor"].dropna() < 1.1).all()
+        assert (products["achieved_gb_s"].dropna() < 1.1 * tables.copy_bandwidth_gb_s(table)).all()
         # reads that wait for no x overlap from call to call, so only the memory itself bounds them
         assert (rows["achieved_gb_s"].dropna() < GPUS[run.gpu["key"]].dram_gb_s).all()
 

@@ -54,6 +54,11 @@ def test_the_factors_of_a_path_multiply_to_the_total_within_its_interval(load):
         np.testing.assert_array_equal(path["right_us"].iloc[:-1], path["left_us"].iloc[1:])
 
 
+@pytest.mark.parametrize(("factor", "told"), [(1.0, "In none of 4 cases"), (1.5, "In 4 of 4 cases")])
+def test_where_the_kernel_is_slower_without_dequantisation_the_page_says_so(load, factor, told):
+    assert told in pages.decomposition.slower_without(decomposition.steps(load({"int4-no-dequant": factor}))).data
+
+
 @pytest.mark.parametrize(
     ("factor", "step"), [("fp16-triton", "kernel"), ("int4-load-only", "fewer bytes"), ("int4", "dequantise")]
 )

@@ -74,7 +74,19 @@ def test_a_slow_host_bounds_every_call_and_the_page_says_so(tmp_path):
     slow = load(tmp_path, host_us=400.0)
     found = launch.host_bound(tables.report_table(slow))
     assert found["first_free_N"] != found["first_free_N"]
-    assert "the device needs less at every N measured" in pages.launch.host_bound(tables.report_table(slow)).data
+    assert "and clearly longer at no N measured" in pages.launch.host_bound(tables.report_table(slow)).data
+
+
+def test_a_call_as_long_as_the_host_takes_is_neither_bound_by_it_nor_free_of_it(run):
+    """Planted: the widest call takes what the host does at the narrowest."""
+    table = tables.report_table(run)
+    host = table[(table["backend"] == "int4") & (table["launch"] == "eager") & (table["N"] == 512)].iloc[0]
+    ends = ["latency_us_low", "latency_us_p50", "latency_us_high"]
+    wide = (table["N"] == 28672) & (table["launch"] == "graph") & (table["backend"] == "int4")
+    table.loc[wide, ends] = host[ends].to_numpy()
+    found = launch.host_bound(table)
+    assert found["last_bound_N"] < 28672
+    assert found["first_free_N"] != 28672
 
 
 def test_host_costs_are_taken_where_the_device_has_least_to_do(run):

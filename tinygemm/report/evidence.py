@@ -83,10 +83,12 @@ def beside_others(run) -> pd.DataFrame:
     """One kernel timed in several groups of contenders: the largest time over the smallest, for kernels that read no x
     and so do the same work at every M.
 
-    returns: backend, K, N, n (groups), right_us and left_us (least and most), value = left / right, low, high (from the
-             intervals of both; that they are the extremes of n is not in them), apart_us = left - right
+    returns: backend, K, N, n (groups), right_us and left_us (least and most), right_contenders and left_contenders
+             (timed in these groups), value = left / right, low, high (from the intervals of both; that they are the
+             extremes of n is not in them), apart_us = left - right
     """
     cases = primary_cases(run.cases)
+    contenders = problem_of(cases[cases["status"] == "ok"]).value_counts()
     table = _summary(cases[cases["backend"].isin(WITHOUT_X)], run.samples)
     rows = []
     keys = ["backend", "K", "N", "group_size", _config(table, LAUNCH_CONFIG)]
@@ -96,10 +98,12 @@ def beside_others(run) -> pd.DataFrame:
             rows.append({
                 "backend": backend, "K": K, "N": N, "n": len(same),
                 "right_us": least["latency_us_p50"], "left_us": most["latency_us_p50"],
+                "right_contenders": contenders[least["problem"]], "left_contenders": contenders[most["problem"]],
                 "low": most["latency_us_low"] / least["latency_us_high"],
                 "high": most["latency_us_high"] / least["latency_us_low"],
             })  # fmt: skip
-    rows = pd.DataFrame(rows, columns=["backend", "K", "N", "n", "right_us", "left_us", "low", "high"])
+    sides = [f"{side}_{what}" for what in ("us", "contenders") for side in ("right", "left")]
+    rows = pd.DataFrame(rows, columns=["backend", "K", "N", "n", *sides, "low", "high"])
     return rows.assign(value=rows["left_us"] / rows["right_us"], apart_us=rows["left_us"] - rows["right_us"])
 
 

@@ -81,17 +81,18 @@ def host_steadiness(table: pd.DataFrame, backend: str = "int4-load-only") -> pd.
 def host_bound(table: pd.DataFrame, backend: str = "int4", M: int = 1, K: int = 4096) -> dict[str, float]:
     """Up to which N the host bounds an eager call: there, the device would be done before the host can launch again.
 
-    returns: host_us (eager time at the narrowest N), last_bound_N and first_free_N (NaN where there is none),
-             widest_N; empty where the run did not time it
+    returns: host_us (eager time at the narrowest N), last_bound_N and first_free_N (the device clearly needs less, or
+             more, by the 95 % intervals; NaN where there is none), widest_N; empty where the run did not time it
     """
     rows = _cold(table)
     rows = rows[(rows["backend"] == backend) & (rows["M"] == M) & (rows["K"] == K)].drop_duplicates(["launch", "N"])
-    wide = rows.pivot(index="N", columns="launch", values="latency_us_p50").reindex(columns=["graph", "eager"]).dropna()
-    if wide.empty:
+    ends = ["latency_us_low", "latency_us_p50", "latency_us_high"]
+    wide = rows.pivot(index="N", columns="launch", values=ends).dropna()
+    if not {"graph", "eager"} <= set(rows["launch"]) or wide.empty:
         return {}
-    host = float(wide["eager"].iloc[0])
-    bound = wide.index[wide["graph"] < host]
-    free = wide.index[wide["graph"] >= host]
+    low, host, high = (float(wide[end, "eager"].iloc[0]) for end in ends)
+    bound = wide.index[wide["latency_us_high", "graph"] < low]
+    free = wide.index[wide["latency_us_low", "graph"] > high]
     return {
         "host_us": host,
         "last_bound_N": float(bound.max()) if len(bound) else float("nan"),

@@ -79,14 +79,13 @@ def fraction_of_reads(run, reads: str = OVERLAPPING) -> pd.DataFrame:
     return rows.sort_values(["M", "K", "N"]).reset_index(drop=True)
 
 
-def sixteen_over_eight(run, at_sixteen: str = "int4") -> pd.DataFrame:
-    """Latency of `at_sixteen` at M = 16 divided by that of `int4` at M = 8: K, N, value, low, high, left_us, right_us.
+def sixteen_over_eight(run, backend: str = "int4") -> pd.DataFrame:
+    """Latency at M = 16 divided by that at M = 8: K, N, value, low, high, left_us (M = 16), right_us (M = 8).
 
-    at_sixteen: `int4`, or `int4-one-row`, which has the same instructions and the traffic of one row of activations
+    backend: `int4`, or `int4-one-row`, which has the same instructions and the traffic of one row of activations
     """
-    cases = _primary(run)
-    sixteen, eight = _of(cases, at_sixteen), _of(cases, "int4")
-    return compare(run, sixteen[sixteen["M"] == 16], eight[eight["M"] == 8], ["K", "N"])
+    cases = _of(_primary(run), backend)
+    return compare(run, cases[cases["M"] == 16], cases[cases["M"] == 8], ["K", "N"])
 
 
 def formats(run) -> pd.DataFrame:

@@ -47,6 +47,22 @@ def factor_columns(columns: dict[str, str] = FACTORS) -> dict[str, tuple[str, st
     return {"shape": ("K×N", ""), "M": ("M", "d")} | {step: (heading, "") for step, heading in columns.items()}
 
 
+def slower_without(steps: pd.DataFrame) -> Markdown:
+    """In how many cases the kernel without dequantisation is the slower one, so that two factors mean little."""
+    rows = steps[steps["step"] == "dequantise"].dropna(subset=["low"])
+    if rows.empty:
+        return lacks("the kernel without its dequantisation")
+    slower = rows[rows["low"] > 1].sort_values("value", ascending=False)
+    if slower.empty:
+        return Markdown(f"In none of {len(rows)} cases is the kernel clearly slower without its dequantisation.")
+    worst = slower.iloc[0]
+    return Markdown(
+        f"In {len(slower)} of {len(rows)} cases the kernel is clearly slower *without* its dequantisation, by up to "
+        f"{worst['value']:.2f} times ({shape_names(slower.head(1)).iloc[0]}, M = {worst['M']:.0f}): there the last two "
+        "factors mean little one by one, only their product does."
+    )
+
+
 def has_path(steps: pd.DataFrame, M: int) -> bool:
     """Whether any problem of these tokens was timed all the way from FP16 to INT4."""
     return any(len(decomposition.path(rows)) for _, rows in steps[steps["M"] == M].groupby("problem"))

@@ -24,7 +24,9 @@ BESIDE = {
     "shape": ("K×N", ""),
     "n": ("Groups", ".0f"),
     "right_us": ("least, µs", ".2f"),
+    "right_contenders": ("contenders there", ".0f"),
     "left_us": ("most, µs", ".2f"),
+    "left_contenders": ("contenders there", ".0f"),
     "apart_us": ("apart, µs", ".2f"),
     "value": ("ratio", ".3f"),
 }
@@ -78,7 +80,11 @@ def repeats(run, within: pd.DataFrame, older: list, between: list[pd.DataFrame])
 
 
 def by_backend(rows: pd.DataFrame) -> pd.DataFrame:
-    """evidence.agreement by backend: how many cases compare like with like, and how far those lie apart, else all."""
+    """evidence.agreement by backend: how many cases compare like with like, and how far those lie apart, else all.
+
+    Graphs only: calls from Python time the host.
+    """
+    rows = rows[rows["launch"] == "graph"]
     counts = rows.groupby("backend", sort=False)["unchanged"].agg(n="size", unchanged="sum")
     comparable = rows["unchanged"] | ~rows["backend"].map(counts["unchanged"] > 0)
     table = rows[comparable].groupby("backend", sort=False).agg(

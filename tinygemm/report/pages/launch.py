@@ -67,11 +67,13 @@ def host_bound(table: pd.DataFrame, K: int = 4096) -> Markdown:
             continue
         name, host, last = style.name(backend), found["host_us"], found["last_bound_N"]
         if math.isnan(last):
-            where = "the device needs longer at every N measured"
+            where = "the device needs less at no N measured"
         elif math.isnan(found["first_free_N"]):
-            where = f"the device needs less at every N measured, up to {found['widest_N']:.0f}"
+            where = f"the device needs less up to N = {last:.0f}, and clearly longer at no N measured"
         else:
-            where = f"the device needs less up to N = {last:.0f}, and longer from N = {found['first_free_N']:.0f}"
+            where = (
+                f"the device needs less up to N = {last:.0f}, and clearly longer from N = {found['first_free_N']:.0f}"
+            )
         sentences.append(f"{name} takes {host:.1f} µs at the narrowest N; {where}.")
     return Markdown(" ".join(sentences) or f"*This run did not time K = {K} from Python and as a graph.*")
 

@@ -101,10 +101,11 @@ def machine_code(run) -> Markdown:
 
 def sixteen(run) -> pd.DataFrame:
     """What M = 16 takes beyond M = 8, as it is and with one row of activations, where both were timed: shape, right_us
-    (M = 8), left_us (M = 16) and interval (of their ratio), one_row_us and one_row_interval."""
+    (M = 8), left_us (M = 16) and interval (of their ratio), and the last three of rows alike with `alike_` before."""
     rows, alike = (ratio_rows(peers.sixteen_over_eight(run, name)) for name in ("int4", "int4-one-row"))
-    alike = alike.rename(columns={"left_us": "one_row_us", "interval": "one_row_interval"})
-    return rows.merge(alike[["K", "N", "one_row_us", "one_row_interval"]], on=["K", "N"])
+    alike = alike[["K", "N", "right_us", "left_us", "interval"]]
+    alike = alike.rename(columns={name: f"alike_{name}" for name in ("right_us", "left_us", "interval")})
+    return rows.merge(alike, on=["K", "N"])
 
 
 def ratio_rows(rows: pd.DataFrame) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from tinygemm.report import against_published, against_runs, costmodel, extrapol
 from tinygemm.report.costmodel import MEASURED, PREDICTED, CostModel
 from tinygemm.report.costterms import META
 from tinygemm.report.tables import BASELINE, SHAPE, primary
+from tinygemm.report.verdicts.costmodel import WORST_ERROR
 
 PROJECTED = "projected"
 SHOWN_FIRST = "a10g"
@@ -98,6 +99,26 @@ def errors(left_out: pd.DataFrame) -> pd.DataFrame:
     order = {backend: i for i, backend in enumerate(style.in_order(table["backend"]))}
     table = table.sort_values(["launch", "backend"], key=_place(order), ascending=True)
     return table.assign(name=table["backend"].map(style.name))
+
+
+def configs_of_misses(run, left_out: pd.DataFrame, backend: str = "int4") -> Markdown:
+    """Whether the cases that the model misses by more than 25 % ran in launch configs that nobody had tuned for them.
+
+    left_out: costmodel.leave_one_out(run)
+    """
+    keys = ["backend", "launch", *SHAPE]
+    source = primary(run.cases).drop_duplicates(keys)[[*keys, "config_source"]]
+    rows = left_out[left_out["backend"] == backend].merge(source, on=keys)
+    missed = rows[rows["error"].abs() > WORST_ERROR]
+    if missed.empty:
+        return Markdown(f"Of {style.name(backend)} no case in a graph is missed by more than {WORST_ERROR:.0%}.")
+    by_rule = (missed["config_source"] == "rule").sum()
+    return Markdown(
+        f"Of {style.name(backend)}, {len(missed)} of {len(rows)} cases in graphs are missed by more than "
+        f"{WORST_ERROR:.0%}, and {by_rule} of these ran in a launch config of the rule for untuned shapes. "
+        "The model knows how many programs a config makes, but not whether it suits the shape; where it does not, it "
+        "predicts too short a time."
+    )
 
 
 def speedups(model: CostModel | None, table: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> pd.DataFrame:

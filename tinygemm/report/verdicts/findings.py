@@ -209,17 +209,18 @@ def _cause(row: pd.Series) -> tuple[str, str]:
 
 def _by_naive_dequantisation(row: pd.Series, now: str) -> tuple[str, str]:
     """Where the tuned kernel wins: does unpacking as the simple one does make it lose?"""
-    times = f"{row['naive_us']:.2f} µs against {row['fp16_us']:.2f} µs"
+    times = f"{row['naive_us']:.2f} µs against {row['fp16_us']:.2f} µs of FP16"
     if pd.isna(row["speedup_naive_low"]):
         untimed = "the tuned kernel wins with its own dequantisation, and the run did not time it with the naive one"
         return UNDECIDED, f"{untimed}: what makes the loss, {now}, is open"
     if row["speedup_naive_low"] > 1:
         wins = f"the tuned kernel wins even when it shifts, masks and converts as the simple one does, {times}"
-        return FAILS, f"{wins}: dequantisation alone does not make the loss, {now}"
+        return FAILS, f"{wins}; so dequantisation alone does not make the simple kernel's loss, {now}"
     if row["speedup_naive_high"] >= 1:
         return (
             UNDECIDED,
-            f"with naive dequantisation the tuned kernel is level with FP16, {times}: the loss, {now}, is open",
+            f"with naive dequantisation the tuned kernel is level with FP16, {times}: what makes the loss, {now}, "
+            "is open",
         )
     return HOLDS, f"naive dequantisation alone turns the win of the tuned kernel into a loss, {times}; here it is {now}"
 

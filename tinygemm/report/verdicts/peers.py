@@ -12,7 +12,7 @@ from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED, Verdict
 MEAN_OVER_PEERS, LEAST_OVER_PEERS = 1.6, 1.25
 LEAST_OF_READS = {1: 0.90, 8: 0.85}
 MOST_SIXTEEN_OVER_EIGHT = 1.15
-ONE_ROW = "M = 16 with the activation traffic of one token"
+ONE_ROW = "With the activation traffic of one token, M = 16"
 MOST_OF_FORMAT = {"bfloat16": 1.05, "asymmetric": 1.10}
 MOST_OVER_BYTES = 1.10  # other group sizes, beyond the bytes that their scales add
 MOST_OVER_SEARCHED = 1.10
