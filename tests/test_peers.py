@@ -197,7 +197,9 @@ def test_sixteen_tokens_cost_no_more_than_eight_where_they_do_not(plain):
 @pytest.mark.parametrize(("factor", "state"), [(1.0, HOLDS), (1.3, FAILS)])
 def test_what_the_traffic_of_activations_costs_at_sixteen_tokens(plain, factor, state):
     """Planted: M = 16 takes 1.4 times as long as M = 8, and with one row of activations `factor` times as long."""
-    assert verdict_of(plain, "one_row").state == UNDECIDED
+    untimed = verdict_of(plain, "one_row")
+    assert untimed.state == UNDECIDED
+    assert untimed.sentence.endswith("M = 8 and M = 16, both with the activation traffic of one token.")
     assert pages.peers.sixteen(plain).empty
     eight, at = (primary(plain, "int4") & (plain.cases["M"] == M) for M in (8, 16))
     run = also(slowed(plain, at, 1.4), eight, backend="int4-one-row")

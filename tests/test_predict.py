@@ -198,6 +198,20 @@ def test_every_figure_and_table_of_the_chapter_can_be_made_from_any_run(run):
     assert set(predict.hits(against_published.scores(table))["against"]) >= {"the same"}
 
 
+def test_misses_are_counted_with_their_direction_and_the_configs_they_ran_in(run):
+    keys = ["backend", "launch", "M", "K", "N"]
+    cases = run.cases[(run.cases["backend"] == "int4") & (run.cases["launch"] == "graph")]
+    cases = cases[cases["l2_state"] == "cold"].sort_values("case_id").reset_index(drop=True)
+    left_out = cases[keys].assign(error=[-0.3, -0.3, 0.3, *[0.0] * (len(cases) - 3)])
+    sources = dict(zip(cases["case_id"], ["rule", "table"] * len(cases), strict=False))
+    cases = run.cases.assign(config_source=run.cases["case_id"].map(sources).fillna(run.cases["config_source"]))
+    told = predict.configs_of_misses(dataclasses.replace(run, cases=cases), left_out).data
+    assert f"3 of {len(left_out)} cases in graphs are missed by more than 25%, 2 of them predicted too short" in told
+    assert "2 of these ran in a launch config of the rule" in told
+    assert "0 of" in predict.configs_of_misses(run, left_out.assign(error=0.1)).data
+    assert "not" in predict.configs_of_misses(run, left_out.head(0)).data
+
+
 def test_a_run_of_one_shape_says_that_there_is_no_model(tmp_path):
     run = synthetic.load(tmp_path, m_list=(1,), shapes=((4096, 1024),), n_samples=3)
     assert predict.model_of(run) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -13,13 +14,13 @@ import torch
 from fake_gpu import FakeClock, fake_backend
 
 from tinygemm.hardware import gpu_spec
-from tinygemm.harness import candidates, compile, progress, tune, verify
+from tinygemm.harness import candidates, compile, progress, suites, tune, verify
 from tinygemm.harness.plan import Group, SweepPlan, groups
 from tinygemm.harness.progress import Progress, Task
 from tinygemm.harness.suites import HELD_OUT_SHAPES
 from tinygemm.harness.weights import Weights
 from tinygemm.kernel import forms, quant, triton_kernels
-from tinygemm.kernel.configs import PLAIN, Format, LaunchConfig, fitted, read_table, write_table
+from tinygemm.kernel.configs import PLAIN, Format, LaunchConfig, apart, fitted, read_table, write_table
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES, GemmProblem
 
 SHAPES = ((4096, 1024), (4096, 4096))
@@ -334,6 +335,21 @@ def test_projections_are_of_models_and_leave_out_what_is_searched_in_full():
     assert GemmProblem(8, 4096, 512) in found, "o_proj of Llama-3-8B on one of eight GPUs"
 
 
+def test_no_point_of_the_map_is_far_from_all_that_is_tuned_and_none_is_tuned_that_is_near():
+    known = {(p.K, p.N) for p in tune.projections(REPORT_SHAPES)} | set(REPORT_SHAPES)
+    found = tune.far_points(known)
+    points = {(p.K, p.N) for p in found}
+    assert {(p.K, p.N, p.M) for p in found} == {(K, N, M) for K, N in points for M in (1, 8)}
+    assert (28672, 256) in points
+    assert not points & (known | set(HELD_OUT_SHAPES))
+    for K, N in itertools.product(suites.REGIME_K, suites.REGIME_N):
+        nearest = min(apart(*weight, GemmProblem(1, N, K)) for weight in known | points)
+        assert nearest <= tune.FAR
+        if (K, N) in points:
+            others = (known | points) - {(K, N)}
+            assert min(apart(*weight, GemmProblem(1, N, K)) for weight in others) > tune.FAR
+
+
 @pytest.mark.parametrize(("M", "rows"), [(1, 1), (2, 2), (3, 4), (5, 8), (8, 8), (9, None), (12, None), (20, None)])
 def test_a_ring_between_has_as_many_rows_of_x_as_there_are_tokens(M, rows):
     """The finalists of 1 and 8 tokens serve 3 in tiles of 4, and no ring serves 9; other forms keep their tiles."""
@@ -361,11 +377,13 @@ def test_candidates_of_the_ring_fit_into_shared_memory_and_are_as_long_as_they_c
 
 
 def test_registers_are_limited_only_where_many_words_wait_in_them():
+    """Counted after a config was cut to K: at K = 4864 the most that a warp of 16 requests is three blocks."""
     limits = {}
-    for config in candidates.candidates("splitk", 1):
+    problems = [GemmProblem(1, N, K) for K, N in ((4096, 4096), (4096, 512), (512, 4096), (4864, 896))]
+    for config in (c for problem in problems for c in candidates.candidates_of("splitk", problem, 132)):
         words = config.block_n * forms.steps(config) // 2
         limits.setdefault(words, set()).add(config.max_registers)
-    assert limits == {8: {0}, 16: {0}, 32: {96, 128, 168}}
+    assert limits == {8: {0}, 16: {0}, 24: {96, 128, 168}, 32: {96, 128, 168}}
 
 
 @pytest.mark.parametrize("num_warps", [1, 2, 4, 8, 16])

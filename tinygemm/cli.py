@@ -187,9 +187,9 @@ def tune(out, workers, shapes):
 
     The report's shapes are searched in full, for 2 and 4 tokens among what won for 1, 8 and 16. Then variants of what
     won there are raced, with other limits of registers or less requested at once, and at the study's shapes in BF16,
-    with zeros, and in groups of 64 and 32, too, for 1 and 8 tokens. Of the projections of public models, only what
-    promises most is timed, for 1 and 8 tokens. With --shapes, these weights are searched in full and raced in all of
-    these formats, and no others are.
+    with zeros, and in groups of 64 and 32, too, for 1 and 8 tokens. Of the projections of public models, and of shapes
+    that none of all these is near, only what promises most is timed, for 1 and 8 tokens. With --shapes, these weights
+    are searched in full and raced in all of these formats, and no others are.
 
     A search that was stopped goes on where it was, if it is asked for the same; another one begins anew.
     """
@@ -205,7 +205,7 @@ def tune(out, workers, shapes):
 
     weights = [(each.K, each.N) for each in problem.parse_shape_list(shapes)] if shapes else problem.REPORT_SHAPES
     problems = [problem.GemmProblem(M, N, K) for K, N in dict.fromkeys(weights) for M in problem.DECODE_M]
-    others, in_formats = ((), weights) if shapes else (search.projections(weights), problem.STUDY_SHAPES)
+    others, in_formats = ((), weights) if shapes else (search.others(weights), problem.STUDY_SHAPES)
     forms = [form for form in (*FORMS, *YARDSTICKS) if form != "static"]
     versions = runs.software_versions()
     about = (

@@ -67,13 +67,14 @@ DEFECTS = """\
 
 A run is not edited, and what was wrong with its measuring stays in it:
 
-* `h100-80gb-hbm3/2026-11-25T1828Z-32c4e73` and `…/2026-11-25T2121Z-1cee41c`: in graphs, calls of our kernels with
+* `h100-80gb-hbm3/2026-11-25T1828Z-32c4e73` and `…/2026-11-25T2121Z-1cee41c`: in graphs, most calls of our kernels with
   `split_k` above 1 carry one node more, which zeroes their arrival counters and keeps the next call from starting
-  early; some 2 us per call where nothing hides it. `int4-more-split` most of all. Their launch configs come from
-  searches that timed every split of K so, and that knew no programs of 16 warps: without these `fp16-triton` is much
+  early: some 2 us per call where nothing hides it, `int4-more-split` most of all. Their launch configs come from
+  searches that timed most splits of K so, and that knew no programs of 16 warps: without these `fp16-triton` is much
   slower at narrow projections than in later runs.
-* `h100-80gb-hbm3/2026-11-26T0034Z-8906fa9`: `int4-no-dequant` was not timed at 4096x2048, M = 4, for want of registers,
-  and elsewhere ran under a limit of 168 registers where `int4` has another.
+* These two and `…/2026-11-26T0034Z-8906fa9`: where `int4` has a limit of registers, `int4-no-dequant` ran under one of
+  168, which is often the slower one, and which a program of 16 warps cannot have: in the third run it was not timed at
+  4096x2048, M = 4.
 """
 
 PUBLISHED = """\

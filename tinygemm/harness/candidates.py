@@ -24,14 +24,14 @@ WARPS_PER_SM = (0.9, 40)  # programs that leave most of the GPU idle, or queue m
 
 
 def candidates_of(form: str, problem: GemmProblem, sm_count: int) -> list[LaunchConfig]:
-    """The launch configs of a form worth timing on a problem, cut to the K there is.
+    """The launch configs of a form worth timing on a problem, cut to the K there is and then limited in registers.
 
     A yardstick that reads no x is tuned once, at M = 1.
     """
     if form == "load-only" and problem.M != 1:
         return []
     cut = dict.fromkeys(fitted(config, problem) for config in candidates(form, problem.M))
-    return [config for config in cut if fits(config, problem, sm_count)]
+    return [limited for config in cut if fits(config, problem, sm_count) for limited in with_limits(config)]
 
 
 def candidates(form: str, M: int) -> list[LaunchConfig]:
@@ -44,14 +44,23 @@ def candidates(form: str, M: int) -> list[LaunchConfig]:
         words = block_n * steps // 2 * (4 if form == "fp16" else 1)  # registers of a thread that wait for weights
         if words not in WORDS[form] or not 4 <= warps * split_k <= 64:
             continue
-        # the compiler's own limit would make it request part of x late where 32 registers wait for weights
-        for limit in limits(warps) if form == "splitk" and words == 32 else (0,):
-            found.append(LaunchConfig(form, block_m, block_n, 128 * warps * steps, split_k, warps, 1, limit))
+        found.append(LaunchConfig(form, block_m, block_n, 128 * warps * steps, split_k, warps, 1))
     return found
 
 
+def with_limits(config: LaunchConfig) -> list[LaunchConfig]:
+    """The config, or in its place one for each limit of registers, where many of them wait for weights.
+
+    There the compiler's own limit, 128, makes it request part of x late.
+    """
+    words = config.block_n * config.block_k // (256 * config.num_warps)
+    if config.form != "splitk" or words <= 16:
+        return [config]
+    return [replace(config, max_registers=limit) for limit in limits(config.num_warps)]
+
+
 def limits(num_warps: int) -> tuple[int, ...]:
-    """Limits of registers worth trying: what all of them may take, and what lets one program more into an SM."""
+    """Limits of registers that won in searches; under each of them at least one program fits into an SM."""
     return (96, 128) if num_warps == 16 else (128, 168)
 
 
@@ -68,7 +77,7 @@ def _rings(M: int) -> list[LaunchConfig]:
 
 
 def fits(config: LaunchConfig, problem: GemmProblem, sm_count: int) -> bool:
-    """Whether a config that was cut to K is worth timing: whole tiles of N, not too few or many warps."""
+    """Whether a config that was cut to K computes the problem and is worth timing: not too few or too many warps."""
     if problem.N % config.block_n or not serves(config, problem):
         return False
     if config.form == "load-only" and config.split_k > problem.K // config.block_k:

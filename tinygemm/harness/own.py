@@ -16,7 +16,7 @@ SEARCHED = 16
 ASYMMETRIC_SEED = 2
 FUSED_FORMS = tuple(form for form in FORMS if form != "static")
 ONE_WARP_TILES = (16, 32, 64)  # block_n that `int4-no-split` races
-UNSPILLED = 168  # registers with which `int4-no-dequant` spills nothing, in any launch config that is searched
+UNSPILLED = 168  # registers with which `int4-no-dequant` spills nothing in any config of up to 8 warps that is searched
 REGISTERS = 65536  # of an SM, on every GPU since Volta
 
 # --- fp16 -----------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def twin_variants(dequant: str = "fast", dependent_launch: bool = True, add_warp
     """The tuned kernel with something done otherwise, in the launch config of `int4`, or of its splitk form.
 
     Without dequantisation other values are alive at once, and the limit of registers may be one that keeps some of them
-    in memory: there the kernel races itself under a limit that does not.
+    in memory: there the kernel races itself under the highest limit worth trying.
     """
 
     def variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:

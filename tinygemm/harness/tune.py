@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from tinygemm.hardware import GpuSpec, gpu_spec
 from tinygemm.harness import backends, compile, own, timing, verify
 from tinygemm.harness.candidates import candidates_of, for_tokens, predicted_us, variants
 from tinygemm.harness.progress import Progress, Task, terms
+from tinygemm.harness.suites import REGIME_K, REGIME_N
 from tinygemm.harness.weights import Weights
 from tinygemm.kernel.configs import (
     DEQUANTISE,
@@ -38,6 +40,7 @@ PROJECTION_M = (1, 8)
 PROMISING = 20  # of a form, by the rough model: what is timed of a shape that is not searched in full
 OTHER_FORMATS = (Format(half=False), Format(symmetric=False), Format(64), Format(32))
 FORMAT_M = (1, 8)
+FAR = 0.7  # as `apart` counts: a weight of the regime map that is further from all that is tuned is tuned, too
 COMPILE_K = 4096  # every candidate's block_k divides it; one block of 128 more does not fill several warps
 
 Todo = dict[Task, list[LaunchConfig]]
@@ -48,6 +51,23 @@ def projections(known: Iterable[tuple[int, int]]) -> tuple[GemmProblem, ...]:
     known = set(known)
     shapes = [(K, N) for K, N, size in models.decode_shapes((1, 8)) if size == TUNED_GROUP_SIZE]
     return tuple(GemmProblem(M, N, K) for K, N in shapes if (K, N) not in known for M in PROJECTION_M)
+
+
+def others(known: Iterable[tuple[int, int]]) -> tuple[GemmProblem, ...]:
+    """What is tuned beside the weights (K, N) that are searched in full: the models' projections, and far points."""
+    in_models = projections(known := set(known))
+    return (*in_models, *far_points(known | {(each.K, each.N) for each in in_models}))
+
+
+def far_points(known: Iterable[tuple[int, int]]) -> tuple[GemmProblem, ...]:
+    """Problems at points (K, N) of the regime map that no tuned weight is near: narrow and long ones above all."""
+    known = list(known)
+    chosen = []
+    for K, N in itertools.product(REGIME_K, REGIME_N):
+        point = GemmProblem(1, N, K)
+        if min((apart(*weight, point) for weight in (*known, *chosen)), default=math.inf) > FAR:
+            chosen.append((K, N))
+    return tuple(GemmProblem(M, N, K) for K, N in chosen for M in PROJECTION_M)
 
 
 def tune(

@@ -57,9 +57,9 @@ def slower_without(steps: pd.DataFrame) -> Markdown:
         return Markdown(f"In none of {len(rows)} cases is the kernel clearly slower without its dequantisation.")
     worst = slower.iloc[0]
     return Markdown(
-        f"In {len(slower)} of {len(rows)} cases the kernel is clearly slower *without* its dequantisation, by up to "
-        f"{worst['value']:.2f} times ({shape_names(slower.head(1)).iloc[0]}, M = {worst['M']:.0f}): there the last two "
-        "factors mean little one by one, only their product does."
+        f"In {len(slower)} of {len(rows)} cases the kernel is clearly slower *without* its dequantisation, at most "
+        f"{worst['value']:.2f} times as slow ({shape_names(slower.head(1)).iloc[0]}, M = {worst['M']:.0f}): there the "
+        "last two factors mean little one by one, only their product does."
     )
 
 

@@ -24,9 +24,9 @@ BESIDE = {
     "shape": ("K×N", ""),
     "n": ("Groups", ".0f"),
     "right_us": ("least, µs", ".2f"),
-    "right_contenders": ("contenders there", ".0f"),
+    "right_contenders": ("contenders of that group", ".0f"),
     "left_us": ("most, µs", ".2f"),
-    "left_contenders": ("contenders there", ".0f"),
+    "left_contenders": ("contenders of this one", ".0f"),
     "apart_us": ("apart, µs", ".2f"),
     "value": ("ratio", ".3f"),
 }

@@ -13,6 +13,7 @@ from tinygemm.problem import STUDY_SHAPES, GemmProblem
 from tinygemm.report import against_published, against_runs, costmodel, extrapolate, published, style
 from tinygemm.report.costmodel import MEASURED, PREDICTED, CostModel
 from tinygemm.report.costterms import META
+from tinygemm.report.pages.shared import lacks
 from tinygemm.report.tables import BASELINE, SHAPE, primary
 from tinygemm.report.verdicts.costmodel import WORST_ERROR
 
@@ -109,16 +110,18 @@ def configs_of_misses(run, left_out: pd.DataFrame, backend: str = "int4") -> Mar
     keys = ["backend", "launch", *SHAPE]
     source = primary(run.cases).drop_duplicates(keys)[[*keys, "config_source"]]
     rows = left_out[left_out["backend"] == backend].merge(source, on=keys)
-    missed = rows[rows["error"].abs() > WORST_ERROR]
-    if missed.empty:
-        return Markdown(f"Of {style.name(backend)} no case in a graph is missed by more than {WORST_ERROR:.0%}.")
-    by_rule = (missed["config_source"] == "rule").sum()
-    return Markdown(
-        f"Of {style.name(backend)}, {len(missed)} of {len(rows)} cases in graphs are missed by more than "
-        f"{WORST_ERROR:.0%}, and {by_rule} of these ran in a launch config of the rule for untuned shapes. "
-        "The model knows how many programs a config makes, but not whether it suits the shape; where it does not, it "
-        "predicts too short a time."
-    )
+    if rows.empty:
+        return lacks(f"{style.name(backend)} at shapes enough to leave one out")
+    missed, by_rule = rows[rows["error"].abs() > WORST_ERROR], rows["config_source"] == "rule"
+    told = f"Of {style.name(backend)}, {len(missed)} of {len(rows)} cases in graphs are missed by more than "
+    told += f"{WORST_ERROR:.0%}"
+    if len(missed):
+        told += (
+            f", {(missed['error'] < 0).sum()} of them predicted too short. {(missed['config_source'] == 'rule').sum()} "
+            f"of these ran in a launch config of the rule for untuned shapes, as did {by_rule.mean():.0%} of all. "
+            "The model knows how many programs a config makes, but not whether it suits the shape"
+        )
+    return Markdown(f"{told}.")
 
 
 def speedups(model: CostModel | None, table: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> pd.DataFrame:
