@@ -215,7 +215,7 @@ def _by_naive_dequantisation(row: pd.Series, now: str) -> tuple[str, str]:
         return UNDECIDED, f"{untimed}: what makes the loss, {now}, is open"
     if row["speedup_naive_low"] > 1:
         wins = f"the tuned kernel wins even when it shifts, masks and converts as the simple one does, {times}"
-        return FAILS, f"{wins}; so dequantisation alone does not make the simple kernel's loss, {now}"
+        return FAILS, f"{wins}; so dequantisation alone does not make the loss of the simple kernel, {now}"
     if row["speedup_naive_high"] >= 1:
         return (
             UNDECIDED,
