@@ -75,8 +75,8 @@ def group_sizes(rows: pd.DataFrame) -> Markdown:
         return Markdown("In no case is the difference clear.")
     slow, fast = apart["left_contenders"].max(), apart["right_contenders"].min()
     told = (
-        f"Where the difference is clear, in {len(apart)} of {len(rows)} cases, the groups with the longer time had up to {slow} "
-        f"contenders and those with the shorter one {fast} or more"
+        f"Where the difference is clear, in {len(apart)} of {len(rows)} cases, the groups with the longer time had up "
+        f"to {slow} contenders and those with the shorter one {fast} or more"
     )
     if slow < fast:
         told += ": the longer time is that of small groups, and times of groups of different sizes do not compare"
