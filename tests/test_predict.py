@@ -207,7 +207,7 @@ def test_misses_are_counted_with_their_direction_and_the_configs_they_ran_in(run
     cases = run.cases.assign(config_source=run.cases["case_id"].map(sources).fillna(run.cases["config_source"]))
     told = predict.configs_of_misses(dataclasses.replace(run, cases=cases), left_out).data
     assert f"3 of {len(left_out)} cases in graphs are missed by more than 25%, 2 of them predicted too short" in told
-    assert "2 of these ran in a launch config of the rule" in told
+    assert "Of the 3, 2 ran in a launch config of the rule" in told
     assert "0 of" in predict.configs_of_misses(run, left_out.assign(error=0.1)).data
     assert "not" in predict.configs_of_misses(run, left_out.head(0)).data
 

@@ -79,7 +79,7 @@ def group_sizes(rows: pd.DataFrame) -> Markdown:
         f"to {slow} contenders and those with the shorter one {fast} or more"
     )
     if slow < fast:
-        told += ": the longer time is that of small groups, and times of groups of different sizes do not compare"
+        told += ": the longer time is that of small groups, and what compares groups of both sizes carries it"
     return Markdown(f"{told}.")
 
 

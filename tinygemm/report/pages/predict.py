@@ -117,8 +117,9 @@ def configs_of_misses(run, left_out: pd.DataFrame, backend: str = "int4") -> Mar
     told += f"{WORST_ERROR:.0%}"
     if len(missed):
         told += (
-            f", {(missed['error'] < 0).sum()} of them predicted too short. {(missed['config_source'] == 'rule').sum()} "
-            f"of these ran in a launch config of the rule for untuned shapes, as did {by_rule.mean():.0%} of all. "
+            f", {(missed['error'] < 0).sum()} of them predicted too short. Of the {len(missed)}, "
+            f"{(missed['config_source'] == 'rule').sum()} ran in a launch config of the rule for untuned shapes, as did "
+            f"{by_rule.mean():.0%} of all. "
             "The model knows how many programs a config makes, but not whether it suits the shape"
         )
     return Markdown(f"{told}.")
