@@ -118,8 +118,8 @@ def configs_of_misses(run, left_out: pd.DataFrame, backend: str = "int4") -> Mar
     if len(missed):
         told += (
             f", {(missed['error'] < 0).sum()} of them predicted too short. Of the {len(missed)}, "
-            f"{(missed['config_source'] == 'rule').sum()} ran in a launch config of the rule for untuned shapes, as did "
-            f"{by_rule.mean():.0%} of all. "
+            f"{(missed['config_source'] == 'rule').sum()} ran in a launch config of the rule for untuned shapes, as "
+            f"did {by_rule.mean():.0%} of all. "
             "The model knows how many programs a config makes, but not whether it suits the shape"
         )
     return Markdown(f"{told}.")
