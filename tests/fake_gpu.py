@@ -33,7 +33,7 @@ class FakeClock:
         self.log.append(("capture", len(calls)))
         return lambda: [call() for call in calls]
 
-    def time_round(self, runs, *, queued, during=None):
+    def time_round(self, runs, *, queued, primed=False, during=None):
         durations = []
         for run in runs:
             start = self.now_us
@@ -41,7 +41,7 @@ class FakeClock:
             durations.append(self.now_us - start)
         if during:
             during()
-        self.log.append(("round", len(runs), queued, during is not None))
+        self.log.append(("round", len(runs), queued, during is not None, primed))
         return durations
 
     def do_bench(self, call):

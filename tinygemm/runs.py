@@ -19,13 +19,14 @@ import pandas as pd
 
 from tinygemm.provenance import kernel_digest, software_versions
 
-# history: 1 = first schema; 2 = cases.csv has operands and max_registers, L2 may be warm, do_bench is a launch mode
-SCHEMA_VERSION = 2
+# history: 1 = first schema; 2 = cases.csv has operands and max_registers, L2 may be warm, do_bench is a launch mode;
+# 3 = primed is a launch mode, and what was launched before a graph no longer decides about its times
+SCHEMA_VERSION = 3
 DATA_ROOT = Path(__file__).resolve().parent.parent / "data"
 
 STATUS = ("ok", "mismatch", "unsupported", "out_of_memory", "error")
 L2_STATES = ("cold", "warm", "hot")
-LAUNCHES = ("graph", "eager", "do_bench")
+LAUNCHES = ("graph", "primed", "eager", "do_bench")
 OPERANDS = ("random", "zeros")
 PARTIAL = ".partial"
 
@@ -57,7 +58,11 @@ class Case:
     dtype: str = column("", "type of x and out")
     bits_per_weight: float = column("bits", "stored weight, scales and zeros included")
     l2_state: str = column("", "cold: weights rotate far beyond the L2; warm: over 1.5 x L2; hot: one, every call")
-    launch: str = column("", "graph: one CUDA graph of calls; eager: one by one from Python; do_bench: as Triton does")
+    launch: str = column(
+        "",
+        "graph: one CUDA graph of calls; primed: the same after a kernel with dependent launch; eager: one by one from "
+        "Python; do_bench: as Triton does",
+    )
     status: str = column("", "ok, mismatch (not timed), unsupported, out_of_memory, error")
     message: str = column("", "why a case is not ok, or which variants were left out and why; empty otherwise", "")
     operands: str = column("", "random: as measured numbers should be; zeros: every bit of x and weight", "random", 2)

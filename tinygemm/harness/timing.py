@@ -17,6 +17,9 @@ MIN_COLD_L2_MULTIPLE = 5
 # about half a millisecond on any recent GPU: longer than Python needs to queue one round of graph launches behind it
 SPACER_CYCLES = 1_000_000
 READINGS_PER_GROUP = 5
+GRAPHS = ("graph", "primed")  # launch modes in which a sample is one replay
+# twice what it takes to undo what a launch before has left behind; see CudaClock.time_round
+SETTLING_LAUNCHES = 16
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,14 @@ def prepare(calls: Sequence[Callable], launch: str, clock, min_calls: int = MIN_
     """Make one contender ready to be timed.
 
     calls:     one callable per copy of the weight
-    launch:    "graph": one CUDA graph of max(min_calls, copies) calls, so that every replay visits every copy;
+    launch:    "graph", "primed": one CUDA graph of max(min_calls, copies) calls: every replay visits every copy;
                "eager": min_calls calls launched from Python, the rotation going on from sample to sample;
                "do_bench": one call, for triton.testing.do_bench
     clock:     CudaClock
     """
     if launch == "do_bench":
         return Replay(calls[0], 1, 1)
-    if launch == "graph":
+    if launch in GRAPHS:
         n_calls = max(min_calls, len(calls))
         return Replay(clock.capture(list(itertools.islice(itertools.cycle(calls), n_calls))), n_calls, len(calls))
     endless = itertools.cycle(calls)
@@ -105,7 +108,7 @@ def interleave(
             wants_reading = round_ >= 0 and round_ % every == 0
             during = (lambda: readings.append(read())) if wants_reading else None
             runs = [replays[name].run for name in order]
-            durations = clock.time_round(runs, queued=launch == "graph", during=during)
+            durations = clock.time_round(runs, queued=launch in GRAPHS, primed=launch == "primed", during=during)
             if round_ >= 0:
                 for name, duration_us in zip(order, durations, strict=True):
                     samples[name].append(duration_us / replays[name].n_calls)
@@ -135,17 +138,25 @@ class CudaClock:
                 call()
         return graph.replay
 
-    def time_round(self, runs: Sequence[Callable], *, queued: bool, during: Callable | None = None) -> list[float]:
+    def time_round(
+        self, runs: Sequence[Callable], *, queued: bool, primed: bool = False, during: Callable | None = None
+    ) -> list[float]:
         """Microseconds of each run on the GPU's clock.
+
+        What a node of a graph takes hangs on what was launched before, whatever the graph holds: on an H100, 0.35 us
+        less once a kernel with the attribute of dependent launch has been launched in any stream, until several
+        without it have followed there (tinygemm/kernel/NOTES.md). So every round starts from one of two states.
 
         queued: True lines all runs up behind a spacer, so that no launch from Python is ever waited for;
                 False starts each run on an idle GPU, so that the launches from Python count
+        primed: False: as in a process that has launched no kernel with the attribute; True: as after such a launch
         during: called while work is in flight
         """
         import torch
 
         events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in runs]
         torch.cuda.synchronize()
+        self._settle(primed)
         if queued:
             torch.cuda._sleep(SPACER_CYCLES)
         for run, (start, end) in zip(runs, events, strict=True):
@@ -158,6 +169,20 @@ class CudaClock:
             during()
         torch.cuda.synchronize()
         return [start.elapsed_time(end) * 1000 for start, end in events]
+
+    def _settle(self, primed: bool) -> None:
+        """Launch, in every stream that kernels were launched in, what leaves one known state behind."""
+        import torch
+
+        from tinygemm.kernel import twins
+
+        for stream in (*self.streams, torch.cuda.current_stream()):
+            with torch.cuda.stream(stream):
+                if primed:
+                    twins.empty_kernel(dependent_launch=True)
+                    continue
+                for _ in range(SETTLING_LAUNCHES):
+                    torch.cuda._sleep(1)
 
     def do_bench(self, call: Callable) -> list[float]:
         """Microseconds of each call as triton.testing.do_bench times it: the L2 flushed before, the launch counted."""

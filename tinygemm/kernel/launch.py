@@ -230,7 +230,7 @@ def workspace(partials: int, counters: int, device: torch.device) -> Workspace:
         return _new_workspace(partials, taken)
     if device.index not in _captured_counters:
         pool = [_zeros(CAPTURED_COUNTERS, device)]
-        torch.cuda.synchronize(device)  # once per process and GPU: every stream must see the zeros
+        torch.cuda.synchronize(device)  # once per set of graphs that is forgotten: every stream must see the zeros
         _captured_counters[device.index] = pool
     key = (device.index, torch._C._cuda_getCurrentRawStream(device.index))  # what torch.cuda.current_stream wraps
     held = _stream_workspaces.get(key)

@@ -80,9 +80,13 @@ def fp16_gemm(x: torch.Tensor, weight: torch.Tensor, config: LaunchConfig) -> to
     return call(key, (x, weight), _fp16, x, weight, config)
 
 
-def empty_kernel() -> None:
-    """Launch a kernel that does nothing: what one launch costs."""
-    kernels.kernel_empty[(1,)](num_warps=1)
+def empty_kernel(dependent_launch: bool = False) -> None:
+    """Launch a kernel that does nothing: what one launch costs.
+
+    dependent_launch: with the attribute of dependent launch, on GPUs that know it
+    """
+    pdl = dependent_launch and forms.dependent_launch(torch.device("cuda", torch.cuda.current_device()))
+    kernels.kernel_empty[(1,)](num_warps=1, **({"launch_pdl": True} if pdl else {}))
 
 
 # --- what they are launched with --------------------------------------------------------------------------------------
