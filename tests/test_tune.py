@@ -403,6 +403,20 @@ def test_variants_of_what_won_begin_with_what_won():
     assert {config.block_k for config in found} == {256, 512}, "never less than a block for every warp"
 
 
+@pytest.mark.parametrize(("steps", "halves"), [(1, {1}), (2, {2, 1}), (3, {3, 1}), (4, {4, 2})])
+def test_half_as_much_at_once_is_whole_blocks(steps, halves):
+    """A config that was cut to its K may request three blocks at once."""
+    won = replace(CONFIG, block_k=128 * CONFIG.num_warps * steps)
+    assert {config.block_k // (128 * CONFIG.num_warps) for config in candidates.variants([won])} == halves
+
+
+def test_whatever_wins_at_a_weight_that_is_tuned_has_variants():
+    weights = dict.fromkeys((p.K, p.N) for p in tune.others(REPORT_SHAPES)) | dict.fromkeys(REPORT_SHAPES)
+    for (K, N), form, M in itertools.product(weights, ("splitk", "ring", "fp16"), (1, 8)):
+        found = candidates.candidates_of(form, GemmProblem(M, N, K), 132)
+        assert set(found) <= set(candidates.variants(found))
+
+
 def ranked(n: int) -> list:
     return [(1.0 + i, replace(CONFIG, split_k=i + 1)) for i in range(n)]
 

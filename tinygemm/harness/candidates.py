@@ -114,8 +114,8 @@ def variants(configs: list[LaunchConfig]) -> list[LaunchConfig]:
     for config in configs:
         for max_registers in (0, *limits(config.num_warps)):
             found.append(replace(config, max_registers=max_registers))
-            if config.form != "ring" and config.block_k >= 256 * config.num_warps:
-                found.append(replace(found[-1], block_k=config.block_k // 2))
+            if config.form != "ring" and (half := config.block_k // (256 * config.num_warps)):
+                found.append(replace(found[-1], block_k=128 * config.num_warps * half))
     return list(dict.fromkeys(found))
 
 
