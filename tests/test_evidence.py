@@ -20,6 +20,7 @@ CHANGES = {
     "zeros": {"operands": "zeros"},
     "do_bench": {"launch": "do_bench"},
     "eager": {"launch": "eager"},
+    "primed": {"launch": "primed"},
 }
 
 
@@ -96,13 +97,6 @@ def test_a_kernel_without_x_is_compared_with_itself_in_other_groups(tmp_path):
     assert "4096×1024 (int4-load-only" in verdict.sentence
     table = pages.evidence.beside(rows)
     assert list(table["value"]) == sorted(rows["value"], reverse=True)
-    told = pages.evidence.group_sizes(rows).data
-    assert f"in 1 of {len(rows)} cases" in told
-    assert "up to 2 contenders" in told
-    assert "3 or more: the longer time is that of small groups" in told
-    turned = rows.assign(left_contenders=3, right_contenders=2)
-    assert "small groups" not in pages.evidence.group_sizes(turned).data
-    assert pages.evidence.group_sizes(evidence.beside_others(steady)).data == "In no case is the difference clear."
 
 
 def test_another_config_is_another_kernel(tmp_path, run):

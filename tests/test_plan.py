@@ -66,6 +66,8 @@ def test_decode_times_the_reports_contenders_in_graphs_eagerly_and_hot(K, N, M):
         "int4-searched/M1-K5120-N13824-g128/graph-cold",
         "int4/M1-K4096-N4096-g128/graph-warm",
         "fp16-cublas/M1-K4096-N4096-g128/do_bench-cold",
+        "int4/M1-K4096-N1024-g128/primed-cold",
+        "empty-node/empty/primed-cold",
         "int4/M1-K4096-N4096-g128/graph-cold-zeros",
         "int4-step-lop3/M8-K4096-N4096-g128/graph-cold",
     ],
@@ -110,7 +112,10 @@ def test_equal_weights_stand_side_by_side_and_so_do_equal_problems():
     for of in (lambda group: group.weight, lambda group: (group.problem, group.operands)):
         keys = [of(group) for group in GROUPS if group.problem]
         assert len(list(itertools.groupby(keys))) == len(set(keys))
-    assert [group.word for group in GROUPS[:2]] == ["1GiB", "empty"]
+    assert [(g.word, g.launch) for g in GROUPS if not g.problem] == [
+        ("1GiB", "graph"), ("1GiB", "primed"), ("empty", "graph"), ("empty", "primed")
+    ]  # fmt: skip
+    assert not any(group.problem for group in GROUPS[:4])
 
 
 def test_a_group_takes_the_most_samples_that_any_of_its_suites_wants():
@@ -223,8 +228,8 @@ def test_a_parameter_that_cannot_be_is_refused_by_name(parameters, message):
     [
         ({"problems": ()}, "problems is empty"),
         ({"backends": ()}, "backends is empty: choose from fp16-cublas"),
-        ({"launches": ()}, "launches must be some of graph, eager, do_bench, got none"),
-        ({"launches": ("graphs",)}, "launches must be some of graph, eager, do_bench, got graphs"),
+        ({"launches": ()}, "launches must be some of graph, primed, eager, do_bench, got none"),
+        ({"launches": ("graphs",)}, "launches must be some of graph, primed, eager, do_bench, got graphs"),
         ({"l2_states": ("tepid",)}, "l2_states must be some of cold, warm, hot, got tepid"),
         ({"counter_backends": ("int5",)}, "unknown backend int5"),
     ],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 from fake_gpu import FakeClock
 
 from tinygemm.harness import timing
-from tinygemm.harness.timing import copies_needed, interleave, prepare
+from tinygemm.harness.timing import SETTLING_LAUNCHES, copies_needed, interleave, prepare
 
 H200_L2, A10G_L2 = 60 * 2**20, 6 * 2**20
 
@@ -102,11 +104,48 @@ def test_samples_of_a_drifting_clock_stay_in_measured_order_and_none_is_removed(
     assert samples["a"] == [2.0, 3.0, 4.0, 5.0, 6.0, 1000.0, 8.0, 9.0, 10.0, 11.0]
 
 
-@pytest.mark.parametrize(("launch", "queued"), [("graph", True), ("eager", False)])
-def test_graphs_queue_up_and_eager_calls_start_on_an_idle_gpu(launch, queued):
+@pytest.mark.parametrize(
+    ("launch", "queued", "primed"), [("graph", True, False), ("primed", True, True), ("eager", False, False)]
+)
+def test_graphs_queue_up_and_eager_calls_start_on_an_idle_gpu(launch, queued, primed):
     clock = FakeClock()
     interleave(contenders(clock, []), launch, rep=2, warmup=0, clock=clock)
-    assert {entry[2] for entry in clock.log} == {queued}
+    assert {(entry[2], entry[4]) for entry in clock.log} == {(queued, primed)}
+
+
+def test_a_primed_contender_is_the_same_graph():
+    seen = []
+    replay = prepare(numbered(120, seen), "primed", FakeClock())
+    replay.run()
+    assert (replay.n_calls, replay.n_copies, seen) == (120, 120, list(range(120)))
+
+
+@pytest.mark.parametrize("primed", [False, True])
+def test_every_stream_that_kernels_were_launched_in_is_settled_before_a_round(monkeypatch, primed):
+    """The last launches before the timed runs are those that leave the wanted state behind, in all of the streams."""
+    import torch
+
+    from tinygemm.kernel import twins
+
+    log, current = [], ["default"]
+
+    @contextmanager
+    def in_stream(name):
+        current.append(name)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "stream", in_stream)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append((current[-1], "plain")))
+    monkeypatch.setattr(
+        twins, "empty_kernel", lambda dependent_launch: log.append((current[-1], "dependent" * dependent_launch))
+    )
+    timing.CudaClock(["capture"])._settle(primed)
+    if primed:
+        assert log == [("capture", "dependent"), ("default", "dependent")]
+    else:
+        assert log == [("capture", "plain")] * SETTLING_LAUNCHES + [("default", "plain")] * SETTLING_LAUNCHES
 
 
 def test_readings_are_taken_in_flight_in_some_of_the_kept_rounds():
@@ -200,3 +239,23 @@ def test_an_empty_graph_node_takes_about_a_microsecond(clock):
     call()
     samples, _ = interleave({"empty": prepare([call], "graph", clock, 200)}, "graph", rep=10, warmup=3, clock=clock)
     assert 0.3 < sorted(samples["empty"])[5] < 5
+
+
+@pytest.mark.gpu
+def test_what_was_launched_before_does_not_change_a_graph(clock):
+    """Both states that a launch may leave behind, in either stream, are gone when the next round begins."""
+    import torch
+
+    from tinygemm.harness.backends import CEILINGS
+    from tinygemm.kernel import twins
+
+    replay = prepare([CEILINGS["empty-node"].make()], "graph", clock, 200)
+    medians = []
+    for stream in (clock.streams[0], torch.cuda.current_stream()):
+        for dependent_launch in (True, False):
+            with torch.cuda.stream(stream):
+                for _ in range(20):
+                    twins.empty_kernel(dependent_launch)
+            samples, _ = interleave({"empty": replay}, "graph", rep=10, warmup=0, clock=clock)
+            medians.append(sorted(samples["empty"])[5])
+    assert max(medians) < 1.1 * min(medians), "on an H100 the states are 0.8 and 1.15 us"

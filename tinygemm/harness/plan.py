@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from tinygemm import problem, runs
 from tinygemm.harness import backends as registry
 from tinygemm.harness import suites as catalogue
+from tinygemm.harness import timing
 from tinygemm.harness.suites import COUNTER_BACKENDS, COUNTER_PROBLEMS, REP, REPORT_BACKENDS, Suite
 from tinygemm.problem import GemmProblem
 
@@ -157,10 +158,9 @@ def groups(plan: SweepPlan) -> list[Group]:
 
 def _keys(part: Suite) -> Iterable[tuple[tuple, tuple[str, ...]]]:
     """What tells the groups of a suite apart, with the contenders of each."""
-    if ("graph", "cold") in part.modes and part.operands == "random":
-        for name in part.backends:
-            if name in registry.CEILINGS:
-                yield (None, registry.CEILINGS[name].word, "graph", "cold", "random"), (name,)
+    for launch, name in itertools.product(timing.GRAPHS, part.backends):
+        if (launch, "cold") in part.modes and part.operands == "random" and name in registry.CEILINGS:
+            yield (None, registry.CEILINGS[name].word, launch, "cold", "random"), (name,)
     products = tuple(name for name in part.backends if name in registry.BACKENDS)
     if products:
         for each, (launch, l2_state) in itertools.product(part.problems, part.modes):
@@ -169,9 +169,10 @@ def _keys(part: Suite) -> Iterable[tuple[tuple, tuple[str, ...]]]:
 
 def _order(key: tuple) -> tuple:
     each, word, launch, l2_state, operands = key
-    if each is None:
-        return (0, list(registry.CEILINGS).index(next(n for n, c in registry.CEILINGS.items() if c.word == word)))
     mode = runs.LAUNCHES.index(launch), runs.L2_STATES.index(l2_state)
+    if each is None:
+        words = [ceiling.word for ceiling in registry.CEILINGS.values()]
+        return (0, words.index(word), *mode)
     return (1, each.K, each.N, each.group_size, runs.OPERANDS.index(operands), each.M, *mode)
 
 

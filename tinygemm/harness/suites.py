@@ -170,7 +170,7 @@ def _grids(rep: int) -> tuple[Suite, ...]:
             "method",
             _problems(STUDY_SHAPES, (1,)),
             ("fp16-cublas", "int4"),
-            (("graph", "cold"), ("graph", "warm"), ("graph", "hot"), ("do_bench", "cold")),
+            (("graph", "cold"), ("primed", "cold"), ("graph", "warm"), ("graph", "hot"), ("do_bench", "cold")),
         ),
         Suite("method", _problems(STUDY_SHAPES, (1,)), ("fp16-cublas", "int4"), operands="zeros"),
         Suite("ladder", _problems(STUDY_SHAPES, GRID_M), LADDER_BACKENDS),

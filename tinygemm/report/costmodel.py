@@ -217,7 +217,7 @@ def _reach(run, rows: pd.DataFrame, spec: GpuSpec) -> float:
 def _copy_gb_s(run) -> float:
     """Bandwidth of the copy of a run or table in 1e9 bytes/s; NaN where it has none."""
     cases = run if isinstance(run, pd.DataFrame) else run.cases
-    copies = cases[(cases["backend"] == "copy") & (cases["status"] == "ok")]
+    copies = cases[(cases["backend"] == "copy") & (cases["launch"] == "graph") & (cases["status"] == "ok")]
     if "achieved_gb_s" not in copies:
         timed = run.samples[run.samples["case_id"].isin(copies["case_id"])]
         medians = copies["case_id"].map(timed.groupby("case_id")["latency_us"].median())

@@ -21,6 +21,7 @@ WAYS = {
     "zeros": {"operands": "zeros"},
     "do_bench": {"launch": "do_bench"},
     "eager": {"launch": "eager"},
+    "primed": {"launch": "primed"},
 }
 PRIMARY = {"launch": "graph", "l2_state": "cold", "operands": "random"}
 # code that this project does not change from run to run: libraries, and the yardsticks
@@ -29,6 +30,7 @@ WITHOUT_X = ("dequant-only", "int4-load-only", "int4-load-only-serial")
 # Two medians of one distribution differ by less than the half-width of one's 95 % interval with this probability:
 # their difference has sqrt(2) times the standard error, and P(|z| < 1.96 / sqrt(2)) = 0.834.
 EXPECTED_INSIDE = 0.834
+SETTLED_SINCE = 3  # the schema version since which no earlier launch decides what a node of a graph takes
 FEWEST_SAMPLES = 8  # the bootstrap interval of a median of fewer is too narrow to be tested
 CONFIG = [*LAUNCH_CONFIG, "config_source"]
 
@@ -119,14 +121,17 @@ def agreement(newer: Run, older: Run) -> pd.DataFrame:
 
     returns: case_id, backend, problem, M, K, N, launch, l2_state, new_us, old_us, each with _low and _high, ratio =
              new / old, inside (0, 0.5 or 1: how many of the two medians lie in the interval of the other), overlap (the
-             intervals do), unchanged (the same code in the same launch config or variant, timed in a graph: called
-             one by one, the host is part of what is timed)
+             intervals do), unchanged (the same code in the same launch config or variant, timed in a graph in the same
+             way: called one by one, the host is part of what is timed, and before schema 3 it hung on what was launched
+             before)
     """
     rows = _joined(*(_summary(timed_cases(run.cases), run.samples) for run in (older, newer)))
     digests = [run.provenance.get("kernel_sha256") for run in (older, newer)]
     same_kernels = digests[0] is not None and digests[0] == digests[1]
     same_code = rows["backend"].isin(UNCHANGED) | same_kernels
-    return rows.assign(unchanged=same_code & rows["same_config"] & (rows["launch"] == "graph"))
+    settled = [run.provenance["schema_version"] >= SETTLED_SINCE for run in (older, newer)]
+    same_way = (rows["launch"] == "graph") & (settled[0] == settled[1])
+    return rows.assign(unchanged=same_code & same_way & rows["same_config"])
 
 
 def spread(rows: pd.DataFrame) -> dict[str, float]:

@@ -113,6 +113,12 @@ STYLE = {
 }
 DPI = 200
 NO_BREAK = "\N{NO-BREAK SPACE}"
+LAUNCH_WORDS = {
+    "graph": "CUDA graph",
+    "primed": "CUDA graph after a dependent launch",
+    "eager": "launched from Python",
+    "do_bench": "do_bench",
+}
 HALO = [patheffects.withStroke(linewidth=2.5, foreground="white")]  # keeps a number legible over a line
 
 
@@ -188,7 +194,7 @@ def conditions(table: pd.DataFrame, *facts: str) -> str:
     if (l2_state := _only(table, "l2_state")) is not None:
         parts.append(f"{l2_state} L2")
     if (launch := _only(table, "launch")) is not None:
-        parts.append({"graph": "CUDA graph", "eager": "launched from Python"}[launch])
+        parts.append(LAUNCH_WORDS[launch])
     if (run_id := _only(table, "run_id")) is not None:
         parts.append(f"run {run_id}")
     return " · ".join(part.replace(" ", NO_BREAK) for part in parts if part)

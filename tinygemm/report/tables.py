@@ -56,13 +56,14 @@ def suite(run: Run, name: str) -> Run:
     if not parts:
         return run
     cases = run.cases.assign(problem=problem_of(run.cases))
-    keep = cases["backend"].isin(IDEALS)
+    ideal = cases["backend"].isin(IDEALS)
+    keep = pd.Series(False, index=cases.index)
     for part in parts:
         shapes = [(g, *s.split(",")) for g, text in part["problems"].items() for s in text.split(";")]
         asked = cases["problem"].isin([f"M{M}-K{K}-N{N}-g{g}" for g, M, K, N in shapes])
         asked &= cases["backend"].isin(part["backends"]) & (cases["operands"] == part["operands"])
         modes = (cases["launch"] + "-" + cases["l2_state"]).isin(["-".join(mode) for mode in part["modes"]])
-        keep |= asked & modes
+        keep |= (asked | ideal) & modes
     return only(run, keep)
 
 
@@ -138,12 +139,12 @@ def ideals(table: pd.DataFrame) -> pd.DataFrame:
 
 def copy_bandwidth_gb_s(table: pd.DataFrame) -> float:
     """Bandwidth of the run's device-to-device copy, read and written bytes, in 1e9 bytes/s; NaN if not measured."""
-    return float(table.loc[table["backend"] == "copy", "achieved_gb_s"].max())
+    return float(table.loc[(table["backend"] == "copy") & (table["launch"] == "graph"), "achieved_gb_s"].max())
 
 
-def empty_node_us(table: pd.DataFrame) -> float:
-    """Time of one empty node of a CUDA graph in the run; NaN if not measured."""
-    return float(table.loc[table["backend"] == "empty-node", "latency_us_p50"].min())
+def empty_node_us(table: pd.DataFrame, launch: str = "graph") -> float:
+    """Time of one empty node of a CUDA graph in the run, launched so or "primed"; NaN if not measured."""
+    return float(table.loc[(table["backend"] == "empty-node") & (table["launch"] == launch), "latency_us_p50"].min())
 
 
 def speedups(cases: pd.DataFrame, samples: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:

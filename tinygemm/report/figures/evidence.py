@@ -17,6 +17,7 @@ WORDS = {
     "zeros": "zeros as data",
     "do_bench": "do_bench",
     "eager": "from Python",
+    "primed": "after a dependent launch",
 }
 LINEAR = 0.05  # errors within it are drawn to scale, larger ones in logarithms
 TICKS = (0.5, 0.9, 1, 1.1, 1.5, 3, 9)

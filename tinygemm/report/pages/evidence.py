@@ -8,7 +8,6 @@ import pandas as pd
 from IPython.display import Markdown
 
 from tinygemm.report import evidence, style
-from tinygemm.report.verdicts.evidence import BESIDE_OTHERS
 from tinygemm.report.words import interval_texts, shape_names
 
 ERRORS = {
@@ -63,24 +62,6 @@ def beside(rows: pd.DataFrame) -> pd.DataFrame:
     """evidence.beside_others with names and shapes in words, the largest difference first."""
     rows = rows.sort_values("value", ascending=False)
     return rows.assign(name=rows["backend"].map(style.name), shape=shape_names(rows))
-
-
-def group_sizes(rows: pd.DataFrame) -> Markdown:
-    """Whether the groups in which a kernel took longer are the small ones.
-
-    rows: evidence.beside_others(run)
-    """
-    apart = rows[rows["low"] > 1 + BESIDE_OTHERS]
-    if apart.empty:
-        return Markdown("In no case is the difference clear.")
-    slow, fast = apart["left_contenders"].max(), apart["right_contenders"].min()
-    told = (
-        f"Where the difference is clear, in {len(apart)} of {len(rows)} cases, the groups with the longer time had up "
-        f"to {slow} contenders and those with the shorter one {fast} or more"
-    )
-    if slow < fast:
-        told += ": the longer time is that of small groups, and what compares groups of both sizes carries it"
-    return Markdown(f"{told}.")
 
 
 def repeats(run, within: pd.DataFrame, older: list, between: list[pd.DataFrame]) -> pd.DataFrame:

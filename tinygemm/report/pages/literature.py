@@ -11,6 +11,7 @@ from tinygemm.report.pages.shared import table
 
 LAUNCH = {
     "graph": "as a CUDA graph",
+    "primed": "as a CUDA graph after a dependent launch",
     "eager": "launched from Python",
     "do_bench": "by triton.testing.do_bench",
 }

@@ -19,6 +19,7 @@ CLAIMS = {
     "zeros": "Timing on zeros instead of random data changes a latency by more than {most}",
     "do_bench": "`triton.testing.do_bench` differs from a CUDA graph by more than {most}",
     "eager": "Launching from Python changes a latency by more than {most}",
+    "primed": "A kernel launched with dependent launch before a graph changes what its calls take by more than {most}",
 }
 SHORT = {"fp16-cublas": "FP16", "int4": "INT4"}
 
