@@ -40,16 +40,16 @@ PROJECTION_M = (1, 8)
 PROMISING = 20  # of a form, by the rough model: what is timed of a shape that is not searched in full
 OTHER_FORMATS = (Format(half=False), Format(symmetric=False), Format(64), Format(32))
 FORMAT_M = (1, 8)
-FAR = 0.7  # as `apart` counts: a weight of the regime map that is further from all that is tuned is tuned, too
+FAR = 0.5  # as `apart` counts: a weight of the regime map that is further from all that is tuned is tuned, too
 COMPILE_K = 4096  # every candidate's block_k divides it; one block of 128 more does not fill several warps
 
 Todo = dict[Task, list[LaunchConfig]]
 
 
 def projections(known: Iterable[tuple[int, int]]) -> tuple[GemmProblem, ...]:
-    """Problems of the models' projections, uncut and cut by eight GPUs, whose weight (K, N) is not yet known."""
+    """Problems of the models' projections, uncut and cut by 2, 4 and 8 GPUs, whose weight (K, N) is not yet known."""
     known = set(known)
-    shapes = [(K, N) for K, N, size in models.decode_shapes((1, 8)) if size == TUNED_GROUP_SIZE]
+    shapes = [(K, N) for K, N, size in models.decode_shapes() if size == TUNED_GROUP_SIZE]
     return tuple(GemmProblem(M, N, K) for K, N in shapes if (K, N) not in known for M in PROJECTION_M)
 
 
