@@ -19,15 +19,20 @@ class FakeClock:
     """Stands in for timing.CudaClock.
 
     now_us: the time            log: what was done, in order            broken: True once the context is lost
+    primes: whether it knows dependent launch
     """
 
     now_us: float = 0.0
     log: list = field(default_factory=list)
     broken: bool = False
+    primes: bool = True
     readings: list = field(default_factory=lambda: [Reading(1980.0, 3201.0, 500.0, 40.0)])
 
     def spend(self, us: float) -> None:
         self.now_us += us
+
+    def can_prime(self):
+        return self.primes
 
     def capture(self, calls):
         self.log.append(("capture", len(calls)))

@@ -9,7 +9,7 @@ import synthetic
 from derived import also, primary, slowed
 
 from tinygemm.problem import STUDY_SHAPES
-from tinygemm.report import evidence, pages, verdicts
+from tinygemm.report import evidence, pages, tables, verdicts
 from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
 
 BACKENDS = ("fp16-cublas", "int4", "aten-int4mm")
@@ -72,7 +72,75 @@ def test_an_error_matters_if_it_is_clearly_larger_than_five_percent(run, way, fa
     assert judge(run)[way].state == UNDECIDED
 
 
+# --- what was launched before ---------------------------------------------------------------------------------------
+
+
+def test_both_states_have_their_speedup(tmp_path):
+    """0.3 us less for every node: that helps FP16 less than INT4 in proportion, so the speedup rises."""
+    run = load(tmp_path, m_list=(1,), modes=(("graph", "cold"), ("primed", "cold"), ("eager", "cold")))
+    table = tables.report_table(run)
+    rows = evidence.primed_speedups(table)
+    assert list(zip(rows["K"], rows["N"], strict=True)) == sorted(STUDY_SHAPES)
+    times = table[table["M"] == 1].set_index(["backend", "launch", "K", "N"])["latency_us_p50"]
+    for _, row in rows.iterrows():
+        for mode in ("graph", "primed"):
+            expected = np.divide(*(times[backend, mode, row["K"], row["N"]] for backend in ("fp16-cublas", "int4")))
+            assert row[mode] == pytest.approx(expected, rel=1e-6)
+    told = pages.evidence.primed(table).data
+    assert f"is {rows['primed'].min():.2f}× to {rows['primed'].max():.2f}× after one" in told
+
+
+def test_a_run_without_primed_graphs_says_so(run):
+    table = tables.report_table(run)
+    assert "did not time" in pages.evidence.primed(table).data
+    assert "did not time" in pages.launch.primed(table).data
+
+
+def test_an_empty_node_is_told_in_both_states_and_is_no_other_ideal(run):
+    table = tables.report_table(run)
+    primed = table[table["backend"].isin(["copy", "empty-node"])].assign(launch="primed")
+    primed["latency_us_p50"] *= 0.5
+    primed["achieved_gb_s"] *= 2
+    both = pd.concat([table, primed], ignore_index=True)
+    assert tables.empty_node_us(both) == tables.empty_node_us(table) == 2 * tables.empty_node_us(both, "primed")
+    assert tables.copy_bandwidth_gb_s(both) == tables.copy_bandwidth_gb_s(table)
+    assert f"{tables.empty_node_us(both, 'primed'):.2f} µs where" in pages.launch.primed(both).data
+
+
+def test_runs_of_older_schemas_compare_like_with_like_among_themselves_only(run, tmp_path):
+    again = load(tmp_path, seed=7)
+    older = dataclasses.replace(run, provenance=run.provenance | {"schema_version": 2})
+    assert run.settled
+    assert not older.settled
+    assert evidence.agreement(again, run)["unchanged"].any()
+    mixed = evidence.agreement(again, older)
+    assert not mixed["unchanged"].any()
+    assert evidence.agreement(dataclasses.replace(again, provenance=older.provenance), older)["unchanged"].any()
+    assert older.run_id in pages.evidence.no_likeness([older], [mixed]).data
+    assert older.run_id not in pages.evidence.no_likeness([run], [evidence.agreement(again, run)]).data
+    assert "settled" in pages.evidence.launched_before(run).data
+    assert "schema 2" in pages.evidence.launched_before(older).data
+
+
 # --- beside other contenders ----------------------------------------------------------------------------------------
+
+
+def test_samples_that_open_a_round_are_told_from_those_that_follow(run):
+    """Planted: of three contenders, the second takes a tenth longer in rounds 1, 4, 7, ..., which it opens."""
+    problem = "M2-K4096-N1024-g128"
+    names = [name for name in run.cases["case_id"] if problem in name]
+    mine = (run.samples["case_id"] == names[1]) & (run.samples["sample"] % 3 == 1)
+    slower = run.samples["latency_us"].where(~mine, 1.1 * run.samples["latency_us"])
+    planted = dataclasses.replace(run, samples=run.samples.assign(latency_us=slower))
+    rows = evidence.openings(planted)
+    assert set(rows["contenders"]) == {3}
+    assert len(rows) == len(run.cases) - 2, "all but copy and empty node"
+    off = rows.set_index(["problem", "backend"])["value"]
+    assert off.pop((problem, names[1].split("/")[0])) == pytest.approx(1.1, rel=0.01)
+    np.testing.assert_allclose(off, 1, atol=0.01)
+    told = pages.evidence.neighbours(planted).data
+    assert f"in the median of {len(rows)} cases" in told
+    assert "more than" not in told, "no group has more than four"
 
 
 def test_a_kernel_without_x_is_compared_with_itself_in_other_groups(tmp_path):
@@ -97,6 +165,7 @@ def test_a_kernel_without_x_is_compared_with_itself_in_other_groups(tmp_path):
     assert "4096×1024 (int4-load-only" in verdict.sentence
     table = pages.evidence.beside(rows)
     assert list(table["value"]) == sorted(rows["value"], reverse=True)
+    assert "have 2 contenders or more" in pages.evidence.beside_scope(run, rows).data
 
 
 def test_another_config_is_another_kernel(tmp_path, run):

@@ -118,6 +118,19 @@ def test_suites_are_measured_together_and_every_case_keeps_its_own_terms(lab, tm
     assert medians[f"slow/{SMALL[0]}/do_bench-cold"] == 14.0
 
 
+@pytest.mark.parametrize("primes", [True, False])
+def test_graphs_after_a_dependent_launch_are_timed_where_there_is_one(lab, tmp_path, primes):
+    lab.primes = primes
+    plan = small_plan(problems=SMALL[:1], launches=("graph", "primed"), l2_states=("cold",))
+    run = load_run(sweep.record(plan, tmp_path, say=lambda text: None))
+    status = {launch: set(cases["status"]) for launch, cases in run.cases.groupby("launch")}
+    assert status == {"graph": {"ok"}, "primed": {"ok" if primes else "unsupported"}}
+    primed = run.cases[run.cases["launch"] == "primed"]
+    assert set(primed["backend"]) == {"slow", "fast", "copy"}
+    assert primed["message"].str.contains("no dependent launch").all() != primes
+    assert {entry[4] for entry in lab.log if entry[0] == "round"} == ({False, True} if primes else {False})
+
+
 def test_a_backend_is_verified_only_where_a_group_wants_it(lab, monkeypatch):
     checked = []
     check = contest._check

@@ -142,6 +142,11 @@ class Run:
     def gpu(self) -> dict:
         return self.provenance["gpu"]
 
+    @property
+    def settled(self) -> bool:
+        """Whether all graphs were timed in one state of the GPU, whatever had been launched before: since schema 3."""
+        return self.provenance["schema_version"] >= 3
+
 
 # --- reading --------------------------------------------------------------------------------------------------------
 

@@ -82,6 +82,9 @@ class Refused:
     errors: verify.Errors = field(default_factory=verify.Errors)
 
 
+NOTHING_TO_PRIME = Refused("unsupported", "this GPU has no dependent launch, and so no other state to time graphs in")
+
+
 def make_weights(bench: Bench, group: Group) -> Weights | Refused:
     """The weight of a group, which all groups of equal `weight` share."""
 
@@ -111,7 +114,8 @@ def measure_group(
     bench: Bench, group: Group, ready: Mapping[str, Ready | Refused], weights: Weights
 ) -> tuple[list[Case], list[Sample]]:
     """Time the backends of a group that are ready, interleaved; one Case for each, timed or not."""
-    outcomes = {name: ready[name] for name in group.backends}
+    outcomes = dict(ready) if _can_launch(bench, group) else dict.fromkeys(group.backends, NOTHING_TO_PRIME)
+    outcomes = {name: outcomes[name] for name in group.backends}
     for name, state in list(outcomes.items()):
         if isinstance(state, Ready):
             outcomes[name] = guarded(bench.clock, _replay, bench, group, state, weights)
@@ -139,13 +143,18 @@ def measure_ceiling(bench: Bench, group: Group) -> tuple[list[Case], list[Sample
         ceiling.check(call)
         return timing.prepare([call], group.launch, bench.clock, ceiling.min_calls)
 
-    outcomes, samples, readings = _interleave(bench, group, {name: guarded(bench.clock, replay)})
+    outcome = guarded(bench.clock, replay) if _can_launch(bench, group) else NOTHING_TO_PRIME
+    outcomes, samples, readings = _interleave(bench, group, {name: outcome})
     case = Case(
         case_id=group.case_ids[0], backend=name, model="", layer="", M=0, N=0, K=0, group_size=0, dtype="",
         bits_per_weight=0, l2_state=group.l2_state, launch=group.launch, bytes_min=ceiling.bytes_min,
         **_describe_outcome(outcomes[name], samples.get(name, []), readings),
     )  # fmt: skip
     return [case], _sample_rows(group, samples)
+
+
+def _can_launch(bench: Bench, group: Group) -> bool:
+    return group.launch != "primed" or bench.clock.can_prime()
 
 
 def guarded(clock, work: Callable, *arguments):

@@ -121,6 +121,14 @@ class CudaClock:
 
     streams: list = field(default_factory=list)
 
+    def can_prime(self) -> bool:
+        """Whether this GPU knows dependent launch, so that there are two states to time in."""
+        import torch
+
+        from tinygemm.kernel import forms
+
+        return forms.dependent_launch(torch.device("cuda", torch.cuda.current_device()))
+
     def capture(self, calls: Sequence[Callable]) -> Callable[[], None]:
         """Record the calls as one CUDA graph; their kernels must have run once before, so that none compiles now."""
         import torch
@@ -143,9 +151,10 @@ class CudaClock:
     ) -> list[float]:
         """Microseconds of each run on the GPU's clock.
 
-        What a node of a graph takes hangs on what was launched before, whatever the graph holds: on an H100, 0.35 us
-        less once a kernel with the attribute of dependent launch has been launched in any stream, until several
-        without it have followed there (tinygemm/kernel/NOTES.md). So every round starts from one of two states.
+        What a node of a graph takes depends on what was launched before, whatever the graph holds: on an H100, kernels
+        that do not overlap take 0.35 us less once one with the attribute of dependent launch has been launched in any
+        stream, until several without it have followed there (tinygemm/kernel/NOTES.md). So every round starts from one
+        of two states.
 
         queued: True lines all runs up behind a spacer, so that no launch from Python is ever waited for;
                 False starts each run on an idle GPU, so that the launches from Python count

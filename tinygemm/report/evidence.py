@@ -10,11 +10,21 @@ import pandas as pd
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.contrasts import compare, geometric_mean, primary_cases, timed_cases
 from tinygemm.report.intervals import sample_matrix
-from tinygemm.report.tables import BASELINE, GROUP_SIZE, LAUNCH_CONFIG, SHAPE, at_shapes, problem_of, summarize
+from tinygemm.report.tables import (
+    BASELINE,
+    GROUP_SIZE,
+    LAUNCH_CONFIG,
+    SHAPE,
+    at_shapes,
+    problem_of,
+    summarize,
+    usual,
+)
+from tinygemm.report.words import shape_names
 from tinygemm.runs import Run, load_run, recorded_runs
 
 BACKENDS = (BASELINE, "int4")
-# the primary number is a graph, cold, random; each error changes one of the three
+# the primary number is a graph in the settled state, cold, random; each way changes one of these, do_bench two
 WAYS = {
     "hot L2": {"l2_state": "hot"},
     "warm L2": {"l2_state": "warm"},
@@ -30,7 +40,6 @@ WITHOUT_X = ("dequant-only", "int4-load-only", "int4-load-only-serial")
 # Two medians of one distribution differ by less than the half-width of one's 95 % interval with this probability:
 # their difference has sqrt(2) times the standard error, and P(|z| < 1.96 / sqrt(2)) = 0.834.
 EXPECTED_INSIDE = 0.834
-SETTLED_SINCE = 3  # the schema version since which no earlier launch decides what a node of a graph takes
 FEWEST_SAMPLES = 8  # the bootstrap interval of a median of fewer is too narrow to be tested
 CONFIG = [*LAUNCH_CONFIG, "config_source"]
 
@@ -90,7 +99,7 @@ def beside_others(run) -> pd.DataFrame:
              extremes of n is not in them), apart_us = left - right
     """
     cases = primary_cases(run.cases)
-    contenders = problem_of(cases[cases["status"] == "ok"]).value_counts()
+    contenders = group_sizes(run)
     table = _summary(cases[cases["backend"].isin(WITHOUT_X)], run.samples)
     rows = []
     keys = ["backend", "K", "N", "group_size", _config(table, LAUNCH_CONFIG)]
@@ -107,6 +116,66 @@ def beside_others(run) -> pd.DataFrame:
     sides = [f"{side}_{what}" for what in ("us", "contenders") for side in ("right", "left")]
     rows = pd.DataFrame(rows, columns=["backend", "K", "N", "n", *sides, "low", "high"])
     return rows.assign(value=rows["left_us"] / rows["right_us"], apart_us=rows["left_us"] - rows["right_us"])
+
+
+def primed_speedups(table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
+    """The speedup of the tuned kernel over FP16 in both states, at the projections of the earlier study.
+
+    table:   tables.report_table(run)
+    returns: K, N, graph, primed; no rows where the run did not time graphs after a dependent launch
+    """
+    rows = usual(table)
+    rows = rows[(rows["backend"] == "int4") & (rows["M"] == M) & (rows["l2_state"] == "cold")]
+    rows = rows[at_shapes(rows, STUDY_SHAPES) & rows["launch"].isin(("graph", "primed"))]
+    wide = rows.pivot_table(index=["K", "N"], columns="launch", values="speedup_vs_fp16")
+    return wide.reindex(columns=["graph", "primed"]).dropna().rename_axis(columns=None).reset_index()
+
+
+def primed_words(table: pd.DataFrame) -> str:
+    """The speedups over FP16 in both states, in a sentence; empty where the run did not time both.
+
+    table: tables.report_table(run)
+    """
+    rows = primed_speedups(table)
+    if rows.empty:
+        return ""
+    least = shape_names(rows.loc[[rows["primed"].idxmin()]]).iloc[0]
+    return (
+        f"The speedup of the tuned kernel over FP16 by cuBLAS at M = 1, {rows['graph'].min():.2f}× to "
+        f"{rows['graph'].max():.2f}× over {len(rows)} projections with no dependent launch before, is "
+        f"{rows['primed'].min():.2f}× to {rows['primed'].max():.2f}× after one, least at {least}."
+    )
+
+
+def group_sizes(run: Run) -> pd.Series:
+    """How many contenders were timed in each group of the primary mode, by problem."""
+    return problem_of(primary_cases(run.cases)).value_counts()
+
+
+def openings(run: Run) -> pd.DataFrame:
+    """What it matters which graph ran before: samples that open a round over the others of their case.
+
+    In a round every contender follows the one that it always follows, but the one that opens it, which follows another,
+    itself where there are two.
+
+    returns: backend, problem, contenders, value (ratio of medians); cold graphs of groups of at least two, with at
+             least two samples of either kind
+    """
+    cases = primary_cases(run.cases)
+    problem = problem_of(cases)
+    place = cases.groupby(problem).cumcount()
+    contenders = problem.map(group_sizes(run))
+    samples = run.samples.merge(
+        pd.DataFrame({"case_id": cases["case_id"], "place": place, "contenders": contenders}), on="case_id"
+    )
+    opens = samples["sample"] % samples["contenders"] == samples["place"]
+    kinds = samples.assign(kind=np.where(opens, "opens", "follows")).groupby(["case_id", "kind"])["latency_us"]
+    wide = kinds.median().unstack("kind").reindex(columns=["opens", "follows"])
+    enough = (kinds.size().unstack("kind").reindex(columns=["opens", "follows"]) >= 2).all(axis=1)
+    ratio = (wide["opens"] / wide["follows"])[enough].rename("value")
+    found = cases[["case_id", "backend"]].assign(problem=problem, contenders=contenders)
+    found = found[found["contenders"] > 1].merge(ratio, left_on="case_id", right_index=True)
+    return found[["backend", "problem", "contenders", "value"]].reset_index(drop=True)
 
 
 def older_runs(run: Run) -> list[Run]:
@@ -129,8 +198,7 @@ def agreement(newer: Run, older: Run) -> pd.DataFrame:
     digests = [run.provenance.get("kernel_sha256") for run in (older, newer)]
     same_kernels = digests[0] is not None and digests[0] == digests[1]
     same_code = rows["backend"].isin(UNCHANGED) | same_kernels
-    settled = [run.provenance["schema_version"] >= SETTLED_SINCE for run in (older, newer)]
-    same_way = (rows["launch"] == "graph") & (settled[0] == settled[1])
+    same_way = (rows["launch"] == "graph") & (older.settled == newer.settled)
     return rows.assign(unchanged=same_code & same_way & rows["same_config"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tinygemm.report import figures, tables, verdicts
+from tinygemm.report import evidence, figures, tables, verdicts
 from tinygemm.report.verdicts import FAILS, HOLDS, Verdict
 
 FIGURE = "book/_static/headline.svg"
@@ -42,7 +42,7 @@ def findings(run) -> str:
         "|---|---|---|",
         *lines,
         "",
-        found["D"].sentence,
+        " ".join(filter(None, [found["D"].sentence, evidence.primed_words(tables.report_table(run))])),
         "",
     ])  # fmt: skip
 

@@ -51,6 +51,8 @@ CHANGED = {
     "inside": ("Median inside", ".0%"),
 }
 
+SMALL_GROUP = 4  # contenders; the groups of models, maps and formats have no more
+
 
 def errors(rows: pd.DataFrame) -> pd.DataFrame:
     """evidence.errors with names, shapes and intervals in words."""
@@ -62,6 +64,80 @@ def beside(rows: pd.DataFrame) -> pd.DataFrame:
     """evidence.beside_others with names and shapes in words, the largest difference first."""
     rows = rows.sort_values("value", ascending=False)
     return rows.assign(name=rows["backend"].map(style.name), shape=shape_names(rows))
+
+
+def launched_before(run) -> Markdown:
+    """In which state the run's graphs were timed."""
+    if run.settled:
+        return Markdown(
+            "Before every round of this run kernels without the attribute were launched in every stream that had been "
+            "used: its graphs are in the *settled* state, that of a process that has launched nothing with the "
+            "attribute. It was chosen because it can be restored and does not depend on the contenders of a group, "
+            "not because it is everybody's: on a GPU with dependent launch, a process that has just called our "
+            "kernels from the host is in the other one, *primed*."
+        )
+    return Markdown(
+        f"This run is of schema {run.provenance['schema_version']}, recorded before the effect was known: in which of "
+        "the two states its graphs were timed was not recorded, and depended on the contenders that were captured "
+        "last."
+    )
+
+
+def primed(table: pd.DataFrame) -> Markdown:
+    """The speedups over FP16 in both states.
+
+    table: tables.report_table of the whole run
+    """
+    words = evidence.primed_words(table)
+    return Markdown(words or "*This run did not time FP16 and INT4 after a dependent launch.*")
+
+
+def neighbours(run) -> Markdown:
+    """How much it matters which graph ran before."""
+    rows = evidence.openings(run)
+    if rows.empty:
+        return Markdown("*This run has no group with enough samples to tell what it matters which graph ran before.*")
+    off = (rows["value"] - 1).abs()
+    few = rows["contenders"] <= SMALL_GROUP
+    parts = [("up to", off[few]), ("more than", off[~few])]
+    told = [
+        f"{name} {SMALL_GROUP} contenders by {part.median():.1%} in the median of {len(part)} cases, and by less than "
+        f"{part.quantile(0.95):.1%} in 95 of 100"
+        for name, part in parts
+        if len(part)
+    ]
+    return Markdown(
+        "A contender always follows the same other one, but in the rounds that it opens. Samples of these rounds "
+        f"differ from the others of their case in groups of {'; in groups of '.join(told)}."
+    )
+
+
+def beside_scope(run, rows: pd.DataFrame) -> Markdown:
+    """Which groups the comparison beside other contenders reaches.
+
+    rows: evidence.beside_others(run)
+    """
+    if rows.empty:
+        return Markdown("*This run timed no kernel without x in several groups.*")
+    fewest = rows[["left_contenders", "right_contenders"]].min(axis=None)
+    sizes = evidence.group_sizes(run)
+    return Markdown(
+        f"These groups have {fewest} contenders or more. Of the {len(sizes)} groups of cold graphs, "
+        f"{(sizes < fewest).sum()} have fewer, among them those of models, maps and formats: no kernel was timed in "
+        "both, so this says nothing of them."
+    )
+
+
+def no_likeness(older: list, between: list[pd.DataFrame]) -> Markdown:
+    """Which older runs have no case that compares like with like.
+
+    older:   evidence.older_runs(run)
+    between: evidence.agreement of each
+    """
+    without = [other.run_id for other, rows in zip(older, between, strict=True) if not rows["unchanged"].any()]
+    if not without:
+        return Markdown("Every older run of this GPU has cases that compare like with like.")
+    return Markdown(f"Without a case that compares like with like: {', '.join(f'`{name}`' for name in without)}.")
 
 
 def repeats(run, within: pd.DataFrame, older: list, between: list[pd.DataFrame]) -> pd.DataFrame:

@@ -110,12 +110,13 @@ def primed(table: pd.DataFrame) -> Markdown:
 
     table: report_table of the whole run
     """
-    usual, after = (empty_node_us(table, launch) for launch in ("graph", "primed"))
+    settled, after = (empty_node_us(table, launch) for launch in ("graph", "primed"))
     if math.isnan(after):
-        return Markdown("*This run did not time graphs after a dependent launch.*")
+        return Markdown("*This run did not time an empty node after a dependent launch.*")
     return Markdown(
-        f"In this run an empty node takes {usual:.2f} µs, and {after:.2f} µs after one kernel has been launched with "
-        f"the attribute of dependent launch, though the graph is the same and no node of it has the attribute."
+        f"An empty node takes {settled:.2f} µs in the settled state, and {after:.2f} µs where kernels with the "
+        "attribute of dependent launch were launched before each round, though its graph holds the same nodes and none "
+        "of them has the attribute."
     )
 
 

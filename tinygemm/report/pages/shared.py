@@ -108,6 +108,7 @@ def conditions(run, table: pd.DataFrame) -> pd.DataFrame:
         "Nsight Compute": _known(software.get("ncu")),
         "Copy bandwidth, measured": f"{tables.copy_bandwidth_gb_s(table):,.0f} GB/s, read and written",
         "Empty graph node, measured": f"{tables.empty_node_us(table):.2f} µs",
+        "Graphs timed": "without a dependent launch before" if run.settled else "whatever was launched before",
         "Samples of one case": _span(timed["n_samples"]),
         "Kernels": tables.kernels(run),
         "Recorded": f"{run.provenance['started']}, run `{run.run_id}`, commit `{run.provenance['commit'][:7]}`",
