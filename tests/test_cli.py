@@ -296,7 +296,7 @@ def test_tune_writes_a_table_that_says_how_it_was_made(gpu, tmp_path, monkeypatc
     monkeypatch.setattr(hardware, "snapshot", lambda: {"driver": "580.159"})
     succeed("tune", "--out", tmp_path / "h200.json")
     searched = (["splitk", "ring", "load-only", "fp16"], "h200", "h200.json.partial")
-    assert asked == [(45, 96, STUDY_SHAPES, *searched, None)]
+    assert asked == [(45, 206, STUDY_SHAPES, *searched, None)]
     table = json.loads((tmp_path / "h200.json").read_text())
     assert re.search(r"NVIDIA H200, driver 580.159, torch .*`tinygemm tune`", table["about"])
     assert [file.name for file in tmp_path.iterdir()] == ["h200.json"]

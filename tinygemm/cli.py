@@ -22,12 +22,8 @@ from tinygemm.problem import GROUP_SIZES, STUDY_SHAPES
 
 STUDY_SHAPE_LIST = ";".join(f"1,{K},{N}" for K, N in STUDY_SHAPES)
 IMAGE_SUFFIXES = (".png", ".svg")
-LAUNCHES = ("graph", "primed", "eager", "do_bench")  # those of tinygemm.runs, whose import takes long
-LAUNCH_HELP = (
-    "As one CUDA graph, as one after a kernel with dependent launch, call by call, or as triton.testing.do_bench does; "
-    "both: graph and eager."
-)
-L2_HELP = "Weights from DRAM, from a rotation over 1.5 times the L2, or from L2; both: cold and hot."
+LAUNCH = "As a CUDA graph, as one after a dependent launch, call by call, or by do_bench; both: graph and eager."
+L2 = "Weights from DRAM, from a rotation over 1.5 times the L2, or from L2; both: cold and hot."
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -81,8 +77,8 @@ timing_options = _options(
 @_option(
     "backend", "--backends", default="fp16-cublas,dequant-fp16,int4,copy,empty-node", help="Names, comma-separated."
 )
-@_option("launch", type=click.Choice([*LAUNCHES, "both"]), default="graph", help=LAUNCH_HELP)
-@_option("l2_state", type=click.Choice(["cold", "warm", "hot", "both"]), default="cold", help=L2_HELP)
+@_option("launch", type=click.Choice(["graph", "primed", "eager", "do_bench", "both"]), default="graph", help=LAUNCH)
+@_option("l2_state", type=click.Choice(["cold", "warm", "hot", "both"]), default="cold", help=L2)
 def bench(csv, shape_list, group_size, asymmetric, rep, warmup, skip_correctness, backend, launch, l2_state):
     """Time backends at a list of shapes: latency, interval and speedup over FP16, one row per case."""
     from tinygemm.harness import sweep
