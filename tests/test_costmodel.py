@@ -7,6 +7,7 @@ import pandas as pd
 import planted
 import pytest
 import synthetic
+from derived import also
 
 from tinygemm.hardware import gpu_spec
 from tinygemm.problem import GemmProblem
@@ -172,6 +173,9 @@ def test_a_gpu_without_published_figures_goes_by_what_its_run_recorded(tmp_path)
     spec = costmodel.spec_of(run)
     assert (spec.key, spec.sm_count, spec.compute_capability) == ("h1", 132, (9, 0))
     assert spec.dram_gb_s == pytest.approx(synthetic.Truth().copy_gb_s, rel=0.03)
+    copy = run.cases["backend"] == "copy"
+    primed = also(run, copy, 0.5, launch="primed")
+    assert costmodel.spec_of(primed).dram_gb_s == spec.dram_gb_s, "the copy is that of the primary number"
 
 
 # --- projections ----------------------------------------------------------------------------------------------------

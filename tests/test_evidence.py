@@ -9,8 +9,9 @@ import synthetic
 from derived import also, primary, slowed
 
 from tinygemm.problem import STUDY_SHAPES
-from tinygemm.report import evidence, pages, tables, verdicts
+from tinygemm.report import evidence, figures, pages, style, tables, verdicts
 from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
+from tinygemm.runs import LAUNCHES
 
 BACKENDS = ("fp16-cublas", "int4", "aten-int4mm")
 MODES = (("graph", "cold"),)
@@ -86,8 +87,14 @@ def test_both_states_have_their_speedup(tmp_path):
         for mode in ("graph", "primed"):
             expected = np.divide(*(times[backend, mode, row["K"], row["N"]] for backend in ("fp16-cublas", "int4")))
             assert row[mode] == pytest.approx(expected, rel=1e-6)
+    assert (rows["primed"] > rows["graph"]).all()
     told = pages.evidence.primed(table).data
     assert f"is {rows['primed'].min():.2f}× to {rows['primed'].max():.2f}× after one" in told
+
+
+def test_every_way_and_every_launch_mode_has_its_words():
+    assert set(figures.evidence.WORDS) == set(evidence.WAYS) == set(CHANGES)
+    assert set(pages.literature.LAUNCH) == set(style.LAUNCH_WORDS) == set(LAUNCHES)
 
 
 def test_a_run_without_primed_graphs_says_so(run):
@@ -125,22 +132,25 @@ def test_runs_of_older_schemas_compare_like_with_like_among_themselves_only(run,
 # --- beside other contenders ----------------------------------------------------------------------------------------
 
 
-def test_samples_that_open_a_round_are_told_from_those_that_follow(run):
-    """Planted: of three contenders, the second takes a tenth longer in rounds 1, 4, 7, ..., which it opens."""
+def test_the_orders_of_a_round_are_told_apart(run):
+    """Planted: of three contenders, the second takes a tenth longer in rounds 1, 4, 7, ..., which have one order."""
     problem = "M2-K4096-N1024-g128"
     names = [name for name in run.cases["case_id"] if problem in name]
     mine = (run.samples["case_id"] == names[1]) & (run.samples["sample"] % 3 == 1)
     slower = run.samples["latency_us"].where(~mine, 1.1 * run.samples["latency_us"])
     planted = dataclasses.replace(run, samples=run.samples.assign(latency_us=slower))
-    rows = evidence.openings(planted)
+    rows = evidence.orders(planted).set_index(["problem", "backend"])
     assert set(rows["contenders"]) == {3}
     assert len(rows) == len(run.cases) - 2, "all but copy and empty node"
-    off = rows.set_index(["problem", "backend"])["value"]
-    assert off.pop((problem, names[1].split("/")[0])) == pytest.approx(1.1, rel=0.01)
-    np.testing.assert_allclose(off, 1, atol=0.01)
-    told = pages.evidence.neighbours(planted).data
-    assert f"in the median of {len(rows)} cases" in told
-    assert "more than" not in told, "no group has more than four"
+    at = (problem, names[1].split("/")[0])
+    assert rows.loc[at, "by_order"] == pytest.approx(1.1, rel=0.01)
+    np.testing.assert_allclose(rows["by_order"].drop(at), 1, atol=0.01)
+    np.testing.assert_allclose(rows["by_time"], 1, atol=0.01)
+    told = pages.evidence.orders(planted).data
+    assert f"half of {len(rows)} cases" in told
+    assert "10% at most" in told
+    few = dataclasses.replace(run, samples=run.samples[run.samples["sample"] < 5])
+    assert "enough samples" in pages.evidence.orders(few).data
 
 
 def test_a_kernel_without_x_is_compared_with_itself_in_other_groups(tmp_path):

@@ -121,10 +121,11 @@ def test_suites_are_measured_together_and_every_case_keeps_its_own_terms(lab, tm
 @pytest.mark.parametrize("primes", [True, False])
 def test_graphs_after_a_dependent_launch_are_timed_where_there_is_one(lab, tmp_path, primes):
     lab.primes = primes
-    plan = small_plan(problems=SMALL[:1], launches=("graph", "primed"), l2_states=("cold",))
+    plan = small_plan(problems=SMALL[:1], launches=("primed",), l2_states=("cold",))
     run = load_run(sweep.record(plan, tmp_path, say=lambda text: None))
     status = {launch: set(cases["status"]) for launch, cases in run.cases.groupby("launch")}
     assert status == {"graph": {"ok"}, "primed": {"ok" if primes else "unsupported"}}
+    assert set(run.cases.loc[run.cases["launch"] == "graph", "backend"]) == {"copy"}, "the ideal of the primary number"
     primed = run.cases[run.cases["launch"] == "primed"]
     assert set(primed["backend"]) == {"slow", "fast", "copy"}
     assert primed["message"].str.contains("no dependent launch").all() != primes
@@ -149,6 +150,16 @@ def test_launch_modes_differ_in_what_is_captured(lab):
     )
     assert not [entry for entry in lab.log if entry[0] == "capture"]
     assert {entry[2] for entry in lab.log if entry[0] == "round"} == {False}
+
+
+@pytest.mark.parametrize(("launches", "chosen"), [(("primed", "eager"), "graph"), (("eager",), "eager")])
+def test_variants_race_as_they_will_be_timed(lab, monkeypatch, launches, chosen):
+    trials = []
+    ready = contest._ready
+    monkeypatch.setattr(contest, "_ready", lambda *a: trials.append(a[2].launch) or ready(*a))
+    plan = small_plan(problems=SMALL[:1], launches=launches)
+    list(sweep.measure(sweep.bench_of_this_gpu(plan, GPU), groups(plan)))
+    assert trials == [chosen] * 2
 
 
 def test_graphs_are_forgotten_before_every_group_that_captures_new_ones(lab, monkeypatch):

@@ -241,6 +241,52 @@ def test_an_empty_graph_node_takes_about_a_microsecond(clock):
     assert 0.3 < sorted(samples["empty"])[5] < 5
 
 
+def test_a_round_settles_first_then_sleeps_then_runs(monkeypatch):
+    """The spacer is a launch, too; nothing may stand between it and the runs that queue up behind."""
+    import torch
+
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            pass
+
+        def record(self):
+            log.append("event")
+
+        def elapsed_time(self, end):
+            return 0.004
+
+    clock = timing.CudaClock()
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append("spacer"))
+    monkeypatch.setattr(timing.CudaClock, "_settle", lambda self, primed: log.append(("settle", primed)))
+    assert clock.time_round([lambda: log.append("run")], queued=True, primed=True) == [4.0]
+    assert log == [("settle", True), "spacer", "event", "run", "event"]
+
+
+@pytest.mark.parametrize(
+    ("knows", "asked", "attribute"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_a_dependent_launch_carries_the_attribute_on_gpus_that_know_it(monkeypatch, knows, asked, attribute):
+    import torch
+
+    from tinygemm.kernel import twins
+
+    asked_for = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda **options: asked_for.append(options)
+
+    monkeypatch.setattr(twins.kernels, "kernel_empty", Kernel())
+    monkeypatch.setattr(twins.forms, "dependent_launch", lambda device: knows)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    twins.empty_kernel(asked)
+    assert asked_for == [{"num_warps": 1} | ({"launch_pdl": True} if attribute else {})]
+
+
 @pytest.mark.gpu
 def test_what_was_launched_before_does_not_change_a_graph(clock):
     """Both states that a launch may leave behind, in either stream, are gone when the next round begins."""

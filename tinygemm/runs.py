@@ -22,6 +22,7 @@ from tinygemm.provenance import kernel_digest, software_versions
 # history: 1 = first schema; 2 = cases.csv has operands and max_registers, L2 may be warm, do_bench is a launch mode;
 # 3 = primed is a launch mode, and what was launched before a graph no longer decides about its times
 SCHEMA_VERSION = 3
+SETTLED_SINCE = 3  # the version from which on every round of graphs starts from one state of the GPU
 DATA_ROOT = Path(__file__).resolve().parent.parent / "data"
 
 STATUS = ("ok", "mismatch", "unsupported", "out_of_memory", "error")
@@ -145,7 +146,7 @@ class Run:
     @property
     def settled(self) -> bool:
         """Whether all graphs were timed in one state of the GPU, whatever had been launched before: since schema 3."""
-        return self.provenance["schema_version"] >= 3
+        return self.provenance["schema_version"] >= SETTLED_SINCE
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

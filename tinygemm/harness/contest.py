@@ -103,7 +103,7 @@ def make_ready(bench: Bench, groups: Sequence[Group], weights: Weights | Refused
     operands = weights if isinstance(weights, Refused) else guarded(bench.clock, _operands, bench, groups[0], weights)
     if isinstance(operands, Refused):
         return dict.fromkeys(names, operands)
-    launch = "graph" if any(group.launch == "graph" for group in groups) else "eager"
+    launch = "graph" if any(group.launch in timing.GRAPHS for group in groups) else "eager"
     rotations = [group.rotation for group in groups]
     l2_state = min(rotations, key=runs.L2_STATES.index)  # the most copies that any group rotates over
     trial = Trial(groups[0].problem, *operands, weights, launch, l2_state)
@@ -114,8 +114,8 @@ def measure_group(
     bench: Bench, group: Group, ready: Mapping[str, Ready | Refused], weights: Weights
 ) -> tuple[list[Case], list[Sample]]:
     """Time the backends of a group that are ready, interleaved; one Case for each, timed or not."""
-    outcomes = dict(ready) if _can_launch(bench, group) else dict.fromkeys(group.backends, NOTHING_TO_PRIME)
-    outcomes = {name: outcomes[name] for name in group.backends}
+    can_launch = _can_launch(bench, group)
+    outcomes = {name: ready[name] if can_launch else NOTHING_TO_PRIME for name in group.backends}
     for name, state in list(outcomes.items()):
         if isinstance(state, Ready):
             outcomes[name] = guarded(bench.clock, _replay, bench, group, state, weights)

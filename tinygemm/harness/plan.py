@@ -158,8 +158,11 @@ def groups(plan: SweepPlan) -> list[Group]:
 
 def _keys(part: Suite) -> Iterable[tuple[tuple, tuple[str, ...]]]:
     """What tells the groups of a suite apart, with the contenders of each."""
-    for launch, name in itertools.product(timing.GRAPHS, part.backends):
-        if (launch, "cold") in part.modes and part.operands == "random" and name in registry.CEILINGS:
+    graphs = [launch for launch in timing.GRAPHS if (launch, "cold") in part.modes and part.operands == "random"]
+    if graphs:  # what is compared with an ideal is compared with the primary one
+        graphs = dict.fromkeys(["graph", *graphs])
+    for launch, name in itertools.product(graphs, part.backends):
+        if name in registry.CEILINGS:
             yield (None, registry.CEILINGS[name].word, launch, "cold", "random"), (name,)
     products = tuple(name for name in part.backends if name in registry.BACKENDS)
     if products:

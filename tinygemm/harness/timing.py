@@ -180,7 +180,7 @@ class CudaClock:
         return [start.elapsed_time(end) * 1000 for start, end in events]
 
     def _settle(self, primed: bool) -> None:
-        """Launch, in every stream that kernels were launched in, what leaves one known state behind."""
+        """Launch, in the stream of the captures and the current one, what leaves one known state behind."""
         import torch
 
         from tinygemm.kernel import twins

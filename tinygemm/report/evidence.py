@@ -152,30 +152,27 @@ def group_sizes(run: Run) -> pd.Series:
     return problem_of(primary_cases(run.cases)).value_counts()
 
 
-def openings(run: Run) -> pd.DataFrame:
-    """What it matters which graph ran before: samples that open a round over the others of their case.
+def orders(run: Run) -> pd.DataFrame:
+    """What the order of a round matters: in a group of n contenders, rounds have n orders, and take turns.
 
-    In a round every contender follows the one that it always follows, but the one that opens it, which follows another,
-    itself where there are two.
-
-    returns: backend, problem, contenders, value (ratio of medians); cold graphs of groups of at least two, with at
-             least two samples of either kind
+    returns: backend, problem, contenders, and how far the medians of n kinds of samples lie apart, largest over
+             smallest: by_order (a kind is an order of the round), by_time (a stretch of consecutive rounds: what chance
+             and drift make of as many samples); cold graphs, groups of which every kind has two samples
     """
     cases = primary_cases(run.cases)
-    problem = problem_of(cases)
-    place = cases.groupby(problem).cumcount()
-    contenders = problem.map(group_sizes(run))
-    samples = run.samples.merge(
-        pd.DataFrame({"case_id": cases["case_id"], "place": place, "contenders": contenders}), on="case_id"
-    )
-    opens = samples["sample"] % samples["contenders"] == samples["place"]
-    kinds = samples.assign(kind=np.where(opens, "opens", "follows")).groupby(["case_id", "kind"])["latency_us"]
-    wide = kinds.median().unstack("kind").reindex(columns=["opens", "follows"])
-    enough = (kinds.size().unstack("kind").reindex(columns=["opens", "follows"]) >= 2).all(axis=1)
-    ratio = (wide["opens"] / wide["follows"])[enough].rename("value")
-    found = cases[["case_id", "backend"]].assign(problem=problem, contenders=contenders)
-    found = found[found["contenders"] > 1].merge(ratio, left_on="case_id", right_index=True)
-    return found[["backend", "problem", "contenders", "value"]].reset_index(drop=True)
+    sizes = problem_of(cases).map(group_sizes(run))
+    cases = cases.assign(problem=problem_of(cases), contenders=sizes)[["case_id", "backend", "problem", "contenders"]]
+    samples = run.samples.merge(cases[cases["contenders"] > 1], on="case_id")
+    count = samples.groupby("case_id")["sample"].transform("size")
+    samples = samples[count >= 2 * samples["contenders"]]
+    kinds = {
+        "by_order": samples["sample"] % samples["contenders"],
+        "by_time": samples["sample"] * samples["contenders"] // count,
+    }
+    for name, kind in kinds.items():
+        medians = samples.groupby(["case_id", kind.rename("kind")])["latency_us"].median().groupby("case_id")
+        cases = cases.merge((medians.max() / medians.min()).rename(name), left_on="case_id", right_index=True)
+    return cases.drop(columns="case_id").reset_index(drop=True)
 
 
 def older_runs(run: Run) -> list[Run]:

@@ -85,7 +85,8 @@ def host_bound(table: pd.DataFrame, backend: str = "int4", M: int = 1, K: int = 
              more, by the 95 % intervals; NaN where there is none), widest_N; empty where the run did not time it
     """
     rows = _cold(table)
-    rows = rows[(rows["backend"] == backend) & (rows["M"] == M) & (rows["K"] == K)].drop_duplicates(["launch", "N"])
+    rows = rows[(rows["backend"] == backend) & (rows["M"] == M) & (rows["K"] == K)]
+    rows = rows[rows["launch"].isin(["graph", "eager"])].drop_duplicates(["launch", "N"])
     ends = ["latency_us_low", "latency_us_p50", "latency_us_high"]
     wide = rows.pivot(index="N", columns="launch", values=ends).dropna()
     if not {"graph", "eager"} <= set(rows["launch"]) or wide.empty:

@@ -51,8 +51,6 @@ CHANGED = {
     "inside": ("Median inside", ".0%"),
 }
 
-SMALL_GROUP = 4  # contenders; the groups of models, maps and formats have no more
-
 
 def errors(rows: pd.DataFrame) -> pd.DataFrame:
     """evidence.errors with names, shapes and intervals in words."""
@@ -70,8 +68,8 @@ def launched_before(run) -> Markdown:
     """In which state the run's graphs were timed."""
     if run.settled:
         return Markdown(
-            "Before every round of this run kernels without the attribute were launched in every stream that had been "
-            "used: its graphs are in the *settled* state, that of a process that has launched nothing with the "
+            "Before every round of this run kernels without the attribute were launched in the streams that are used "
+            "for timing: its graphs are in the *settled* state, that of a process that has launched nothing with the "
             "attribute. It was chosen because it can be restored and does not depend on the contenders of a group, "
             "not because it is everybody's: on a GPU with dependent launch, a process that has just called our "
             "kernels from the host is in the other one, *primed*."
@@ -92,23 +90,18 @@ def primed(table: pd.DataFrame) -> Markdown:
     return Markdown(words or "*This run did not time FP16 and INT4 after a dependent launch.*")
 
 
-def neighbours(run) -> Markdown:
-    """How much it matters which graph ran before."""
-    rows = evidence.openings(run)
+def orders(run) -> Markdown:
+    """How much the order of a round matters."""
+    rows = evidence.orders(run)
     if rows.empty:
-        return Markdown("*This run has no group with enough samples to tell what it matters which graph ran before.*")
-    off = (rows["value"] - 1).abs()
-    few = rows["contenders"] <= SMALL_GROUP
-    parts = [("up to", off[few]), ("more than", off[~few])]
-    told = [
-        f"{name} {SMALL_GROUP} contenders by {part.median():.1%} in the median of {len(part)} cases, and by less than "
-        f"{part.quantile(0.95):.1%} in 95 of 100"
-        for name, part in parts
-        if len(part)
-    ]
+        return Markdown("*This run has no group with enough samples to tell what the order of a round matters.*")
+    order, time = rows["by_order"] - 1, rows["by_time"] - 1
     return Markdown(
-        "A contender always follows the same other one, but in the rounds that it opens. Samples of these rounds "
-        f"differ from the others of their case in groups of {'; in groups of '.join(told)}."
+        f"In groups of up to {rows['contenders'].max()} contenders every order of a round has samples enough to be "
+        f"told from the others. Medians of one case in rounds of different orders lie up to {order.median():.1%} apart "
+        f"in half of {len(rows)} cases, {order.quantile(0.95):.1%} in 95 of 100 and {order.max():.0%} at most; those "
+        f"of as many stretches of consecutive rounds {time.median():.1%}, {time.quantile(0.95):.1%} and "
+        f"{time.max():.0%}."
     )
 
 
@@ -122,9 +115,8 @@ def beside_scope(run, rows: pd.DataFrame) -> Markdown:
     fewest = rows[["left_contenders", "right_contenders"]].min(axis=None)
     sizes = evidence.group_sizes(run)
     return Markdown(
-        f"These groups have {fewest} contenders or more. Of the {len(sizes)} groups of cold graphs, "
-        f"{(sizes < fewest).sum()} have fewer, among them those of models, maps and formats: no kernel was timed in "
-        "both, so this says nothing of them."
+        f"These groups have {fewest} contenders or more. Of the {len(sizes)} groups of cold graphs "
+        f"{(sizes < fewest).sum()} have fewer, of which this says nothing."
     )
 
 
