@@ -75,9 +75,9 @@ def launched_before(run) -> Markdown:
             "kernels from the host is in the other one, *primed*."
         )
     return Markdown(
-        f"This run is of schema {run.provenance['schema_version']}, recorded before the effect was known: in which of "
-        "the two states its graphs were timed was not recorded, and depended on the contenders that were captured "
-        "last."
+        f"This run is of schema {run.provenance['schema_version']}, recorded before the effect was known: if its GPU "
+        "has two states, in which of them a graph was timed was not recorded, and depended on the contenders that were "
+        "captured last."
     )
 
 
