@@ -59,6 +59,8 @@ def at(rows, backend, K=4096, N=14336):
          "latency: waiting for memory, few warps"),
         ({"dram": 0.01, "sm": 0.05, "warps": 0.06}, {"long_scoreboard": 0.5}, 0.12,
          "latency: fewer programs than SMs, few warps"),
+        ({"dram": 0.34, "sm": 0.20, "warps": 0.06}, {"long_scoreboard": 0.5}, 0.97,
+         "latency: waiting for memory, few warps"),
         ({"dram": 0.47, "sm": 0.30, "warps": 0.2}, None, NAN, "latency: few warps"),
         ({"dram": NAN, "sm": NAN}, {}, NAN, "not known"),
     ],

@@ -1,10 +1,13 @@
 """Sentences of the pages that are computed: they say the numbers of the run, and say so where there are none."""
 
+import dataclasses
+
 import pytest
 import synthetic
 
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
 from tinygemm.report import pages, tables
+from tinygemm.runs import load_run
 
 
 def test_the_walk_of_the_simple_kernel_is_told_by_three_times(tmp_path):
@@ -36,3 +39,16 @@ def test_the_speedup_without_overlap_stands_beside_the_one_with_it(tmp_path):
 def test_a_run_without_those_shapes_says_so(tmp_path):
     run = synthetic.load(tmp_path, m_list=(1,), shapes=((4096, 1024),), backends=("fp16-cublas", "int4-static"))
     assert "did not time" in pages.serial_walk(tables.report_table(run)).data
+
+
+def test_how_many_cases_ran_in_a_config_of_the_rule_is_counted(tmp_path):
+    """Planted: every other case has its config from the rule."""
+    from tinygemm.harness.plan import SweepPlan
+
+    run = load_run(synthetic.write_plan(tmp_path, SweepPlan.from_parameters(suites="crossover")))
+    mine = run.cases[run.cases["backend"] == "int4"]
+    source = run.cases["config_source"].mask(run.cases.index.isin(mine.index[::2]), "rule")
+    run = dataclasses.replace(run, cases=run.cases.assign(config_source=source))
+    told = pages.by_rule(run, "crossover").data
+    assert f"Of {len(mine)} cases of the tuned kernel here, {len(mine) // 2} ran" in told
+    assert "did not time" in pages.by_rule(run, "models").data

@@ -142,8 +142,9 @@ def primed_words(table: pd.DataFrame) -> str:
     least = shape_names(rows.loc[[rows["primed"].idxmin()]]).iloc[0]
     return (
         f"The speedup of the tuned kernel over FP16 by cuBLAS at M = 1, {rows['graph'].min():.2f}× to "
-        f"{rows['graph'].max():.2f}× over {len(rows)} projections with no dependent launch before, is "
-        f"{rows['primed'].min():.2f}× to {rows['primed'].max():.2f}× after one, least at {least}."
+        f"{rows['graph'].max():.2f}× over {len(rows)} projections in a process that has launched no kernel with "
+        f"dependent launch, is {rows['primed'].min():.2f}× to {rows['primed'].max():.2f}× in one that just has, as by "
+        f"calling our kernels from the host; least at {least}."
     )
 
 

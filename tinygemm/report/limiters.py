@@ -16,6 +16,7 @@ from tinygemm.runs import DATA_ROOT
 # Nsight Compute's own rules (section SpeedOfLight): below 60 % of peak neither compute nor memory limits a kernel.
 BOUND = 0.60
 MARGIN = 0.02  # counters of a few calls have no interval: nearer than this to the line, the answer is not sure
+FEW_PROGRAMS = 0.9  # programs / SMs: a few idle SMs do not explain an idle DRAM
 FEW_WARPS = 0.25  # of those an SM can hold: with less than 4 of 16 per scheduler, waits are hardly hidden
 WARP = 32
 
@@ -65,8 +66,8 @@ def limiter(busy: dict[str, float], stalls: dict[str, float] | None = None, prog
 
     1. Of DRAM, L2 and SM the busiest limits it, if it is busy for at least 60 %; DRAM in place of an L2 that is hardly
        busier than it. If it is the SM: its tensor cores or its issue slots, if they are, too.
-    2. Otherwise latency does: because there are fewer programs than SMs, or else for the reason for which its warps
-       wait most; with few warps, if less than a quarter of those that an SM can hold are resident.
+    2. Otherwise latency does: because there are fewer than 0.9 programs for each SM, or else for the reason for which
+       its warps wait most; with few warps, if less than a quarter of those that an SM can hold are resident.
 
     busy:            dram, l2, sm, tensor, issue, warps in 0..1, as far as they were read (NaN or absent: not)
     stalls:          reason, as ncu names it -> share of the warps' time in 0..1
@@ -82,7 +83,7 @@ def limiter(busy: dict[str, float], stalls: dict[str, float] | None = None, prog
         deepest = max(inside, key=inside.get)
         return deepest if top == "sm" and inside[deepest] >= BOUND else UNITS[top]
     waits = {reason: share for reason, share in (stalls or {}).items() if reason not in NOT_A_STALL and share > 0}
-    if programs_per_sm < 1:
+    if programs_per_sm < FEW_PROGRAMS:
         why = "fewer programs than SMs"
     elif waits:
         longest = max(waits, key=waits.get)

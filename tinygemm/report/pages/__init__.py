@@ -5,6 +5,7 @@ from tinygemm.report.pages.literature import all_published, latencies, method_mo
 from tinygemm.report.pages.models import advise, every_case
 from tinygemm.report.pages.predict import model_of
 from tinygemm.report.pages.shared import (
+    by_rule,
     by_tokens,
     card,
     choices,
@@ -34,6 +35,7 @@ from tinygemm.report.pages.shared import (
 __all__ = [
     "advise",
     "all_published",
+    "by_rule",
     "by_tokens",
     "card",
     "causes",

@@ -6,7 +6,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from tinygemm.report import style
-from tinygemm.report.limiters import BOUND, FEW_WARPS, MARGIN, PASSED_ON, ROUTE
+from tinygemm.report.limiters import BOUND, FEW_PROGRAMS, FEW_WARPS, MARGIN, PASSED_ON, ROUTE
 from tinygemm.report.words import shape_names
 
 COUNTERS = {
@@ -20,7 +20,7 @@ COUNTERS = {
     "issue": ("Issue", ".0%"),
     "warps": ("Warps", ".0%"),
     "occupancy": ("Warps, at most", ".0%"),
-    "programs_per_sm": ("Programs per SM", ".1f"),
+    "programs_per_sm": ("Programs per SM", ".2f"),
     "traffic_ratio": ("Bytes / least", ".2f"),
     "limit": ("Limit", ""),
 }
@@ -41,9 +41,9 @@ def rule() -> Markdown:
         f"1. Of DRAM, L2 and SM, the busiest limits the kernel if it is busy for at least {BOUND:.0%} of the time. "
         f"If that is the SM, it is its tensor cores or its issue slots, where they are that busy, too. What DRAM sends "
         f"passes L2, so L2 is asked only where it is at least {PASSED_ON * 100:.0f} points busier than DRAM.\n"
-        f"2. Otherwise *latency* limits it. The reason is that there are fewer programs than SMs, or else what its "
-        f"warps wait for most. *Few warps* is added where less than {FEW_WARPS:.0%} of the warps that an "
-        f"SM can hold are resident.\n\n"
+        f"2. Otherwise *latency* limits it. The reason is that there are fewer than {FEW_PROGRAMS:g} programs for each "
+        f"SM, or else what its warps wait for most. *Few warps* is added where less than {FEW_WARPS:.0%} of the "
+        f"warps that an SM can hold are resident.\n\n"
         f"DRAM, L2 and SM are shares of the whole call; tensor cores, issue slots and warps are of the time in which "
         f"an SM is active. Where a counter is within {MARGIN * 100:.0f} points of naming another unit, or none, the "
         f"answer carries a question mark, and no claim rests on it."

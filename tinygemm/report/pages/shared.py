@@ -14,6 +14,7 @@ from tinygemm.hardware import GPUS
 from tinygemm.problem import LAYER_OF_SHAPE, STUDY_SHAPES
 from tinygemm.provenance import kernel_digest
 from tinygemm.report import style, tables
+from tinygemm.report.contrasts import primary_cases
 from tinygemm.report.tables import BASELINE
 from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED, Verdict
 from tinygemm.report.words import shape_names
@@ -187,6 +188,20 @@ def serial_walk(table: pd.DataFrame, M: int = 1) -> Markdown:
         f"With K at {few[0]}, the simple kernel takes {between.min():.1f} to {between.max():.1f} µs from N = {few[1]} "
         f"to {many[1]}, {many[1] // few[1]} times the weights. With K at {deep[0]}, {deep[0] / few[0]:.1f} times as "
         f"deep, {deep[0]}×{deep[1]} takes {latency[deep]:.1f} µs."
+    )
+
+
+def by_rule(run, suite: str) -> Markdown:
+    """How many cases of the tuned kernel in a suite ran in a launch config that was not searched for them."""
+    cases = primary_cases(tables.suite(run, suite).cases)
+    source = cases.loc[cases["backend"] == "int4", "config_source"]
+    asked = {part["name"] for part in run.provenance["parameters"].get("suites", [])}
+    if suite not in asked or source.empty:
+        return Markdown("*This run did not time the tuned kernel there.*")
+    return Markdown(
+        f"Of {len(source)} cases of the tuned kernel here, {(source == 'table').sum()} ran in a launch config that was "
+        f"searched for that weight and number of tokens; the others took that of the nearest one that was, by the "
+        f"library's rule, which need not be the fastest ({{doc}}`12_peers`)."
     )
 
 
