@@ -31,6 +31,8 @@ def test_the_folded_table_has_every_case_and_marks_the_slower_ones(run):
     assert text.count("**") == 2 * (cases["state"] == projections.SLOWER).sum() > 0
     assert text.count("not quantisable") == 2
     assert f"All {len(cases)} cases" in text
+    assert "7392×8192, groups of 32" in text, "128 does not divide K"
+    assert "4096×4096, groups" not in text
 
 
 def test_advice_shows_predicted_numbers_in_italics_and_measured_ones_upright(fitted):

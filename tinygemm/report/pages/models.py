@@ -12,6 +12,7 @@ from tinygemm.report.costmodel import PREDICTED, CostModel
 from tinygemm.report.pages.predict import no_model
 from tinygemm.report.pages.shared import table
 from tinygemm.report.projections import NOT_QUANTISABLE, NOT_TIMED, SLOWER, TIE
+from tinygemm.report.tables import GROUP_SIZE
 from tinygemm.report.words import shape_names
 
 ADVICE = {
@@ -53,7 +54,8 @@ def every_case(cases: pd.DataFrame) -> Markdown:
     order = cases[keys].drop_duplicates()
     wide = cases.pivot(index=keys, columns="M", values="cell").reset_index()
     wide = order.merge(wide, on=keys, validate="one_to_one")
-    wide = wide.assign(shape=shape_names(wide))
+    size = wide.merge(cases.drop_duplicates(keys), on=keys, validate="one_to_one")["group_size"]
+    wide = wide.assign(shape=shape_names(wide) + size.map(_grouped))
     tokens = sorted(set(cases["M"]))
     columns = {"model": ("model", ""), "tp": ("GPUs", ""), "layer": ("projection", ""), "shape": ("K×N", "")}
     columns |= {M: (f"M = {M}", "") for M in tokens}
@@ -62,9 +64,12 @@ def every_case(cases: pd.DataFrame) -> Markdown:
     return Markdown(f"::::{{dropdown}} All {len(cases)} cases\n\n{body}\n\n::::")
 
 
+def _grouped(group_size: float) -> str:
+    return "" if pd.isna(group_size) or group_size == GROUP_SIZE else f", groups of {group_size:.0f}"
+
+
 def _advice_row(row) -> dict[str, str]:
     """What stands in the table: predicted numbers in italics, a group size where it is not the usual one."""
-    grouped = "" if pd.isna(row.group_size) or row.group_size == 128 else f", groups of {row.group_size:.0f}"
     numbers = {
         "fp16": f"{row.fp16_us:,.1f}",
         "int4": "–" if pd.isna(row.int4_us) else f"{row.int4_us:,.1f}",
@@ -72,7 +77,7 @@ def _advice_row(row) -> dict[str, str]:
     }
     if row.kind == PREDICTED:
         numbers = {name: text if text == "–" else f"*{text}*" for name, text in numbers.items()}
-    words = {"layer": f"`{row.layer}`", "shape": f"{row.K}×{row.N}{grouped}"}
+    words = {"layer": f"`{row.layer}`", "shape": f"{row.K}×{row.N}{_grouped(row.group_size)}"}
     return words | numbers | {"limiter": row.limiter, "quantise": row.quantise}
 
 
