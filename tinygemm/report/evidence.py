@@ -143,8 +143,8 @@ def primed_words(table: pd.DataFrame) -> str:
     return (
         f"The speedup of the tuned kernel over FP16 by cuBLAS at M = 1, {rows['graph'].min():.2f}× to "
         f"{rows['graph'].max():.2f}× over {len(rows)} projections in a process that has launched no kernel with "
-        f"dependent launch, is {rows['primed'].min():.2f}× to {rows['primed'].max():.2f}× in one that just has, as by "
-        f"calling our kernels from the host; least at {least}."
+        f"dependent launch, is {rows['primed'].min():.2f}× to {rows['primed'].max():.2f}× in one that just has, "
+        f"least at {least}."
     )
 
 
@@ -189,8 +189,8 @@ def agreement(newer: Run, older: Run) -> pd.DataFrame:
     returns: case_id, backend, problem, M, K, N, launch, l2_state, new_us, old_us, each with _low and _high, ratio =
              new / old, inside (0, 0.5 or 1: how many of the two medians lie in the interval of the other), overlap (the
              intervals do), unchanged (the same code in the same launch config or variant, timed in a graph in the same
-             way: called one by one, the host is part of what is timed, and before schema 3 it hung on what was launched
-             before)
+             way: called one by one, the host is part of what is timed, and before schema 3 it depended on what was
+             launched before)
     """
     rows = _joined(*(_summary(timed_cases(run.cases), run.samples) for run in (older, newer)))
     digests = [run.provenance.get("kernel_sha256") for run in (older, newer)]

@@ -71,8 +71,8 @@ def launched_before(run) -> Markdown:
             "Before every round of this run kernels without the attribute were launched in the streams that are used "
             "for timing: its graphs are in the *settled* state, that of a process that has launched nothing with the "
             "attribute. It was chosen because it can be restored and does not depend on the contenders of a group, "
-            "not because it is everybody's: on a GPU with dependent launch, a process that has just called our "
-            "kernels from the host is in the other one, *primed*."
+            "not because it is everybody's: our kernels are launched with the attribute, so a process that has just "
+            "called them from the host may be in the other one, *primed*."
         )
     return Markdown(
         f"This run is of schema {run.provenance['schema_version']}, recorded before the effect was known: if its GPU "
