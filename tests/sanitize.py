@@ -9,7 +9,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tinygemm.provenance import kernel_digest
+from tinygemm.digest import kernel_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = {
@@ -90,7 +90,7 @@ def versions() -> str:
     return (
         f"{gpu}, driver {driver[0] if driver else 'unknown'}, compute-sanitizer "
         f"{sanitizer[1] if sanitizer else 'unknown'}, torch {torch.__version__}, triton {triton.__version__}, "
-        f"kernels {kernel_digest(('py',))[:12]}"
+        f"kernels {kernel_digest()[:12]}"
     )
 
 

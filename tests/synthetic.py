@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tinygemm.digest import kernel_digest
 from tinygemm.problem import LAYER_OF_SHAPE, REPORT_SHAPES, STUDY_SHAPES, GemmProblem
-from tinygemm.provenance import kernel_digest
 from tinygemm.runs import SCHEMA_VERSION, Case, Counter, Run, RunWriter, Sample, case_id, load_run
 
 COMMIT = "5e6f0c1" + "0" * 33
@@ -167,7 +167,7 @@ def write_run(
     path.mkdir(parents=True)
     header = {
         "schema_version": SCHEMA_VERSION, "run_id": run_id, "command": "tinygemm record", "parameters": parameters,
-        "commit": COMMIT, "dirty": dirty, "kernel_sha256": kernel_digest(),
+        "commit": COMMIT, "dirty": dirty, "kernel_sha256": kernel_digest(gpu), "kernel_code_sha256": kernel_digest(),
         "gpu": GPUS[gpu], "software": SOFTWARE, "started": "2026-11-23T14:12:05Z",
     }  # fmt: skip
     (path / "header.json").write_text("{}")

@@ -66,9 +66,9 @@ def test_the_claim_holds_where_the_other_gpu_takes_as_long_as_projected_and_not_
 def test_only_code_that_is_the_same_in_both_runs_counts(model, run, tmp_path):
     other = load(tmp_path, "a10g")
     assert set(against_runs.compare(model, run, [other])["backend"]) == set(BACKENDS)
-    changed = dataclasses.replace(other, provenance=other.provenance | {"kernel_sha256": "of other kernels"})
+    changed = dataclasses.replace(other, provenance=other.provenance | {"kernel_code_sha256": "of other kernels"})
     assert set(against_runs.compare(model, run, [changed])["backend"]) == {"fp16-cublas", "aten-int4mm"}
-    unknown = {name: value for name, value in other.provenance.items() if name != "kernel_sha256"}
+    unknown = {name: value for name, value in other.provenance.items() if not name.startswith("kernel_")}
     both = [dataclasses.replace(each, provenance=unknown | {"gpu": each.gpu}) for each in (run, other)]
     assert set(against_runs.compare(model, both[0], both[1:])["backend"]) == {"fp16-cublas", "aten-int4mm"}
 

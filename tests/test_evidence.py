@@ -229,7 +229,7 @@ def test_two_runs_of_the_same_code_agree_and_a_slower_gpu_does_not(run, tmp_path
 def test_a_kernel_that_changed_between_the_runs_is_no_error_of_the_method(run, tmp_path):
     faster = load(tmp_path / "faster", seed=7, factors={"int4": 0.7})
     assert judge(run, between=evidence.agreement(faster, run))["repeated"].state == FAILS, "of the same kernels"
-    faster = dataclasses.replace(faster, provenance=faster.provenance | {"kernel_sha256": "of other kernels"})
+    faster = dataclasses.replace(faster, provenance=faster.provenance | {"kernel_code_sha256": "of other kernels"})
     rows = evidence.agreement(faster, run)
     assert judge(run, between=rows)["repeated"].state == HOLDS
     table = pages.evidence.by_backend(rows).set_index("backend")

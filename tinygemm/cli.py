@@ -17,6 +17,7 @@ from tinygemm.clitools import write as _write
 from tinygemm.clitools import write_csv as _write_csv
 from tinygemm.clitools import write_text as _write_text
 from tinygemm.commands_advise import advise
+from tinygemm.commands_equivalent import equivalent
 from tinygemm.commands_predict import predict
 from tinygemm.problem import GROUP_SIZES, STUDY_SHAPES
 
@@ -352,8 +353,8 @@ def peak_compute(fp16_csv, int4_csv, out):
     _save(figures.percent_of_peak(pd.concat(parts, ignore_index=True)), out)
 
 
-commands.add_command(advise)
-commands.add_command(predict)
+for command in (advise, predict, equivalent):
+    commands.add_command(command)
 
 
 # --- what they share ------------------------------------------------------------------------------------------------

@@ -42,7 +42,8 @@ PROVENANCE = """\
 | `schema_version` | version of this schema |
 | `run_id`, `command`, `parameters` | the run, how it was recorded, and what decided which cases were measured |
 | `commit`, `dirty` | the code that measured, and whether it had uncommitted changes |
-| `kernel_sha256` | of kernels, launchers and launch configs: whether they have changed since (from schema 2 on) |
+| `kernel_sha256` | digest of what kernels, their launches and launch configs compute (from schema 2 on) |
+| `kernel_code_sha256` | the same without launch configs; runs of November 2026 do not have it |
 | `gpu` | name, compute capability, SMs, bytes of L2 and memory, power limit, ECC, MIG, clocks, driver |
 | `software` | versions of Python, torch, triton, CUDA, ncu and the peers |
 | `started`, `finished` | UTC |

@@ -1,23 +1,8 @@
-"""What a measurement rests on beside the GPU: the versions of what ran, and the kernels themselves."""
+"""The versions of the software that a measurement rests on."""
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
-from pathlib import Path
-
-
-def kernel_digest(suffixes: tuple[str, ...] = ("py", "json")) -> str:
-    """sha256 of the kernels, their launchers and launch configs as they lie here: what a run's times are times of.
-
-    suffixes: of the files that count; only "py": the code without launch configs
-    """
-    folder = Path(__file__).resolve().parent / "kernel"
-    files = sorted(path for suffix in suffixes for path in folder.rglob(f"*.{suffix}"))
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 def software_versions() -> dict:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from tinygemm.provenance import kernel_digest, software_versions
+from tinygemm.digest import kernel_digest
+from tinygemm.provenance import software_versions
 
 # history: 1 = first schema; 2 = cases.csv has operands and max_registers, L2 may be warm, do_bench is a launch mode;
 # 3 = primed is a launch mode, and what was launched before a graph no longer decides about its times
@@ -282,7 +283,8 @@ class RunWriter:
             "parameters": parameters,
             "commit": commit,
             "dirty": dirty,
-            "kernel_sha256": kernel_digest(),
+            "kernel_sha256": kernel_digest(gpu["key"]),
+            "kernel_code_sha256": kernel_digest(),
             "gpu": gpu,
             "software": software_versions(),
             "started": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from tinygemm.digest import same_code
 from tinygemm.problem import GemmProblem
 from tinygemm.report import costmodel
 from tinygemm.report.against_published import HIT, MISS
@@ -25,7 +26,7 @@ def compare(model: CostModel, run: Run, others: list[Run]) -> pd.DataFrame:
     """Every case of the other runs that the model can project, as a CUDA graph with a cold L2.
 
     Only of libraries, in whatever version each run had and in the variant that was fastest there, and of our kernels
-    where both runs recorded the same digest of them.
+    where both runs are of the same code, by their digests.
 
     model, run: the model and the run that it was fitted to
     returns:    gpu, run_id (of the other run), backend, M, K, N, measured_us, predicted_us, low and high (of the
@@ -34,8 +35,8 @@ def compare(model: CostModel, run: Run, others: list[Run]) -> pd.DataFrame:
     parts = []
     for other in others:
         rows = costmodel.observations(other)
-        digests = {each.provenance.get("kernel_sha256") for each in (run, other)}
-        same = set(model.backends) & (set(UNCHANGED) if len(digests) > 1 or None in digests else set(rows["backend"]))
+        ours = same_code(run.provenance, other.provenance)
+        same = set(model.backends) & (set(rows["backend"]) if ours else set(UNCHANGED))
         rows = rows[(rows["launch"] == "graph") & rows["backend"].isin(same)]
         spec = costmodel.spec_of(other)
         for backend, mine in rows.groupby("backend", sort=False):

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from tinygemm.digest import same_code
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.contrasts import compare, geometric_mean, primary_cases, timed_cases
 from tinygemm.report.intervals import sample_matrix
@@ -193,11 +194,9 @@ def agreement(newer: Run, older: Run) -> pd.DataFrame:
              launched before)
     """
     rows = _joined(*(_summary(timed_cases(run.cases), run.samples) for run in (older, newer)))
-    digests = [run.provenance.get("kernel_sha256") for run in (older, newer)]
-    same_kernels = digests[0] is not None and digests[0] == digests[1]
-    same_code = rows["backend"].isin(UNCHANGED) | same_kernels
+    unchanged = rows["backend"].isin(UNCHANGED) | same_code(older.provenance, newer.provenance)
     same_way = (rows["launch"] == "graph") & (older.settled == newer.settled)
-    return rows.assign(unchanged=same_code & same_way & rows["same_config"])
+    return rows.assign(unchanged=unchanged & same_way & rows["same_config"])
 
 
 def spread(rows: pd.DataFrame) -> dict[str, float]:

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from tinygemm.provenance import kernel_digest
+from tinygemm.digest import kernel_digest, same_kernels
 from tinygemm.report.counters import summarize_counters
 from tinygemm.report.intervals import difference_of_medians, interval_table, median, ratio_of_medians, sample_matrix
 from tinygemm.runs import Run
@@ -276,7 +276,8 @@ def kernels(run) -> str:
     measured = run.provenance.get("kernel_sha256")
     if measured is None:
         return "those of the run's commit; this checkout may have others"
-    return "those of this checkout" if measured == kernel_digest() else "those of the run's commit; they changed since"
+    same = same_kernels(measured, kernel_digest(run.gpu["key"]))
+    return "those of this checkout" if same else "those of the run's commit; they changed since"
 
 
 def origin(run) -> dict[str, str]:

@@ -10,9 +10,9 @@ from IPython.display import Markdown
 from myst_nb import glue
 from tabulate import tabulate
 
+from tinygemm.digest import kernel_digest
 from tinygemm.hardware import GPUS
 from tinygemm.problem import LAYER_OF_SHAPE, STUDY_SHAPES
-from tinygemm.provenance import kernel_digest
 from tinygemm.report import style, tables
 from tinygemm.report.contrasts import primary_cases
 from tinygemm.report.tables import BASELINE
@@ -294,7 +294,7 @@ def sanitizers(file: Path = DATA_ROOT / "checks" / "sanitizer.txt") -> Markdown:
     if checked is None:
         since = "Which version of the kernels' code that was is not recorded; it may have changed since."
     else:
-        same = kernel_digest(("py",)).startswith(checked[1])
+        same = kernel_digest().startswith(checked[1])
         since = f"The kernels' code {'is the same today' if same else 'has changed since'}."
     return Markdown("\n".join([f"Last run: {conditions}. {since}", "", *(f"* {tool}" for tool in tools)]))
 
