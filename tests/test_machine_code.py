@@ -36,8 +36,8 @@ def checkout(tmp_path):
 
 
 @pytest.fixture
-def three_rows(monkeypatch):
-    """Only the first rows of a table are compiled."""
+def listed(monkeypatch):
+    """The checkouts that are compiled; a stand-in for their machine code follows the source of the kernels."""
     compiled = []
 
     def listing(gpu, folder):
@@ -49,20 +49,20 @@ def three_rows(monkeypatch):
     return compiled
 
 
-def test_equal_source_is_a_proof_without_compiling(checkout, three_rows):
+def test_equal_source_is_a_proof_without_compiling(checkout, listed):
     evidence = equivalence.prove(
         "HEAD", "a" * 64, "h200", checkout("triton_kernels.py", "import triton", "import  triton")
     )
     assert evidence.old == "a" * 64
     assert evidence.new == kernel_digest("h200")
     assert evidence.proof
-    assert not three_rows
+    assert not listed
 
 
-def test_another_operation_is_refused(checkout, three_rows):
+def test_another_operation_is_refused(checkout, listed):
     with pytest.raises(NotEquivalentError, match="compile to other machine code"):
         equivalence.prove("HEAD", "a" * 64, "h200", checkout("triton_kernels.py", "0x000f000f", "0x00f000f0"))
-    assert len(three_rows) == 2
+    assert len(listed) == 2
 
 
 def test_another_table_is_refused(checkout):

@@ -37,6 +37,7 @@ def prove(commit: str, digest: str, gpu: str, root: Path = ROOT) -> Evidence:
 
     commit, digest: of a recorded run
     gpu:            key of the GPU of the run
+    root:           the repository whose history has the commit
     raises:         NotEquivalentError where they compute something else; ValueError where the commit is not here, or
                     cannot be compiled
     """
@@ -45,14 +46,14 @@ def prove(commit: str, digest: str, gpu: str, root: Path = ROOT) -> Evidence:
         _extract(commit, old, root)
         package = old / "tinygemm" / "kernel"
         if missing := [name for name in CODE if not (package / name).is_file()]:
-            how = _equal_machine_code(gpu, old, root)
+            how = _equal_machine_code(gpu, old)
             return Evidence(digest, kernel_digest(gpu), f"{how} ({', '.join(missing)} stood elsewhere)")
         if kernel_digest(gpu, package) == kernel_digest(gpu):
             how = "the sources differ in nothing that is computed"
         elif kernel_digest(None, package, KERNELS) == kernel_digest(None, KERNEL, KERNELS):
             how = f"equal kernels and launches; {_equal_tables(gpu, package)}"
         else:
-            how = _equal_machine_code(gpu, old, root)
+            how = _equal_machine_code(gpu, old)
     return Evidence(digest, kernel_digest(gpu), f"commit {commit[:7]}: {how}")
 
 
@@ -91,8 +92,8 @@ def _equal_tables(gpu: str, old: Path) -> str:
     return f"{len(now['rows'])} equal rows of {name}"
 
 
-def _equal_machine_code(gpu: str, old: Path, root: Path) -> str:
-    before, now = _listing(gpu, old), _listing(gpu, root)
+def _equal_machine_code(gpu: str, old: Path) -> str:
+    before, now = _listing(gpu, old), _listing(gpu, ROOT)
     if changed := sorted(row for row in before.keys() | now.keys() if before.get(row) != now.get(row)):
         raise NotEquivalentError(
             f"{len(changed)} of {len(before.keys() | now.keys())} rows of the table compile to other machine code or "
