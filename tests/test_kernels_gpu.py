@@ -161,8 +161,44 @@ def test_a_cuda_graph_replays_the_call_on_new_activations(config):
         assert_close(out, reference_gemm(x, w))
 
 
+def test_fifty_thousand_captured_launches_take_no_node_more_and_two_graphs_run_side_by_side(monkeypatch):
+    """Calls of one capture share counters; each graph has its own, so that replays on two streams cannot mix them."""
+    zeroed = []
+    zeros = launch._zeros
+
+    def noted(count, device):
+        zeroed.append(torch.cuda.is_current_stream_capturing())
+        return zeros(count, device)
+
+    monkeypatch.setattr(launch, "_zeros", noted)
+    config = replace(SPLITK, split_k=4)
+    weights = [random_packed(64, 4096, device="cuda", seed=seed) for seed in (1, 2)]
+    x = activations(1, 4096)
+    expected = [gemm(x, w, config) for w in weights]
+    graphs, outputs = [], []
+    for w in weights:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(25_000):
+                out = gemm(x, w, config)
+        graphs.append(graph)
+        outputs.append(out)
+    assert not any(zeroed), "a graph zeroes counters itself"
+    streams = [torch.cuda.Stream() for _ in graphs]
+    torch.cuda.synchronize()
+    for _ in range(3):
+        for out in outputs:
+            out.fill_(torch.nan)
+        torch.cuda.synchronize()
+        for stream, graph in zip(streams, graphs, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+        torch.cuda.synchronize()
+        assert all(torch.equal(*pair) for pair in zip(outputs, expected, strict=True))
+
+
 def test_two_graphs_replayed_at_once_do_not_share_counters():
-    """Each captured call has its own counters, so graphs may overlap with each other and with eager calls."""
+    """Each graph has its own counters, so graphs may overlap with each other and with eager calls."""
     config = replace(SPLITK, split_k=8)
     weights = [random_packed(4096, 4096, device="cuda", seed=seed) for seed in (1, 2, 3)]
     x = activations(4, 4096)

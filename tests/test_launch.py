@@ -1,5 +1,6 @@
 """The short way to a kernel: the same arguments as Triton's own way, and only where they are sure to be the same."""
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -283,10 +284,12 @@ class Counters:
 
     def __init__(self, monkeypatch):
         self.capturing, self.zeroed_in_a_graph = False, 0
-        monkeypatch.setattr(launch, "_stream_workspaces", {})
-        monkeypatch.setattr(launch, "_captured_counters", {})
+        self.stream, self.capture = 7, 1
+        for name in ("_stream_workspaces", "_pools", "_captures"):
+            monkeypatch.setattr(launch, name, {})
         monkeypatch.setattr(launch, "_zeros", self.zeros)
-        monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 7, raising=False)
+        monkeypatch.setattr(launch, "_capture_id", lambda stream: self.capture)
+        monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: self.stream, raising=False)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
 
@@ -308,7 +311,9 @@ def test_a_captured_call_finds_zeroed_counters_also_after_graphs_were_forgotten(
     gpu = Counters(monkeypatch)
     for _ in range(3):
         gpu.eager()
-        sets = [gpu.captured().tensors[1] for _ in range(3)]
+        sets = []
+        for gpu.capture in range(3):
+            sets.append(gpu.captured().tensors[1])
         assert len({counters.data_ptr() for counters in sets}) == 3
         assert gpu.zeroed_in_a_graph == 0
         launch.forget_captured_counters()
@@ -318,11 +323,54 @@ def test_a_captured_call_zeroes_counters_itself_where_there_are_none(monkeypatch
     gpu = Counters(monkeypatch)
     gpu.captured()
     assert gpu.zeroed_in_a_graph == 1, "no eager call came before it"
-    gpu.eager()
-    gpu.captured(counters=launch.CAPTURED_COUNTERS)
-    assert gpu.zeroed_in_a_graph == 1
     gpu.captured()
-    assert gpu.zeroed_in_a_graph == 2, "the pool is used up"
+    assert gpu.zeroed_in_a_graph == 1, "the next call of the same capture shares them"
+    gpu.eager()
+    gpu.capture += 1
+    gpu.captured(counters=launch.POOL_COUNTERS)
+    assert gpu.zeroed_in_a_graph == 1
+    gpu.capture += 1
+    gpu.captured()
+    assert gpu.zeroed_in_a_graph == 2, "the pool is used up, and no eager call came"
+
+
+def test_a_server_never_runs_out_of_counters(monkeypatch):
+    """One stream captures thousands of graphs of many layers each, after an eager call as a warm-up."""
+    gpu, taken = Counters(monkeypatch), []
+    for gpu.capture in range(3000):
+        gpu.eager(counters=1024)
+        sets = {gpu.captured(counters=counters).addresses[1] for counters in (1024, 64, 896, 1024)}
+        assert len(sets) == 1, "calls of one capture on one stream run one after the other"
+        taken += sets
+    assert gpu.zeroed_in_a_graph == 0
+    assert len(set(taken)) == 3000, "graphs may be replayed side by side"
+    starts = sorted(taken)
+    assert all(after - before >= 4 * 1024 for before, after in itertools.pairwise(starts)), "no two overlap"
+
+
+def test_streams_of_one_capture_have_counters_of_their_own(monkeypatch):
+    gpu = Counters(monkeypatch)
+    gpu.eager()
+    mine = gpu.captured()
+    gpu.stream = 8
+    other = gpu.captured()
+    gpu.stream = 7
+    assert gpu.captured().addresses[1] == mine.addresses[1] != other.addresses[1]
+
+
+def test_a_larger_call_of_a_capture_gets_a_larger_set(monkeypatch):
+    gpu = Counters(monkeypatch)
+    gpu.eager()
+    small, large = gpu.captured(counters=4), gpu.captured(counters=64)
+    assert large.tensors[1].numel() == 64
+    assert large.addresses[1] >= small.addresses[1] + 16
+
+
+def test_a_capture_that_the_driver_does_not_name_shares_nothing(monkeypatch):
+    gpu = Counters(monkeypatch)
+    gpu.eager()
+    gpu.capture = None
+    assert gpu.captured().addresses[1] != gpu.captured().addresses[1]
 
 
 def test_plans_do_not_pile_up(version, kernel, monkeypatch):

@@ -436,5 +436,5 @@ def test_captured_calls_never_run_out_of_counters(tmp_path):
     plan = SweepPlan(problems, backends=backends, launches=("graph",), rep=2, warmup=0, counters=False)
     bench = sweep.bench_of_this_gpu(plan, sweep.hardware.snapshot())
     for _ in sweep.measure(bench, groups(plan) * 40):
-        (pool,) = launch._captured_counters.values()
-        assert pool[0].numel() > launch.CAPTURED_COUNTERS // 2
+        (pool,) = launch._pools.values()
+        assert pool[0].numel() > launch.POOL_COUNTERS // 2

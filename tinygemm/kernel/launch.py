@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -204,35 +206,34 @@ class Workspace:
 
 NO_PARAMETERS = Workspace((), ())  # of a kernel that never splits K
 NOT_NEEDED = Workspace((None, None), (None, None))
-CAPTURED_COUNTERS = 1 << 20  # 4 MB per GPU: thousands of captured calls
+POOL_COUNTERS = 1 << 20  # 4 MB: a thousand graphs, however many calls each captures
+POOL_RESERVE = 1 << 17  # with less than this left, the next eager call starts another pool
 _stream_workspaces: dict[tuple[int, int], Workspace] = {}
-_captured_counters: dict[int, list[torch.Tensor]] = {}  # device -> what is left of its pool
+_pools: dict[int, list[torch.Tensor]] = {}  # device -> what is left of its pool, then the pools that are used up
+_captures: dict[tuple[int, int], tuple[int, torch.Tensor]] = {}  # (device, stream) -> its last capture, its counters
 
 
 def workspace(partials: int, counters: int, device: torch.device) -> Workspace:
     """Room for partial sums, and arrival counters that are zero now and that the kernel leaves at zero.
 
     Never shared by calls that may overlap. Eager calls on one stream run one after the other and share a workspace that
-    grows to what the largest of them needs. A captured call takes its partial sums from its graph's memory, and its
-    counters out of a pool, for good, for its graph may be replayed at any time beside anything else; when the pool is
-    used up (or the first call of all is a captured one), the graph zeroes its counters itself, one node more.
+    grows to what the largest of them needs. Captured calls take their partial sums from their graph's memory. Their
+    counters come out of a pool for good, since the graph may be replayed at any time beside anything else; but calls of
+    one capture on one stream run one after the other and share them. Eager calls refill the pool. Where there is none
+    yet (the first call of all is a captured one), the graph zeroes its counters itself: one node more.
     """
     if not partials:
         return NOT_NEEDED
     if device.type != "cuda":
         return _new_workspace(partials, _zeros(counters, device))
     counters += -counters % 4  # every set starts 16-byte aligned: another alignment would be another compiled kernel
-    if torch.cuda.is_current_stream_capturing():
-        pool = _captured_counters.get(device.index)
-        if pool is None or pool[0].numel() < counters:
-            return _new_workspace(partials, _zeros(counters, device))
-        taken, pool[0] = pool[0][:counters], pool[0][counters:]
-        return _new_workspace(partials, taken)
-    if device.index not in _captured_counters:
-        pool = [_zeros(CAPTURED_COUNTERS, device)]
-        torch.cuda.synchronize(device)  # once per set of graphs that is forgotten: every stream must see the zeros
-        _captured_counters[device.index] = pool
     key = (device.index, torch._C._cuda_getCurrentRawStream(device.index))  # what torch.cuda.current_stream wraps
+    if torch.cuda.is_current_stream_capturing():
+        return _new_workspace(partials, _captured_counters(key, counters, device))
+    pool = _pools.setdefault(device.index, [])
+    if not pool or pool[0].numel() < POOL_RESERVE:
+        pool.insert(0, _zeros(POOL_COUNTERS, device))
+        torch.cuda.synchronize(device)  # once in a thousand graphs: every stream must see the zeros
     held = _stream_workspaces.get(key)
     sizes = (0, 4096) if held is None else [tensor.numel() for tensor in held.tensors]
     if sizes[0] >= partials and sizes[1] >= counters:
@@ -247,7 +248,45 @@ def forget_captured_counters() -> None:
 
     For a caller who knows that no graph captured so far will be replayed again.
     """
-    _captured_counters.clear()
+    _pools.clear()
+    _captures.clear()
+
+
+def _captured_counters(stream: tuple[int, int], count: int, device: torch.device) -> torch.Tensor:
+    """Counters for a call that is being captured: those of the calls before it in the same capture and stream."""
+    capture = _capture_id(stream[1])
+    known, held = _captures.get(stream, (None, None))
+    if held is not None and known == capture and held.numel() >= count:
+        return held
+    pool = _pools.get(device.index)
+    if not pool or pool[0].numel() < count:
+        held = _zeros(count, device)  # of the graph's memory; kept, for later calls of the capture rely on its zeros
+    else:
+        held, pool[0] = pool[0][:count], pool[0][count:]
+    if capture is not None:
+        _captures[stream] = (capture, held)
+    return held
+
+
+def _capture_id(stream: int) -> int | None:
+    """The number that the driver gave to the capture under way on a stream; None where it does not say.
+
+    torch does not tell captures apart: one stream captures many graphs, and these may be replayed side by side.
+    """
+    ask = _ask_for_capture()
+    status, number = ctypes.c_int(), ctypes.c_uint64()
+    if ask is None or ask(ctypes.c_void_p(stream), ctypes.byref(status), ctypes.byref(number)) != 0:
+        return None
+    return number.value
+
+
+@functools.cache
+def _ask_for_capture() -> Callable | None:
+    """`cuStreamGetCaptureInfo(stream, &status, &id)` of the CUDA driver API."""
+    try:
+        return ctypes.CDLL("libcuda.so.1").cuStreamGetCaptureInfo
+    except (OSError, AttributeError):
+        return None
 
 
 def _new_workspace(partials: int, counters: torch.Tensor) -> Workspace:
