@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import least_squares
 
 from tinygemm.hardware import GPUS, GpuSpec
 from tinygemm.report import extrapolate
+from tinygemm.report.cache import remembered
 from tinygemm.report.costterms import DEVICE, HOST, META, Fitted, Terms, device_us, eager_us, usable_gb_s
 from tinygemm.report.tables import LATENCY, NO_PRODUCT, SHAPE, copy_bandwidth_gb_s, summarize
 
@@ -58,12 +58,10 @@ def fit(run, spec: GpuSpec | None = None, backends=BACKENDS) -> CostModel:
     """
     spec = spec or spec_of(run)
     rows = observations(run)
-    reach = _reach(run, rows, spec)
-    found = {name: _fit_backend(group, spec, reach) for name, group in rows.groupby("backend") if name in backends}
-    found = {name: found[name] for name in backends if found.get(name)}
-    if not found:
+    fitted = _fit_backends(rows[rows["backend"].isin(backends)], spec, _reach(run, rows, spec))
+    if not fitted:
         raise ValueError(f"no backend was timed at {MIN_SHAPES} shapes with a cold L2 and M of 1 to {MAX_M}: no model")
-    fitted = {name: _with_spread(rows[rows["backend"] == name], fit_, spec) for name, fit_ in found.items()}
+    fitted = {name: fitted[name] for name in backends if name in fitted}
     clock = float(rows["sm_clock_mhz"].median()) if rows["sm_clock_mhz"].notna().any() else float(spec.boost_clock_mhz)
     return CostModel(spec, getattr(run, "run_id", ""), clock, _overlap_us(rows), fitted, rows, run)
 
@@ -119,15 +117,11 @@ def leave_one_out(run, spec: GpuSpec | None = None, backends=BACKENDS) -> pd.Dat
     """
     spec = spec or spec_of(run)
     rows = observations(run)
-    reach, parts = _reach(run, rows, spec), []
-    for name in backends:
-        group = rows[rows["backend"] == name]
-        whole = _fit_backend(group, spec, reach)
-        if whole and whole.n_shapes > MIN_SHAPES:  # without one of them it must still be a fit
-            shapes = list(group.groupby(["K", "N"]).groups)
-            parts.append(_left_out(group, whole, spec, [[shape] for shape in shapes]))
+    reach = _reach(run, rows, spec)
+    parts = [_each_left_out(rows[rows["backend"] == name], spec, reach) for name in backends]
     columns = ["backend", "launch", *SHAPE, "measured_us", "predicted_us", "error"]
-    table = pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    parts = [part[columns] for part in parts if len(part)]
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     return table.assign(gpu=spec.name, run_id=getattr(run, "run_id", ""))
 
 
@@ -225,6 +219,22 @@ def _copy_gb_s(run) -> float:
     return copy_bandwidth_gb_s(copies)
 
 
+@remembered
+def _each_left_out(rows: pd.DataFrame, spec: GpuSpec, reach: float) -> pd.DataFrame:
+    """Every shape of one backend predicted by a fit without it; no rows where too few shapes are left for a fit."""
+    whole = _fit_backend(rows, spec, reach)
+    if not whole or whole.n_shapes <= MIN_SHAPES:
+        return rows[:0]
+    return _left_out(rows, whole, spec, [[shape] for shape in rows.groupby(["K", "N"]).groups])
+
+
+@remembered
+def _fit_backends(rows: pd.DataFrame, spec: GpuSpec, reach: float) -> dict[str, Fitted]:
+    """The fit of each backend of a table that has enough shapes, with what it is off by at others."""
+    found = {name: (group, _fit_backend(group, spec, reach)) for name, group in rows.groupby("backend")}
+    return {name: _with_spread(group, fitted, spec) for name, (group, fitted) in found.items() if fitted}
+
+
 def _fit_backend(rows: pd.DataFrame, spec: GpuSpec, reach: float) -> Fitted | None:
     """The terms of one backend's rows, from several starting points; None where there are too few shapes."""
     graph = rows[rows["launch"] == "graph"]
@@ -280,6 +290,8 @@ def _least_squares(residuals, start: Fitted, names) -> tuple[Fitted, float]:
     prior, low, high = (np.log([META[name][key] for name in names]) for key in ("prior", "low", "high"))
     sigma = np.array([META[name]["sigma"] for name in names])
     first = np.clip(np.log([getattr(start.terms, name) for name in names]), low + 1e-3, high - 1e-3)
+    from scipy.optimize import least_squares  # half a second, not needed where the fit is remembered
+
     solution = least_squares(
         lambda values: np.concatenate([residuals(values), TRUST * (values - prior) / sigma]),
         first, bounds=(low, high), loss="soft_l1", f_scale=ROBUST, x_scale=0.3, xtol=1e-5, ftol=1e-6, max_nfev=200,

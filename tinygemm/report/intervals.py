@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
+
+from tinygemm.report.cache import remembered
 
 CONFIDENCE = 0.95
 RESAMPLES = 999  # the ends of a 95 % interval then rest on about 25 resamples each
@@ -29,6 +30,7 @@ def difference_of_medians(left: np.ndarray, right: np.ndarray, axis: int = -1) -
     return median(left, axis) - median(right, axis)
 
 
+@remembered
 def bootstrap_interval(statistic, *samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The 95 % percentile interval of `statistic`, rounds drawn with replacement.
 
@@ -51,6 +53,8 @@ def resample(statistic, *samples: np.ndarray, paired: bool = True) -> np.ndarray
     samples: one array [..., rounds] per operand, of at least two rounds
     paired:  draw the same rounds for every operand; else each operand has rounds of its own
     """
+    from scipy.stats import bootstrap  # half a second, not needed where the result is remembered
+
     result = bootstrap(
         samples, statistic, n_resamples=RESAMPLES, batch=BATCH, vectorized=True, paired=bool(paired), axis=-1,
         confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(SEED),
