@@ -309,7 +309,7 @@ REFUSED = {
     "float32 x": (lambda: gemm(X.float(), W), "x must be float16 or bfloat16, got torch.float32"),
     "another K": (lambda: gemm(X[:, :128], W), "x must be [..., K] with K=256, got shape (2, 128)"),
     "a scalar": (lambda: gemm(X[0, 0], W), "x must be [..., K]"),
-    "no rows": (lambda: gemm(X[:0], W), "at least one row"),
+    "no rows for a yardstick": (lambda: twin_gemm(X[:0], W, SPLITK), "at least one row"),
     "strided in K": (lambda: gemm(X.repeat(1, 2)[:, ::2], W), "contiguous in K"),
     "two devices": (lambda: gemm(X.to("meta"), W), "x is on meta and w on cpu"),
     "asymmetric load_only": (
@@ -373,9 +373,7 @@ def test_adding_up_with_triton_gives_the_same_product(config):
     assert_close(twin_gemm(operands.x, packed(operands), config, add_warps=False), operands.reference())
 
 
-def test_without_a_gpu_or_the_interpreter_the_error_says_what_is_missing(monkeypatch):
+def test_without_a_gpu_or_the_interpreter_a_yardstick_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(forms, "INTERPRETED", False)
-    with pytest.raises(
-        ValueError, match="x is on cpu; the kernels run on a CUDA GPU, or anywhere with TRITON_INTERPRET=1"
-    ):
-        gemm(X, W)
+    with pytest.raises(ValueError, match="x is on cpu; the kernels run on a CUDA GPU"):
+        twin_gemm(X, W, SPLITK)

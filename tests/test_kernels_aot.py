@@ -194,7 +194,7 @@ def test_a_call_with_more_tokens_than_a_tile_is_several_launches():
 def test_any_number_of_tokens_is_served_by_few_binaries(gpu, K, N):
     """Triton compiles once for each kernel, constants, options and integers, but those it is told not to look at."""
     w = random_packed(N, 128).to("meta")
-    w = replace(w, qweight=w.qweight.expand(-1, K // 128, -1, -1), scales=w.scales.expand(K // 128, -1), K=K)
+    w = replace(w, qweight=w.qweight.repeat(1, K // 128, 1, 1), scales=w.scales.repeat(K // 128, 1), K=K)
     binaries = set()
     for M in range(1, 300):
         config, _ = select(GemmProblem(M, N, K), gpu, "fused")

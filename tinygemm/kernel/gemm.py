@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 
 import torch
+from torch.autograd import forward_ad
+from triton.runtime.errors import InterpreterError
 
 from tinygemm.hardware import gpu_key
 from tinygemm.kernel import forms, launch
 from tinygemm.kernel.configs import LaunchConfig, select
-from tinygemm.kernel.quant import PackedInt4
+from tinygemm.kernel.quant import PackedInt4, dequantize
 from tinygemm.problem import GemmProblem
 
 DTYPES = (torch.float16, torch.bfloat16)  # of x: what the kernels multiply
@@ -21,17 +24,20 @@ def gemm(
 ) -> torch.Tensor:
     """Multiply 16-bit activations by a packed INT4 weight.
 
-    x:       [..., K]  float16 or bfloat16, contiguous in K, on the device of `w`
+    x:       [..., K]  float16 or bfloat16, contiguous in K, on the device of `w`; may have no rows
     w:       PackedInt4 of logical shape [N, K]
     config:  a launch config to force; None takes the static table of this GPU, by which many rows of x are multiplied
              with the dequantised weight
     dependent_launch: start while the kernel before still runs, on GPUs that can. The kernel waits for x, but requests
              its first weights before that: `w` must have been complete when the kernel before this one began
     returns: [..., N]  dtype of x, accumulated in float32
-    raises:  TypeError or ValueError naming the argument and the constraint it breaks; RuntimeError where a gradient
-             of x is asked for: there is none
+    raises:  TypeError or ValueError naming the argument and the constraint it breaks; RuntimeError where a derivative
+             by x is asked for: there is none
+
+    Without a CUDA GPU no kernel runs: each call dequantises the weight in float32, which is slow, and the product
+    in float32 is rounded to the dtype of x.
     """
-    if x.requires_grad and torch.is_grad_enabled():
+    if _differentiates(x):
         raise RuntimeError("gemm has no backward: call it under torch.inference_mode() or with x.detach()")
     if torch.compiler.is_compiling() or _traced(x):
         if config is not None:
@@ -48,48 +54,87 @@ def fused_gemm(x: torch.Tensor, w: PackedInt4) -> torch.Tensor:
 
 def dequantize_fp16(w: PackedInt4, dtype: torch.dtype = torch.float16) -> torch.Tensor:
     """The weight as [N, K] of `dtype`, float16 or bfloat16, by a Triton kernel: the first half of the naive route."""
-    key = ("dequantise", dtype, w.qweight.get_device(), w.N, w.K, w.group_size, w.zeros is None)
-    return launch.call(key, forms.stored(w), lambda: launch.Work(w.shape, dtype, (forms.dequantise(w),)))
+    key = ("dequantise", dtype, w.qweight.device, w.N, w.K, w.group_size, w.zeros is None)
+    with _interpreter_errors():
+        return launch.call(key, forms.stored(w), lambda: launch.Work(w.shape, dtype, (forms.dequantise(w),)))
 
 
 def check(x: torch.Tensor, w: PackedInt4) -> None:
-    """Raise a TypeError or ValueError that names what keeps x [..., K] from being multiplied by w."""
-    if x.dtype not in DTYPES:
-        raise TypeError(f"x must be {' or '.join(str(t).removeprefix('torch.') for t in DTYPES)}, got {x.dtype}")
-    if x.dim() == 0 or x.shape[-1] != w.K:
-        raise ValueError(f"x must be [..., K] with K={w.K}, got shape {tuple(x.shape)}")
+    """Raise a TypeError or ValueError that names what keeps a kernel from multiplying x [..., K] by w."""
+    _check_operands(x, w)
     if x.numel() == 0:
         raise ValueError(f"x must have at least one row, got shape {tuple(x.shape)}")
-    if x.stride(-1) != 1 and w.K > 1:
+    if not _has_kernels(x.device):
+        raise ValueError(f"x is on {x.device}; the kernels run on a CUDA GPU")
+
+
+def _check_operands(x: torch.Tensor, w: PackedInt4) -> None:
+    if x.dtype not in DTYPES:
+        raise TypeError(
+            f"x must be {' or '.join(str(t).removeprefix('torch.') for t in DTYPES)}, got {x.dtype}; "
+            "cast x, or the whole model with .half() or .bfloat16()"
+        )
+    if x.dim() == 0 or x.shape[-1] != w.K:
+        raise ValueError(f"x must be [..., K] with K={w.K}, got shape {tuple(x.shape)}")
+    if x.stride(-1) != 1 and w.K > 1 and x.numel():
         raise ValueError(f"x must be contiguous in K, got strides {x.stride()}; call x.contiguous()")
     if x.device != w.device:
         raise ValueError(f"x is on {x.device} and w on {w.device}; they must be on one device")
-    if x.device.type != "cuda" and not forms.INTERPRETED:
-        raise ValueError(f"x is on {x.device}; the kernels run on a CUDA GPU, or anywhere with TRITON_INTERPRET=1")
+
+
+def _has_kernels(device: torch.device) -> bool:
+    return device.type == "cuda" or (forms.INTERPRETED and device.type == "cpu")
 
 
 def _gemm(x, w, config, dependent_launch) -> torch.Tensor:
     """`gemm` of real tensors. The key is all that the checks, the selection and the launch look at."""
     key = (
-        "gemm", x.shape, x.is_contiguous() or x.stride(), x.dtype, x.get_device(), w.qweight.get_device(),
+        "gemm", x.shape, x.is_contiguous() or x.stride(), x.dtype, x.device, w.qweight.device,
         w.N, w.K, w.group_size, w.zeros is None, config, dependent_launch,
     )  # fmt: skip
     inputs = (x, w.qweight, w.scales, w.zeros)
     out = launch.replay(key, inputs)
     if out is not None:
         return out
-    check(x, w)
+    _check_operands(x, w)
     M = x.numel() // w.K
+    if M == 0:
+        return x.new_empty((*x.shape[:-1], w.N))
+    if not _has_kernels(x.device):
+        if config is not None:
+            raise ValueError(f"config must be None where x is on {x.device}: kernels are launched on a CUDA GPU only")
+        return _linear(x.float(), dequantize(w, torch.float32)).to(x.dtype)
     if config is None:
         config = _config(x, w)
     if config.form == "dequantise":
-        return torch.nn.functional.linear(x, dequantize_fp16(w, x.dtype))
+        return _linear(x, dequantize_fp16(w, x.dtype))
     stride_xm = _row_stride(x)
     if not forms.takes_x_as_it_lies(config, x.data_ptr(), stride_xm or 0):
         return _gemm(x.clone(memory_format=torch.contiguous_format), w, config, dependent_launch)
     pdl = dependent_launch and forms.dependent_launch(x.device)
     launches = forms.product(config, M, w, w.K if stride_xm is None else stride_xm, pdl)
-    return launch.start(key, inputs, launch.Work((*x.shape[:-1], w.N), x.dtype, launches, copy=stride_xm is None))
+    with _interpreter_errors():
+        return launch.start(key, inputs, launch.Work((*x.shape[:-1], w.N), x.dtype, launches, copy=stride_xm is None))
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x @ weight.T in the dtype that both have: autocast would choose another."""
+    with torch.autocast(x.device.type, enabled=False) if x.device.type != "meta" else contextlib.nullcontext():
+        return torch.nn.functional.linear(x, weight)
+
+
+@contextlib.contextmanager
+def _interpreter_errors():
+    """Say in words that Triton's interpreter does not know what the kernels are made of."""
+    try:
+        yield
+    except InterpreterError as error:
+        if "inline_asm" not in str(error):
+            raise
+        raise RuntimeError(
+            "Triton's interpreter cannot run these kernels, which contain assembly: unset TRITON_INTERPRET, and a "
+            "product of CPU tensors is computed without them"
+        ) from None
 
 
 def _row_stride(x: torch.Tensor) -> int | None:
@@ -126,11 +171,24 @@ def _selected(problem: GemmProblem, gpu: str, form: str | None, symmetric: bool,
 _REAL_TENSORS = (torch.Tensor, torch.nn.Parameter)
 # bound once: every call asks them
 _dispatch_modes, _tracing_state = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
+_transforms = torch._C._functorch.peek_interpreter_stack
 
 
 def _traced(x: torch.Tensor) -> bool:
-    """Whether torch is recording rather than computing: addresses would be those of the recording."""
-    return type(x) not in _REAL_TENSORS or _dispatch_modes() > 0 or _tracing_state() is not None
+    """Whether torch is recording or transforming rather than computing: x has no address of its own then."""
+    return (
+        type(x) not in _REAL_TENSORS
+        or _dispatch_modes() > 0
+        or _tracing_state() is not None
+        or _transforms() is not None
+    )
+
+
+def _differentiates(x: torch.Tensor) -> bool:
+    """Whether torch follows x for a derivative, backward or forward."""
+    if x.requires_grad is True and torch.is_grad_enabled():  # what torch.fx puts in the place of x has no truth value
+        return True
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
 
 
 @torch.library.custom_op("tinygemm::gemm", mutates_args=())
@@ -150,3 +208,12 @@ def _operator(
 @_operator.register_fake
 def _(x, qweight, scales, zeros, N, K, group_size, dependent_launch=True):
     return x.new_empty((*x.shape[:-1], N))
+
+
+@_operator.register_vmap
+def _(info, in_dims, x, qweight, scales, zeros, N, K, group_size, dependent_launch=True):
+    """A batch of activations is more rows of them."""
+    if in_dims[0] is None or any(dim is not None for dim in in_dims[1:]):
+        raise ValueError("vmap can batch x only: a packed weight is multiplied as a whole")
+    rows = x.movedim(in_dims[0], 0).contiguous()
+    return torch.ops.tinygemm.gemm(rows, qweight, scales, zeros, N, K, group_size, dependent_launch), 0

@@ -22,6 +22,10 @@ from tinygemm.problem import GROUP_SIZES
 TILE_N, TILE_K, WORDS = 16, 128, 16
 SYMMETRIC_ZERO = 8
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+RULES = ("full-range", "absmax")  # of the scale of a symmetric group
+LARGEST = torch.finfo(torch.float16).max
+SMALLEST_SCALE = 2.0**-24  # the smallest float16 above zero, a subnormal one
+ROUNDED_AT_ONCE = 2**24  # weights: 64 MiB in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +33,13 @@ class PackedInt4:
     """A quantised weight of logical shape [N, K]: `weight = (code - zero) * scale`.
 
     qweight:    [ceil(N / 16), ceil(K / 128), 16, 16]  int32, eight codes each (see the module)
-    scales:     [K // group_size, N]                   float16
+    scales:     [K // group_size, N]                   float16, of either sign
     zeros:      [K // group_size, N]                   uint8 in 0..15, or None: symmetric, every zero is 8
     group_size: weights along K that share a scale; -1 is the whole K
+
+    All tensors are contiguous and on one device.
+
+    raises: TypeError or ValueError naming the tensor and what was expected: kernels read the bytes without a look
     """
 
     qweight: torch.Tensor
@@ -40,6 +48,26 @@ class PackedInt4:
     N: int
     K: int
     group_size: int
+
+    def __post_init__(self):
+        N, K = self.N, self.K
+        if N < 1 or K < 1:
+            raise ValueError(f"N and K must be positive, got N={N} K={K}")
+        _check_group(K, self.group_size)
+        per_group = (K // self.group_length, N)
+        _check_tensor("qweight", self.qweight, torch.int32, (-(-N // TILE_N), -(-K // TILE_K), TILE_N, WORDS))
+        device = self.qweight.device
+        _check_tensor("scales", self.scales, torch.float16, per_group, device)
+        if self.zeros is not None:
+            _check_tensor("zeros", self.zeros, torch.uint8, per_group, device)
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        """Refuse to be a tensor, in words; torch asks for this method before it hands a weight to its own kernels."""
+        raise TypeError(
+            f"{getattr(function, '__name__', function)} takes no PackedInt4: multiply with tinygemm.gemm(x, w), "
+            "or turn it into a tensor with tinygemm.dequantize(w)"
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -66,7 +94,13 @@ class PackedInt4:
     def tensors(self) -> tuple[torch.Tensor, ...]:
         return tuple(t for t in (self.qweight, self.scales, self.zeros) if t is not None)
 
-    def to(self, device) -> PackedInt4:
+    def to(self, device: torch.device | str | int) -> PackedInt4:
+        """The weight on another device. It only moves: codes and scales have no other dtype."""
+        if not isinstance(device, (torch.device, str, int)):
+            raise TypeError(
+                f"device must be a device, got {device!r}: a packed weight only moves, its codes stay int32 and its "
+                "scales float16"
+            )
         return self._map(lambda tensor: tensor.to(device))
 
     def clone(self) -> PackedInt4:
@@ -77,50 +111,74 @@ class PackedInt4:
         return replace(self, qweight=function(self.qweight), scales=function(self.scales), zeros=zeros)
 
 
-def quantize(weight: torch.Tensor, group_size: int = 128, symmetric: bool = True) -> PackedInt4:
+@torch.no_grad()
+def quantize(
+    weight: torch.Tensor, group_size: int = 128, symmetric: bool = True, *, rule: str = "full-range"
+) -> PackedInt4:
     """Round a weight to 4 bits, group by group along K.
 
     weight:     [N, K]  float16, bfloat16 or float32; finite
     group_size: 32, 64, 128, or -1 for one group per output feature; must divide K
-    symmetric:  True: scale = absmax / 7, zero = 8; False: the codes 0..15 span [min, max] of each group, zero included
-    returns:    PackedInt4 on the device of `weight`; the error of a weight is at most half its group's scale
-                (plus the rounding of the scale to float16)
+    symmetric:  True: zero = 8, and `rule` says which scale; False: the codes 0..15 span [min, max] of each group, zero
+                included
+    rule:       "full-range": the weight of largest magnitude becomes code 0, so scale = that weight / -8, of either
+                sign; "absmax": scale = absmax / 7, which never uses code 0. Without effect on asymmetric weights
+    returns:    PackedInt4 on the device of `weight`; it holds on to nothing of `weight`, no gradient either
     raises:     TypeError or ValueError naming the constraint
+
+    The error of a weight is at most half its group's scale. With "full-range" it may reach one scale, for weights that
+    are opposite in sign to the largest one and beyond 7.5 scales. On top comes the rounding of the scale to float16,
+    times the distance of the code from its zero: 2**-11 of the scale, or 2**-25 where it is subnormal (below 6.1e-5).
+    Weights of a standard deviation of 1e-6 lose little by that; weights below 2**-25 (3e-8) become zero.
+
+    The largest weight is 65,504 by "full-range" and about 57,300 by "absmax"; see `pack` for the limit of a scale.
     """
+    weight = weight.detach()
     if weight.dtype not in FLOAT_DTYPES:
         raise TypeError(f"weight must be float16, bfloat16 or float32, got {weight.dtype}")
     if weight.dim() != 2 or 0 in weight.shape:
         raise ValueError(f"weight must be a non-empty [N, K] matrix, got shape {tuple(weight.shape)}")
-    _check_group(weight.shape[1], group_size)
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {RULES}, got {rule!r}")
+    K = weight.shape[1]
+    _check_group(K, group_size)
+    if weight.is_meta:
+        raise ValueError("weight is on the meta device, so it has no values; load it before it is quantised")
     if not torch.isfinite(weight).all():
         raise ValueError("weight has NaN or infinite values; INT4 codes cannot represent them")
 
-    N, K = weight.shape
-    groups = weight.float().reshape(N, -1, K if group_size == -1 else group_size)  # [N, groups, group]
-    tiny = torch.finfo(torch.float16).tiny  # a group of zeros still gets a scale to divide by
-    if symmetric:
-        scales = (groups.abs().amax(-1) / 7).half().clamp_min(tiny)  # [N, groups]
-        zeros = torch.full_like(scales, SYMMETRIC_ZERO)
+    blocks = weight.split(max(1, ROUNDED_AT_ONCE // K))  # in float32 a whole weight would take several times its memory
+    rounded = [_round(rows, K if group_size == -1 else group_size, symmetric, rule) for rows in blocks]
+    codes, scales, zeros = (torch.cat(parts) for parts in zip(*rounded, strict=True))
+    return pack(codes, scales.t(), None if symmetric else zeros.t(), group_size)
+
+
+def _round(rows: torch.Tensor, group: int, symmetric: bool, rule: str) -> tuple[torch.Tensor, ...]:
+    """Rows of a weight -> codes uint8 [rows, K], scales float16 [rows, groups], zeros uint8 [rows, groups]."""
+    groups = rows.float().reshape(len(rows), -1, group)
+    low, high = groups.aminmax(dim=-1)
+    if not symmetric:
+        low, high = low.clamp_max(0), high.clamp_min(0)
+        scales = (high - low) / 15
+    elif rule == "absmax":
+        scales = torch.maximum(-low, high) / 7
     else:
-        low, high = groups.amin(-1).clamp_max(0), groups.amax(-1).clamp_min(0)
-        scales = ((high - low) / 15).half().clamp_min(tiny)
-        zeros = (-low / scales.float()).round().clamp(0, 15)
-    if torch.isinf(scales).any():
-        raise ValueError("a group's scale overflows float16; weights must stay below about 458,000 in magnitude")
-    codes = (groups / scales.float().unsqueeze(-1) + zeros.float().unsqueeze(-1)).round().clamp(0, 15)
-    return pack(
-        codes.to(torch.uint8).reshape(N, K),
-        scales.t().contiguous(),
-        None if symmetric else zeros.to(torch.uint8).t().contiguous(),
-        group_size,
-    )
+        scales = torch.where(high > -low, high, low) / -8
+    scales = scales.half()
+    scales.masked_fill_(scales == 0, SMALLEST_SCALE)  # a group of zeros still gets a scale to divide by
+    exact = scales.float()
+    # a subnormal scale may be rounded down so far that the zero of a one-sided group would lie beyond the codes
+    zeros = torch.full_like(exact, SYMMETRIC_ZERO) if symmetric else (-low / exact).round().clamp(0, 15)
+    codes = (groups / exact.unsqueeze(-1)).add_(zeros.unsqueeze(-1)).round_().clamp_(0, 15)
+    return codes.to(torch.uint8).view(rows.shape), scales, zeros.to(torch.uint8)
 
 
 def pack(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, group_size: int = 128) -> PackedInt4:
     """Pack codes that somebody else's quantiser made.
 
     codes:  [N, K]                uint8 in 0..15
-    scales: [K // group_size, N]  float16
+    scales: [K // group_size, N]  float16, of either sign; at most 65504 / max(zero, 15 - zero) in magnitude (8188 where
+            symmetric): whatever its codes, a group's weights then fit float16, in which kernels compute them
     zeros:  [K // group_size, N]  uint8 in 0..15, or None for symmetric (zero = 8)
     raises: TypeError or ValueError naming the tensor and the constraint
     """
@@ -139,6 +197,8 @@ def pack(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, 
     for name, tensor in (("codes", codes), ("zeros", zeros)):
         if tensor is not None and (tensor > 15).any():
             raise ValueError(f"{name} must lie in 0..15, got {int(tensor.max())}")
+    scales = scales.detach()
+    _check_scales(scales, zeros)
 
     padded = torch.full(_padded(N, K), SYMMETRIC_ZERO, dtype=torch.uint8, device=codes.device)
     padded[:N, :K] = codes
@@ -149,8 +209,7 @@ def pack(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, 
     for p in range(4):
         for h in range(2):
             words |= tiles[..., p, h].int() << _bit(p, h)
-    scales = scales.contiguous()
-    return PackedInt4(words, scales, None if zeros is None else zeros.contiguous(), N, K, group_size)
+    return PackedInt4(words, scales.contiguous(), None if zeros is None else zeros.contiguous(), N, K, group_size)
 
 
 def unpack(w: PackedInt4) -> torch.Tensor:
@@ -198,6 +257,30 @@ def _bit(p: int, h: int) -> int:
 
 def _padded(N: int, K: int) -> tuple[int, int]:
     return -(-N // TILE_N) * TILE_N, -(-K // TILE_K) * TILE_K
+
+
+def _check_tensor(name: str, tensor, dtype: torch.dtype, shape: tuple[int, ...], device=None) -> None:
+    """Raise where a kernel would read other bytes than those of a contiguous tensor of this dtype and shape."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype != dtype or tensor.shape != shape:
+        raise ValueError(f"{name} must be {dtype} {list(shape)}, got {tensor.dtype} {list(tensor.shape)}")
+    if not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous, got strides {tensor.stride()}; call {name}.contiguous()")
+    if device is not None and tensor.device != device:
+        raise ValueError(f"{name} must be on the device of qweight, {device}, got {tensor.device}")
+
+
+def _check_scales(scales: torch.Tensor, zeros: torch.Tensor | None) -> None:
+    """Raise where a code could stand for a weight beyond float16, and where a scale is NaN."""
+    reach = torch.full_like(scales, SYMMETRIC_ZERO) if zeros is None else torch.maximum(zeros, 15 - zeros)
+    within = scales.float().abs() * reach.float() <= LARGEST
+    if not within.all():
+        scale, distance = scales[~within][0].item(), int(reach[~within][0])
+        raise ValueError(
+            f"a group's scale is {scale:g}, and its limit is 65504 / {distance} = {LARGEST / distance:.0f}: beyond it "
+            "weights of the group would not fit float16"
+        )
 
 
 def _check_group(K: int, group_size: int) -> None:
