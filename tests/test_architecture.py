@@ -18,6 +18,7 @@ LAYERS = {
     "tinygemm.models": {"tinygemm.problem", "tinygemm.models"},
     "tinygemm.hardware": {"tinygemm.problem", "tinygemm.hardware"},
     "tinygemm.provenance": {"tinygemm.provenance"},
+    "tinygemm.text": set(),
     "tinygemm.runs": {"tinygemm.provenance", "tinygemm.problem", "tinygemm.hardware", "tinygemm.runs"},
     "tinygemm.kernel": {"tinygemm.problem", "tinygemm.hardware", "tinygemm.runs", "tinygemm.kernel"},
     "tinygemm.harness": {
@@ -25,6 +26,7 @@ LAYERS = {
         "tinygemm.models",
         "tinygemm.hardware",
         "tinygemm.runs",
+        "tinygemm.text",
         "tinygemm.kernel",
         "tinygemm.harness",
     },
@@ -34,6 +36,7 @@ LAYERS = {
         "tinygemm.hardware",
         "tinygemm.provenance",
         "tinygemm.runs",
+        "tinygemm.text",
         "tinygemm.report",
     },
     "tinygemm.clitools": set(),

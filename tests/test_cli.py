@@ -310,7 +310,7 @@ def test_counters_prints_the_commands_it_would_run(capsys, tmp_path):
     )
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
-    assert all(line.startswith("ncu --csv") for line in lines)
+    assert all(line.startswith("LC_ALL=C ncu --csv") for line in lines)
     assert not (tmp_path / "D").exists()
 
 

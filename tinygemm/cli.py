@@ -269,7 +269,8 @@ def counters(shape_list, group_size, asymmetric, backend, out_dir, metrics, kern
     settings = {"kernel_name": kernel_name, "metrics": tuple(_names(metrics)) or ncu.METRICS}
     if dry_run:
         for target in targets:
-            click.echo(shlex.join(ncu.ncu_command(target, Path(ncu.log_name(target)), **settings)))
+            command = ncu.ncu_command(target, Path(ncu.log_name(target)), **settings)
+            click.echo(shlex.join([*(f"{name}={value}" for name, value in ncu.C_LOCALE.items()), *command]))
         return
     _require_gpu()
     rows, raw = ncu.collect(targets, say=click.echo, **settings)
