@@ -236,8 +236,9 @@ main(["advise", "--model", {str(config)!r}, "--data-root", {str(data_root)!r}, *
 def test_a_recorded_gpu_whose_figures_nobody_listed_is_answered_from_its_run(tmp_path, monkeypatch, capsys):
     synthetic.write_run(tmp_path, gpu="a10g", m_list=(1,), modes=(("graph", "cold"),), n_samples=5, counters=False)
     monkeypatch.delitem(hardware.GPUS, "a10g")
-    assert run_command("--model", "llama-3-8b", "--gpu", "a10g", "--data_root", tmp_path) == 0
-    assert "Measured on this GPU: 4 of 5 rows" in capsys.readouterr().out
+    for said in ("a10g", "NVIDIA A10G"):
+        assert run_command("--model", "llama-3-8b", "--gpu", said, "--data_root", tmp_path) == 0
+        assert "Measured on this GPU: 4 of 5 rows" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

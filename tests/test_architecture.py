@@ -19,6 +19,7 @@ LAYERS = {
     "tinygemm.hardware": {"tinygemm.problem", "tinygemm.hardware"},
     "tinygemm.digest": {"tinygemm.digest"},
     "tinygemm.provenance": {"tinygemm.provenance"},
+    "tinygemm.text": set(),
     "tinygemm.runs": {
         "tinygemm.digest",
         "tinygemm.provenance",
@@ -33,6 +34,7 @@ LAYERS = {
         "tinygemm.hardware",
         "tinygemm.digest",
         "tinygemm.runs",
+        "tinygemm.text",
         "tinygemm.kernel",
         "tinygemm.harness",
     },
@@ -43,6 +45,7 @@ LAYERS = {
         "tinygemm.digest",
         "tinygemm.provenance",
         "tinygemm.runs",
+        "tinygemm.text",
         "tinygemm.report",
     },
     "tinygemm.clitools": set(),

@@ -310,7 +310,7 @@ def test_counters_prints_the_commands_it_would_run(capsys, tmp_path):
     )
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
-    assert all(line.startswith("ncu --csv") for line in lines)
+    assert all(line.startswith("LC_ALL=C ncu --csv") for line in lines)
     assert not (tmp_path / "D").exists()
 
 
@@ -340,6 +340,24 @@ def test_counters_keeps_ncus_own_csvs_beside_the_table(gpu, tmp_path, monkeypatc
     raw = tmp_path / "D" / "int4_M1-K4096-N1024-g128_graph-cold.csv"
     assert raw.read_text() == text
     succeed("plot", "peak-compute", "--fp16_csv", NCU / "long_fp16.csv", "--int4_csv", raw, "--out", tmp_path / "B.png")
+
+
+def test_static_cost_is_of_the_gpu_that_a_name_stands_for(tmp_path, monkeypatch, capsys):
+    """Configs and the file's name go by the key: under the name as typed, both would be another GPU's."""
+    from tinygemm.harness import static_table
+    from tinygemm.report import limiters
+
+    monkeypatch.setattr(static_table, "static_rows", lambda key: [{"gpu": key}])
+    monkeypatch.setattr(limiters, "static_file", lambda key: tmp_path / f"{key}.csv")
+    succeed("static-cost", "--gpu", "H100 SXM")
+    assert (tmp_path / "h100-80gb-hbm3.csv").read_text() == "gpu\nh100-80gb-hbm3\n"
+    assert "unknown GPU 'H100 PCIe'" in refuse(capsys, "static-cost", "--gpu", "H100 PCIe")
+
+
+def test_tune_on_a_gpu_whose_peaks_are_not_known_says_so(gpu, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(hardware, "live_gpu_key", lambda: "h200-mig-1g-18gb")
+    assert "none are known of h200-mig-1g-18gb" in refuse(capsys, "tune", "--out", tmp_path / "t.json")
+    assert not list(tmp_path.iterdir())
 
 
 # --- plots ----------------------------------------------------------------------------------------------------------

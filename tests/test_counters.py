@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ from fake_gpu import FakeClock, fake_backend
 from tinygemm.harness import backends, counters
 from tinygemm.harness.counters import CounterFileError, CountersUnavailableError, Target, ncu_command, read_file
 from tinygemm.problem import GemmProblem
+from tinygemm.report import counters as report_counters
 from tinygemm.report.counters import COUNTER_COLUMNS, summarize_counters
 from tinygemm.runs import DATA_ROOT, Counter, load_run
 
@@ -21,6 +23,9 @@ from tinygemm.runs import DATA_ROOT, Counter, load_run
 NCU = Path(__file__).parent / "data" / "ncu"
 RECORDED = sorted(DATA_ROOT.glob("*/*/ncu/*.csv"))  # as ncu wrote them, on a GPU
 LONG, WIDE = NCU / "long_fp16.csv", NCU / "wide_int4.csv"
+# of one kernel a call, with every metric that this project asks for
+REAL = max((file for file in RECORDED if file.name.startswith("int4_M1-")), key=lambda file: file.stat().st_size)
+SOURCES, LAYOUTS = [REAL, LONG, WIDE], ["real", "long", "wide"]
 TARGET = Target("int4/M2-K4096-N1024-g64/graph-cold", "int4", GemmProblem(2, 1024, 4096, 64))
 
 
@@ -102,6 +107,21 @@ def test_what_ncu_writes_is_collected_per_target(tmp_path, monkeypatch):
     (kept,) = raw.values()
     assert "(python3.12)" in kept
     assert "/usr/bin" not in kept
+
+
+def test_ncu_prints_numbers_as_they_are_read_whatever_the_language_of_the_machine(tmp_path, monkeypatch):
+    """An ncu that writes 13.504 for 13,504 where the environment asks for German."""
+    fake_ncu(tmp_path, monkeypatch, WIDE.read_text())
+    program = (
+        (tmp_path / "bin" / "ncu").read_text().replace(".write(", ".write(german(", 1).replace(")\nprint", "))\nprint")
+    )
+    german = (
+        "import os\ngerman = lambda text: text if os.environ.get('LC_ALL') == 'C' else text.replace(',504', '.504')\n"
+    )
+    (tmp_path / "bin" / "ncu").write_text(program.replace("import sys\n", f"import sys\n{german}"))
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    rows, _ = counters.collect([TARGET], say=lambda text: None)
+    assert value(rows, 0, "gpu__time_duration.sum") == 13504
 
 
 PICKY_NCU = """#!{python}
@@ -387,9 +407,174 @@ def test_a_file_without_kernels_says_what_it_lacks(tmp_path, text, message):
 def test_a_file_that_is_missing_or_no_text_is_named(tmp_path):
     with pytest.raises(CounterFileError, match=r"nowhere.csv: cannot be read"):
         read_file(tmp_path / "nowhere.csv", "x")
-    (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(CounterFileError, match=r"b.csv: cannot be read"):
-        read_file(tmp_path / "b.csv", "x")
+    for spoilt in (b"\xff\xfe\x00\x80\x41", b"\x80\x81", '"ID"'.encode("utf-16-le")):
+        (tmp_path / "b.csv").write_bytes(spoilt)
+        with pytest.raises(CounterFileError, match=r"b.csv: cannot be read: .*save it as UTF-8"):
+            read_file(tmp_path / "b.csv", "x")
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=LAYOUTS)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_file_is_read_in_every_encoding_that_programs_on_windows_write(tmp_path, source, encoding, ending):
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    file = tmp_path / source.name
+    file.write_bytes((mark + source.read_text().replace("\n", ending)).encode(encoding))
+    assert read_file(file, "x") == read_file(source, "x")
+
+
+LABELS = {"gpu__time_duration.sum": "Duration", "dram__bytes_read.sum": "DRAM Read"}
+
+
+@pytest.mark.parametrize("source", [REAL, LONG], ids=["real", "by hand"])
+def test_the_details_page_is_refused_with_the_page_and_metrics_that_are_needed(tmp_path, source):
+    """The page has the same columns, and labels where metrics would be, some of them several times."""
+    page = re.sub(
+        r'"\w+__[\w.]+"', lambda name: f'"{LABELS.get(name[0][1:-1], "Memory Throughput")}"', source.read_text()
+    )
+    (tmp_path / "d.csv").write_text(page)
+    with pytest.raises(CounterFileError, match=r"d\.csv:\d+: .*details.*--page raw.*gpu__time_duration\.sum"):
+        read_file(tmp_path / "d.csv", "x")
+
+
+def test_labels_beside_metrics_that_were_asked_for_are_passed_over(tmp_path):
+    row = next(line for line in REAL.read_text().splitlines() if '"dram__bytes_read.sum"' in line)
+    label = row.replace("dram__bytes_read.sum", "Memory Throughput").replace('"byte"', '"Gbyte/s"')
+    (tmp_path / "m.csv").write_text(REAL.read_text() + f"{label}\n{label}\n")
+    assert read_file(tmp_path / "m.csv", "x") == read_file(REAL, "x")
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=LAYOUTS)
+def test_a_row_that_repeats_a_launch_is_refused_with_both_lines(tmp_path, source):
+    lines = source.read_text().splitlines()
+    first = line_of(source, '"Kernel Name"') + (2 if source == WIDE else 1)
+    (tmp_path / "r.csv").write_text("\n".join([*lines, lines[first - 1]]))
+    with pytest.raises(CounterFileError, match=rf"r\.csv:{len(lines) + 1}: .* line {first} already"):
+        read_file(tmp_path / "r.csv", "x")
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=LAYOUTS)
+@pytest.mark.parametrize("appended", SOURCES, ids=LAYOUTS)
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["", "bom"])
+def test_a_report_that_was_appended_to_another_is_refused_at_its_header(tmp_path, source, appended, mark):
+    text = source.read_text()
+    text += mark + appended.read_text()[appended.read_text().index('"ID"') :]
+    (tmp_path / "c.csv").write_text(text)
+    second = len(source.read_text().splitlines()) + 1
+    with pytest.raises(CounterFileError, match=rf"a second header in line {second}"):
+        read_file(tmp_path / "c.csv", "x")
+
+
+def planted(tmp_path, metric: str, text: str, launch: int = 0, unit: str | None = None) -> Path:
+    """A real file of one kernel a call, in which a metric of a launch was printed so."""
+    lines = REAL.read_text().splitlines()
+    at = [i for i, line in enumerate(lines) if f'"{metric}"' in line][launch]
+    *before, old_unit, _ = next(csv.reader([lines[at]]))
+    lines[at] = ",".join(f'"{cell}"' for cell in (*before, old_unit if unit is None else unit, text))
+    file = tmp_path / "planted.csv"
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+NOTHING = ["n/a", "N/A", "nan", "NaN", "-nan", "-nan(ind)", "inf", "-Inf", "", "(!) nan", "(!) n/a", "1e999"]
+
+
+@pytest.mark.parametrize("nothing", NOTHING)
+def test_what_is_not_available_is_no_number_and_refuses_nothing(tmp_path, nothing):
+    metric, rows = "dram__bytes_read.sum", read_file(REAL, "x")
+    rest = read_file(planted(tmp_path, metric, nothing), "x")
+    assert rest == [row for row in rows if (row.launch, row.metric) != (0, metric)]
+    others = [value(rows, launch, metric) for launch in (1, 2)]
+    assert summarize_counters(table(rest))["dram_read_bytes"].iloc[0] == pytest.approx(sum(others) / 2)
+
+
+def test_what_no_call_has_is_missing_in_the_table_and_not_zero(tmp_path):
+    text = re.sub(r'("dram__bytes_read.sum","byte",)"[^"]*"', r'\1"(!) nan"', REAL.read_text())
+    (tmp_path / "n.csv").write_text(text)
+    both = [*read_file(tmp_path / "n.csv", "gone"), *read_file(REAL, "there")]
+    summary = summarize_counters(table(both)).set_index("case_id")
+    assert summary["dram_read_bytes"].isna().to_dict() == {"gone": True, "there": False}
+    (tmp_path / "n.csv").write_text(re.sub(r'^("\d+",.*)"[^"]*"$', r'\1"n/a"', REAL.read_text(), flags=re.MULTILINE))
+    with pytest.raises(CounterFileError, match="no metric is available in any call"):
+        read_file(tmp_path / "n.csv", "x")
+
+
+def test_a_call_of_two_kernels_has_no_sum_where_one_kernel_has_none(tmp_path):
+    """A sum over the other kernel alone would be too small, and percentages need the duration of both."""
+    lines = LONG.read_text().splitlines()
+    whole = read_file(LONG, "x")
+    for metric in ("dram__bytes_read.sum", "gpu__time_duration.sum"):
+        at = next(i for i, line in enumerate(lines) if "splitKreduce" in line and f'"{metric}"' in line)
+        spoilt = [*lines[:at], re.sub(r'"[^"]*"$', '"n/a"', lines[at]), *lines[at + 1 :]]
+        (tmp_path / "s.csv").write_text("\n".join(spoilt) + "\n")
+        rows = read_file(tmp_path / "s.csv", "x")
+        assert [row for row in rows if row.call] == [row for row in whole if row.call]
+        ratios = {row.metric for row in whole if not row.metric.endswith(".sum")}
+        gone = {metric, *(ratios if metric == "gpu__time_duration.sum" else ())}
+        assert {row.metric for row in rows if row.call == 0} == {row.metric for row in whole} - gone
+        summarize_counters(table(rows))
+
+
+@pytest.mark.parametrize("printed", ["13,504 (1: 13,504)", "13504 (13504)", "13,504 (6,752; 6,752)", "(!) 13,504"])
+def test_the_values_of_instances_behind_a_value_are_passed_over(tmp_path, printed):
+    assert (
+        value(read_file(planted(tmp_path, "smsp__inst_executed.sum", printed), "x"), 0, "smsp__inst_executed.sum")
+        == 13504
+    )
+    text = WIDE.read_text().replace('"13,504"', f'"{printed}"')
+    (tmp_path / "w.csv").write_text(text)
+    assert value(read_file(tmp_path / "w.csv", "x"), 0, "gpu__time_duration.sum") == 13504
+
+
+@pytest.mark.parametrize("metric", ["smsp__inst_executed.sum", "lts__t_sector_hit_rate.pct", "launch__grid_size"])
+def test_a_negative_count_is_refused_with_its_line(tmp_path, metric):
+    file = planted(tmp_path, metric, "-1", launch=1)
+    line = [i for i, line in enumerate(file.read_text().splitlines(), start=1) if f'"{metric}"' in line][1]
+    with pytest.raises(CounterFileError, match=rf"planted\.csv:{line}: {metric} is -1"):
+        read_file(file, "x")
+
+
+def test_a_property_may_be_negative(tmp_path):
+    row = next(line for line in REAL.read_text().splitlines() if '"launch__grid_size"' in line)
+    for number in range(3):
+        row_of_launch = re.sub(r'^"\d+"', f'"{number}"', row).replace("launch__grid_size", "device__attribute_numa_id")
+        with (tmp_path / "p.csv").open("a") as file:
+            file.write((REAL.read_text() if number == 0 else "") + re.sub(r'"[^"]*"$', '"-1"', row_of_launch) + "\n")
+    assert value(read_file(tmp_path / "p.csv", "x"), 2, "device__attribute_numa_id") == -1
+
+
+TIME_UNITS = {
+    "ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "nsecond": 1e-9, "usecond": 1e-6, "msecond": 1e-3, "second": 1.0
+}  # fmt: skip
+BYTE_UNITS = {
+    "byte": 1, "Kbyte": 10**3, "Mbyte": 10**6, "Gbyte": 10**9, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", TIME_UNITS)
+def test_a_duration_is_the_same_in_every_unit(tmp_path, unit):
+    """12.5 us, printed in a unit and read into us."""
+    file = planted(tmp_path, "gpu__time_duration.sum", f"{12.5e-6 / TIME_UNITS[unit]:.12g}", unit=unit)
+    rows = table([row for row in read_file(file, "x") if row.call == 0])
+    assert summarize_counters(rows)["counter_us"].iloc[0] == pytest.approx(12.5)
+
+
+@pytest.mark.parametrize("unit", BYTE_UNITS)
+def test_bytes_are_the_same_in_every_unit(tmp_path, unit):
+    file = planted(tmp_path, "dram__bytes_read.sum", f"{30e6 / BYTE_UNITS[unit]:.12g}", unit=unit)
+    rows = table([row for row in read_file(file, "x") if row.call == 0])
+    assert summarize_counters(rows)["dram_read_bytes"].iloc[0] == pytest.approx(30e6)
+
+
+def test_no_unit_is_converted_that_no_test_plants():
+    assert set(report_counters.TIME_TO_US) == set(TIME_UNITS)
+    assert set(report_counters.BYTES) == set(BYTE_UNITS)
+
+
+@pytest.mark.parametrize(("metric", "unit"), [("gpu__time_duration.sum", "minute"), ("dram__bytes_read.sum", "sector")])
+def test_a_unit_that_is_not_known_is_named_and_not_taken_for_another(tmp_path, metric, unit):
+    with pytest.raises(ValueError, match=rf"x: {metric} is in '{unit}'"):
+        summarize_counters(table(read_file(planted(tmp_path, metric, "7", unit=unit), "x")))
 
 
 def test_calls_that_do_not_launch_the_same_kernels_are_refused(tmp_path):

@@ -1,8 +1,13 @@
-"""What is known of GPUs: names that torch reports lead to their figures, and the figures agree with each other."""
+"""What is known of GPUs: names that torch reports and people type lead to the right figures, and to no other's."""
+
+import dataclasses
+import re
+from types import SimpleNamespace
 
 import pytest
 
-from tinygemm.hardware import ALIASES, GPUS, full_key, gpu_key, gpu_spec
+from tinygemm import hardware
+from tinygemm.hardware import ALIASES, GPUS, GpuSpec, compute_capability, find_gpu, full_key, gpu_key, gpu_spec
 
 FP32_LANES = {(8, 0): 64, (8, 6): 128, (8, 9): 128, (9, 0): 128}  # FP32 multiply-adds per SM and clock, tuning guides
 FP32_TFLOP_S = {
@@ -27,10 +32,213 @@ def test_a_name_is_spelled_out_where_it_is_known_and_left_alone_where_not():
     assert [full_key(said) for said in ("auto", "a10g", "h1000")] == ["auto", "a10g", "h1000"]
 
 
-@pytest.mark.parametrize("said", ["", "h1000", "NVIDIA"])
-def test_an_unknown_gpu_is_refused_with_the_known_ones(said):
-    with pytest.raises(ValueError, match=r"a10g.*h200|no model in it"):
+TYPED = {
+    "h200": ("H200", "h200 sxm", "H200 141GB", "NVIDIA H200 Tensor Core GPU", "H200 SXM5 141 GB HBM3e"),
+    "h100-80gb-hbm3": ("h100", "h100 sxm", "H100 SXM5", "H100 80GB", "h100_sxm5_80gb", "H100 SXM 80 GB HBM3"),
+    "a100-sxm4-80gb": ("a100", "A100 80GB", "A100-SXM", "a100 sxm4", "A100 SXM4 80 GB", "Tesla A100 80gb"),
+    "a100-pcie-40gb": ("A100 40GB", "a100 pcie", "A100_PCIe_40GB", "a100pcie40gb"),
+    "a10g": ("A10G", "NVIDIA A10G", "a10g 24gb", "A10G-24GB", "NVIDIA A10G Tensor Core GPU"),
+    "a10": ("A10", "a10", "nvidia a10", "A10 24GB", "A10-PCIe"),
+    "rtx-3090": ("RTX3090", "rtx 3090", "3090", "GeForce RTX 3090", "geforce_rtx_3090", "RTX-3090 24GB"),
+    "rtx-4090": ("RTX4090", "rtx 4090", "4090", "GeForce RTX 4090", "nvidia rtx4090", "RTX_4090 graphics card"),
+    "l4": ("L4", "l4", "L4 24GB", "NVIDIA L4", "nvidia-l4", "Tesla L4 GPU"),
+}
+SPELLINGS = (str.lower, str.upper, str.title, lambda name: name.replace(" ", "-"), lambda name: name.replace(" ", "_"),
+             lambda name: name.replace(" ", ""), lambda name: f"  {name} ")  # fmt: skip
+# other GPUs than any that is known here, most of them one word away from one that is
+OTHERS = (
+    "H100 PCIe", "NVIDIA H100 PCIe", "H100 NVL", "NVIDIA H200 NVL", "H20", "NVIDIA GH200 480GB",
+    "NVIDIA H100 64GB HBM2",
+    "A100 80GB PCIe", "NVIDIA A100-SXM4-40GB", "A100X", "A10M", "A10G-8Q", "A16", "A30", "A40", "L40", "L40S", "L20",
+    "RTX 3090 Ti", "NVIDIA GeForce RTX 3080", "NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 4090 Laptop GPU",
+    "RTX 4080", "RTX 5090", "NVIDIA B200", "Tesla T4", "Tesla V100-SXM2-16GB", "NVIDIA Graphics Device", "h1000",
+    "a100 h100", "sxm", "40GB", "hbm3", "NVIDIA", "GPU", "", " ", "NVIDIA RTX 6000 Ada Generation", "Radeon 7900",
+)  # fmt: skip
+SLICES = ("MIG 1g.10gb", "MIG 1g.10gb+me", "MIG 2g.20gb", "MIG 3g.40gb", "MIG 7g.80gb", "MIG 1g.5gb")
+
+
+@pytest.mark.parametrize("key", TYPED)
+def test_what_people_type_leads_to_the_gpu_in_every_spelling(key):
+    names = [*TYPED[key], key, GPUS[key].name]
+    for said in [*names, *(spell(name) for name in names for spell in SPELLINGS)]:
+        assert gpu_spec(said).key == full_key(said) == key, said
+
+
+def test_every_known_gpu_has_names_that_people_type():
+    assert set(TYPED) == set(GPUS)
+
+
+@pytest.mark.parametrize("said", OTHERS)
+def test_a_gpu_is_never_taken_for_one_that_is_known(said):
+    """Refused in one sentence that lists the known keys, and it has a key of its own, which is a folder's name."""
+    assert find_gpu(said) is None
+    with pytest.raises(ValueError, match="GPU") as refused:
         gpu_spec(said)
+    text = str(refused.value)
+    assert repr(said) in text
+    assert "\n" not in text
+    assert set(text.partition("known: ")[2].split(", ")) == set(GPUS)
+    assert gpu_key(said) not in GPUS
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", gpu_key(said))
+
+
+@pytest.mark.parametrize(
+    ("said", "close"),
+    [
+        ("H100 PCIe", ["h100-80gb-hbm3"]),
+        ("GH200", ["h200"]),
+        ("L40S", ["l4"]),
+        ("A100 80GB PCIe", ["a100-pcie-40gb", "a100-sxm4-80gb"]),
+        ("rtx 4080", ["rtx-4090", "rtx-3090"]),
+        ("rtx", ["rtx-3090", "rtx-4090"]),
+        ("3090 Ti", ["rtx-3090"]),
+        ("24 GB", ["a10", "a10g", "l4", "rtx-3090", "rtx-4090"]),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", ["h100-80gb-hbm3"]),
+    ],
+)
+def test_the_closest_known_gpus_are_named_first(said, close):
+    with pytest.raises(ValueError, match="known: ") as refused:
+        gpu_spec(said)
+    assert set(str(refused.value).partition("known: ")[2].split(", ")[: len(close)]) == set(close)
+
+
+def test_a_name_that_fits_several_gpus_is_called_ambiguous():
+    for said in ("rtx", "24GB", "SXM", "PCIe"):
+        with pytest.raises(ValueError, match="ambiguous"):
+            gpu_spec(said)
+    with pytest.raises(ValueError, match="unknown"):
+        gpu_spec("H100 PCIe")
+
+
+# --- names that torch reports ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", GPUS.values(), ids=GPUS)
+@pytest.mark.parametrize("part", SLICES)
+def test_a_slice_of_a_gpu_has_a_key_of_its_own_and_no_peaks(spec, part):
+    key = gpu_key(f"{spec.name} {part}")
+    assert key.startswith(spec.key + "-mig-")
+    assert key not in GPUS
+    assert find_gpu(key) is None
+    assert find_gpu(f"{spec.name} {part}") is None
+    assert full_key(key) == key
+    assert compute_capability(key) == spec.compute_capability
+
+
+def test_two_gpus_never_share_a_key():
+    names = [spec.name for spec in GPUS.values()]
+    names += [name for name in OTHERS if name.startswith(("NVIDIA ", "Tesla "))]
+    names += [f"{spec.name} {part}" for spec in GPUS.values() for part in SLICES]
+    keys = [gpu_key(name) for name in names]
+    assert len(set(keys)) == len(names)
+    assert [gpu_key(key) for key in keys] == keys, "a key is the name of its GPU, too"
+
+
+@pytest.mark.parametrize("name", ["NVIDIA Graphics Device", "Graphics Device", "NVIDIA", "", "GPU", "図形装置"])
+def test_a_name_without_a_model_is_told_apart_by_its_capability(name):
+    keys = [gpu_key(name), gpu_key(name, (9, 0)), gpu_key(name, (12, 0))]
+    assert len(set(keys)) == 3
+    for key in keys:
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", key)
+        assert gpu_key(key) == full_key(key) == key
+    assert gpu_key("NVIDIA A10G", (8, 6)) == "a10g"
+    assert gpu_key("NVIDIA GeForce RTX 5090", (12, 0)) == "rtx-5090", "a model is enough"
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Puts GPUs into this machine, each as (name, capability); the first is the current one."""
+    torch = pytest.importorskip("torch")
+
+    def put(*gpus):
+        found = [SimpleNamespace(name=name, major=major, minor=minor) for name, (major, minor) in gpus]
+        index = lambda device: device if isinstance(device, int) else device.index  # noqa: E731
+        monkeypatch.setattr(hardware, "cuda_unavailable_reason", lambda: None)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(found))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found[index(device)])
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: gpus[index(device)][1])
+
+    return put
+
+
+def test_the_capability_of_an_unknown_gpu_is_the_one_that_the_device_has(machine):
+    machine(("NVIDIA A10G", (8, 6)), ("NVIDIA Graphics Device", (12, 0)), ("NVIDIA GeForce RTX 5090", (12, 1)))
+    assert hardware.live_gpu_key() == "a10g"
+    unnamed = hardware.device_key(1)
+    assert unnamed == gpu_key("NVIDIA Graphics Device", (12, 0))
+    assert compute_capability(unnamed) == (12, 0)
+    assert compute_capability("rtx-5090") == (12, 1)
+    assert compute_capability("quadro-x") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "nearest"),
+    [
+        ("NVIDIA Graphics Device", (9, 0), (9, 0)),
+        ("NVIDIA Graphics Device", (8, 7), (8, 6)),
+        ("NVIDIA GeForce RTX 5090", (12, 0), (9, 0)),
+        ("Tesla T4", (7, 5), (8, 6)),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", (9, 0), (9, 0)),
+        ("NVIDIA A10G MIG 1g.6gb", (8, 6), (8, 6)),
+    ],
+)
+def test_gemm_on_an_unknown_gpu_or_a_slice_takes_the_nearest_table_as_a_rule(machine, name, capability, nearest):
+    torch = pytest.importorskip("torch")
+    from tinygemm.kernel import configs, gemm
+    from tinygemm.problem import GemmProblem
+
+    machine((name, capability))
+    configs.table.cache_clear(), configs.crossovers.cache_clear()
+    key = gemm._gpu_key.__wrapped__(torch.device("cuda", 0))
+    assert key == hardware.live_gpu_key()
+    problem = GemmProblem(1, 4096, 4096)
+    config, source = configs.select(problem, key)
+    assert source == "rule", "no table was measured on this GPU"
+    served = {configs.select(problem, of)[0] for of in configs.tables() if GPUS[of].compute_capability == nearest}
+    assert config in served
+    configs.table.cache_clear(), configs.crossovers.cache_clear()
+
+
+def test_an_unknown_gpu_and_a_slice_are_recorded_under_keys_of_their_own(tmp_path, machine, monkeypatch):
+    from tinygemm import runs
+
+    monkeypatch.setattr(runs, "git_state", lambda: ("3fa9c1e" + "0" * 33, False))
+    folders = set()
+    for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA Graphics Device"):
+        machine((name, (9, 0)))
+        writer = runs.RunWriter.create({"key": hardware.live_gpu_key(), "name": name}, {}, "", tmp_path)
+        assert writer.path.parent.name == hardware.live_gpu_key()
+        assert runs.RunWriter.unfinished(hardware.live_gpu_key(), {}, tmp_path) == writer.path
+        folders.add(writer.path.parent)
+    assert len(folders) == 3
+
+
+# --- the figures ----------------------------------------------------------------------------------------------------
+
+# as the sources that hardware.py cites have them, typed a second time:
+# capability, SMs, GB, GB/s, dense FP16 TFLOP/s, L2 MiB, shared memory KiB and warps per SM, MHz, ECC inline
+PUBLISHED = {
+    "h200": ((9, 0), 132, 141, 4800, 989.5, 60, 228, 64, 1980, False),
+    "h100-80gb-hbm3": ((9, 0), 132, 80, 3350, 989.4, 50, 228, 64, 1980, False),
+    "a100-sxm4-80gb": ((8, 0), 108, 80, 2039, 312, 40, 164, 64, 1410, False),
+    "a100-pcie-40gb": ((8, 0), 108, 40, 1555, 312, 40, 164, 64, 1410, False),
+    "a10g": ((8, 6), 80, 24, 600, 70, 6, 100, 48, 1710, True),
+    "a10": ((8, 6), 72, 24, 600, 125, 6, 100, 48, 1695, True),
+    "rtx-3090": ((8, 6), 82, 24, 936, 71, 6, 100, 48, 1695, False),
+    "rtx-4090": ((8, 9), 128, 24, 1008, 165.2, 72, 100, 48, 2520, False),
+    "l4": ((8, 9), 58, 24, 300, 121, 48, 100, 48, 2040, True),
+}
+
+
+def test_the_figures_are_those_of_the_sources():
+    def figures(spec: GpuSpec) -> tuple:
+        units = {"l2_bytes": 2**20, "smem_per_sm": 2**10}
+        values = {name: value for name, value in dataclasses.asdict(spec).items() if not isinstance(value, str)}
+        del values["also"]
+        return tuple(value / units[name] if name in units else value for name, value in values.items())
+
+    assert {key: figures(spec) for key, spec in GPUS.items()} == PUBLISHED
 
 
 @pytest.mark.parametrize("spec", GPUS.values(), ids=GPUS)

@@ -139,7 +139,7 @@ def test_predict_of_a_gpu_that_was_never_recorded_is_projected_from_the_newest_r
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("--gpu", "h1000"), "unknown GPU 'h1000'; known: "),
+        (("--gpu", "h1000"), "unknown GPU 'h1000'; known: h100-80gb-hbm3, "),
         (("--gpu", "l4", "--shape_list", "1,4096"), "shape '1,4096' is not M,K,N"),
         (("--gpu", "l4", "--shape_list", "64,4096,4096"), "the model describes decode, M of 1 to 16"),
         (("--gpu", "l4", "--backend", "int3"), "unknown backend int3; known: fp16-cublas"),

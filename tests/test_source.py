@@ -111,6 +111,16 @@ def test_a_run_of_another_gpu_is_never_shown_under_the_name_that_was_asked_for(r
         open_run("recorded", "a10g", data_root=str(root))
 
 
+def test_a_slice_is_never_recorded_or_read_as_the_whole_gpu(root, measured, monkeypatch):
+    monkeypatch.setattr(hardware, "live_gpu_key", lambda: "h200-mig-1g-18gb")
+    with pytest.raises(RunError, match="gpu is h200 and source is live, but this machine's GPU is h200-mig-1g-18gb"):
+        open_run("live", "H200", data_root=str(root))
+    assert open_run("auto", "H200", data_root=str(root)).gpu["key"] == "h200", "the whole GPU's run is read"
+    with pytest.raises(RunError, match="no recorded run of h200-mig-1g-18gb"):
+        open_run("recorded", "NVIDIA H200 MIG 1g.18gb", data_root=str(root))
+    assert not measured
+
+
 def test_live_without_a_gpu_says_why_not(root, without_gpu):
     with pytest.raises(RunError, match="source is live, but torch sees no CUDA GPU in this machine"):
         open_run("live", data_root=str(root))

@@ -199,7 +199,10 @@ def tune(out, workers, shapes):
 
     from tinygemm import hardware, problem, runs
 
-    spec = hardware.gpu_spec(_require_gpu())
+    key = _require_gpu()
+    if key not in hardware.GPUS:
+        raise ValueError(f"tune ranks configs by the peaks of this machine's GPU, and none are known of {key}")
+    spec = hardware.GPUS[key]
     out = out or Path(__file__).parent / "kernel" / "configs" / f"{spec.key}.json"
     _check_writable(out)
     from tinygemm.harness import tune as search
@@ -270,7 +273,8 @@ def counters(shape_list, group_size, asymmetric, backend, out_dir, metrics, kern
     settings = {"kernel_name": kernel_name, "metrics": tuple(_names(metrics)) or ncu.METRICS}
     if dry_run:
         for target in targets:
-            click.echo(shlex.join(ncu.ncu_command(target, Path(ncu.log_name(target)), **settings)))
+            command = ncu.ncu_command(target, Path(ncu.log_name(target)), **settings)
+            click.echo(shlex.join([*(f"{name}={value}" for name, value in ncu.C_LOCALE.items()), *command]))
         return
     _require_gpu()
     rows, raw = ncu.collect(targets, say=click.echo, **settings)
@@ -285,12 +289,14 @@ def counters(shape_list, group_size, asymmetric, backend, out_dir, metrics, kern
 @_option("csv", type=OUTPUT_FILE, help="Table to write; data/static/<gpu>.csv, which the report reads, without it.")
 def static_cost(gpu, csv):
     """Count the instructions per weight of the kernels that get profiled, in their machine code; needs no GPU."""
+    from tinygemm.hardware import gpu_spec
     from tinygemm.harness.static_table import static_rows
     from tinygemm.report.limiters import static_file
 
-    csv = csv or static_file(gpu)
+    key = gpu_spec(gpu).key
+    csv = csv or static_file(key)
     _check_writable(csv)
-    _write_csv(_frame(static_rows(gpu)), csv)
+    _write_csv(_frame(static_rows(key)), csv)
 
 
 # --- plotting -------------------------------------------------------------------------------------------------------

@@ -44,12 +44,12 @@ def advise(model, gpu, m, tp, group_size, launch, csv, data_root):
     if csv:
         check_writable(csv)
     chosen, root = model_named(model), data_root or runs.DATA_ROOT
-    key = gpu if runs.recorded_runs(gpu, root) else hardware.gpu_spec(gpu).key
+    key = hardware.full_key(gpu)
     recorded = bool(runs.recorded_runs(key, root))
+    spec = None if recorded else hardware.gpu_spec(gpu)
     fitted = costmodel.fit(runs.latest_run(key if recorded else None, root))
     # a recorded GPU need not be one whose figures are known here
-    spec = fitted.spec if recorded else hardware.gpu_spec(gpu)
-    found = advice.advise(fitted, chosen, spec, m, tp, int(group_size), launch)
+    found = advice.advise(fitted, chosen, spec or fitted.spec, m, tp, int(group_size), launch)
     rows = found.rows.rename(columns=SHOWN)[list(SHOWN.values())]
     click.echo("\n".join([*advice.heading(found), f"whose kernels are {tables.kernels(fitted.run)}", ""]))
     click.echo(rows.to_string(index=False, na_rep="–", formatters=FORMATS))

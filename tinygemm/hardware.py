@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 class GpuSpec:
     """One GPU model by its published figures.
 
+    memory_gb:        DRAM as it is sold, 1e9 bytes
     dram_gb_s:        peak DRAM bandwidth, 1e9 bytes/s
     fp16_tflop_s:     dense FP16 tensor-core peak with FP32 accumulation, 1e12 FLOP/s
     l2_bytes:         L2 cache
@@ -18,12 +20,14 @@ class GpuSpec:
     boost_clock_mhz:  SM clock of the published FP32 peak
     inline_ecc:       ECC bits lie in the DRAM itself and are on as delivered, which takes bandwidth from the data
     source:           where the figures stand
+    also:             words that people add to the name and that are not in the key
     """
 
     key: str
     name: str
     compute_capability: tuple[int, int]
     sm_count: int
+    memory_gb: float
     dram_gb_s: float
     fp16_tflop_s: float
     l2_bytes: int
@@ -32,6 +36,17 @@ class GpuSpec:
     boost_clock_mhz: int
     inline_ecc: bool
     source: str
+    also: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> str:
+        """The word of the key that no other model has: a100, 4090."""
+        return next(word for word in self.key.split("-") if re.search(r"\d", word))
+
+    @property
+    def words(self) -> frozenset[str]:
+        """Words that its names are made of."""
+        return frozenset((*self.key.split("-"), f"{self.memory_gb:g}gb", *self.also))
 
     @property
     def arch(self) -> int:
@@ -44,92 +59,146 @@ GPUS = {
     spec.key: spec
     for spec in (
         GpuSpec(
-            "h200", "NVIDIA H200", (9, 0), 132, 4800, 989.5, 60 * MIB, 228 * KIB, 64, 1980, False,
-            "NVIDIA H200 datasheet, SXM: 4.8 TB/s, 1,979 TFLOP/s FP16 with sparsity, of which dense is half, 67 "
-            "TFLOP/s FP32; SM count, L2 and clock: as the CUDA runtime says; per SM: NVIDIA Hopper Tuning Guide",
+            "h200", "NVIDIA H200", (9, 0), 132, 141, 4800, 989.5, 60 * MIB, 228 * KIB, 64, 1980, False,
+            "NVIDIA H200 datasheet, SXM: 141 GB, 4.8 TB/s, 1,979 TFLOP/s FP16 with sparsity, of which dense is half, "
+            "67 TFLOP/s FP32; SM count, L2 and clock: as the CUDA runtime says; per SM: NVIDIA Hopper Tuning Guide",
+            ("sxm", "sxm5", "hbm3e"),
         ),
         GpuSpec(
-            "h100-80gb-hbm3", "NVIDIA H100 80GB HBM3", (9, 0), 132, 3350, 989.4, 50 * MIB, 228 * KIB, 64, 1980, False,
+            "h100-80gb-hbm3", "NVIDIA H100 80GB HBM3", (9, 0), 132, 80, 3350, 989.4, 50 * MIB, 228 * KIB, 64, 1980,
+            False,
             "NVIDIA H100 Tensor Core GPU Architecture whitepaper and H100 datasheet, SXM5: 132 SMs, 3.35 TB/s, 50 MB "
             "L2, 989.4 TFLOP/s FP16 dense, 66.9 TFLOP/s FP32, which is 1,980 MHz; per SM: NVIDIA Hopper Tuning Guide",
+            ("sxm", "sxm5"),
         ),
         GpuSpec(
-            "a100-sxm4-80gb", "NVIDIA A100-SXM4-80GB", (8, 0), 108, 2039, 312, 40 * MIB, 164 * KIB, 64, 1410, False,
+            "a100-sxm4-80gb", "NVIDIA A100-SXM4-80GB", (8, 0), 108, 80, 2039, 312, 40 * MIB, 164 * KIB, 64, 1410, False,
             "NVIDIA A100 datasheet, 80GB SXM: 2,039 GB/s, 312 TFLOP/s FP16 dense; 108 SMs, 40 MB L2, 1,410 MHz: NVIDIA "
             "A100 Tensor Core GPU Architecture whitepaper; per SM: NVIDIA Ampere Tuning Guide, Occupancy",
+            ("sxm", "hbm2e"),
         ),
         GpuSpec(
-            "a100-pcie-40gb", "NVIDIA A100-PCIE-40GB", (8, 0), 108, 1555, 312, 40 * MIB, 164 * KIB, 64, 1410, False,
+            "a100-pcie-40gb", "NVIDIA A100-PCIE-40GB", (8, 0), 108, 40, 1555, 312, 40 * MIB, 164 * KIB, 64, 1410, False,
             "NVIDIA A100 datasheet, 40GB PCIe: 1,555 GB/s, 312 TFLOP/s FP16 dense; 108 SMs, 40 MB L2, 1,410 MHz: "
             "NVIDIA A100 Tensor Core GPU Architecture whitepaper; per SM: NVIDIA Ampere Tuning Guide, Occupancy",
         ),
         GpuSpec(
-            "a10g", "NVIDIA A10G", (8, 6), 80, 600, 70, 6 * MIB, 100 * KIB, 48, 1710, True,
+            "a10g", "NVIDIA A10G", (8, 6), 80, 24, 600, 70, 6 * MIB, 100 * KIB, 48, 1710, True,
             "NVIDIA A10G datasheet as published by AWS (NVIDIA_AWS_A10G_DataSheet_FINAL_02_17_2022.pdf): 80 SMs, "
-            "600 GB/s, 70 TFLOP/s FP16 dense, 140 with sparsity (the plain A10 is another chip with 125 dense), "
+            "24 GB, 600 GB/s, 70 TFLOP/s FP16 dense, 140 with sparsity (the plain A10 is another chip with 125 dense), "
             "35 TFLOP/s FP32, which is 1,710 MHz; L2: NVIDIA Ampere GA102 whitepaper; per SM: NVIDIA Ampere Tuning "
             "Guide, Occupancy",
         ),
         GpuSpec(
-            "a10", "NVIDIA A10", (8, 6), 72, 600, 125, 6 * MIB, 100 * KIB, 48, 1695, True,
-            "NVIDIA A10 datasheet: 600 GB/s, 125 TFLOP/s FP16 dense, 31.2 TFLOP/s FP32, which is 72 SMs at 1,695 MHz; "
-            "L2: NVIDIA Ampere GA102 whitepaper; per SM: NVIDIA Ampere Tuning Guide, Occupancy",
+            "a10", "NVIDIA A10", (8, 6), 72, 24, 600, 125, 6 * MIB, 100 * KIB, 48, 1695, True,
+            "NVIDIA A10 datasheet: 24 GB, 600 GB/s, 125 TFLOP/s FP16 dense, 31.2 TFLOP/s FP32, which is 72 SMs at "
+            "1,695 MHz; L2: NVIDIA Ampere GA102 whitepaper; per SM: NVIDIA Ampere Tuning Guide, Occupancy",
+            ("pcie",),
         ),
         GpuSpec(
-            "rtx-3090", "NVIDIA GeForce RTX 3090", (8, 6), 82, 936, 71, 6 * MIB, 100 * KIB, 48, 1695, False,
-            "NVIDIA Ampere GA102 whitepaper, appendix A: 82 SMs, 936 GB/s, 71 TFLOP/s FP16 dense with FP32 "
+            "rtx-3090", "NVIDIA GeForce RTX 3090", (8, 6), 82, 24, 936, 71, 6 * MIB, 100 * KIB, 48, 1695, False,
+            "NVIDIA Ampere GA102 whitepaper, appendix A: 82 SMs, 24 GB, 936 GB/s, 71 TFLOP/s FP16 dense with FP32 "
             "accumulation, 6 MB L2, 1,695 MHz; per SM: NVIDIA Ampere Tuning Guide, Occupancy",
         ),
         GpuSpec(
-            "rtx-4090", "NVIDIA GeForce RTX 4090", (8, 9), 128, 1008, 165.2, 72 * MIB, 100 * KIB, 48, 2520, False,
-            "NVIDIA Ada GPU Architecture whitepaper, appendix A: 128 SMs, 1,008 GB/s, 165.2 TFLOP/s FP16 dense with "
-            "FP32 accumulation, 72 MB L2, 2,520 MHz; per SM: NVIDIA Ada Tuning Guide, Occupancy",
+            "rtx-4090", "NVIDIA GeForce RTX 4090", (8, 9), 128, 24, 1008, 165.2, 72 * MIB, 100 * KIB, 48, 2520, False,
+            "NVIDIA Ada GPU Architecture whitepaper, appendix A: 128 SMs, 24 GB, 1,008 GB/s, 165.2 TFLOP/s FP16 dense "
+            "with FP32 accumulation, 72 MB L2, 2,520 MHz; per SM: NVIDIA Ada Tuning Guide, Occupancy",
         ),
         GpuSpec(
-            "l4", "NVIDIA L4", (8, 9), 58, 300, 121, 48 * MIB, 100 * KIB, 48, 2040, True,
-            "NVIDIA L4 datasheet: 300 GB/s, 242 TFLOP/s FP16 with sparsity, of which dense is half, 30.3 TFLOP/s FP32, "
-            "which is 58 SMs (7,424 CUDA cores) at 2,040 MHz; 48 MB L2: NVIDIA Ada GPU Architecture whitepaper, AD104; "
-            "per SM: NVIDIA Ada Tuning Guide, Occupancy",
+            "l4", "NVIDIA L4", (8, 9), 58, 24, 300, 121, 48 * MIB, 100 * KIB, 48, 2040, True,
+            "NVIDIA L4 datasheet: 24 GB, 300 GB/s, 242 TFLOP/s FP16 with sparsity, of which dense is half, 30.3 "
+            "TFLOP/s FP32, which is 58 SMs (7,424 CUDA cores) at 2,040 MHz; 48 MB L2: NVIDIA Ada GPU Architecture "
+            "whitepaper, AD104; per SM: NVIDIA Ada Tuning Guide, Occupancy",
+            ("pcie",),
         ),
     )
 }  # fmt: skip
-# what people say; a recorded run and a table of configs carry the full key
-ALIASES = {
-    "a100": "a100-sxm4-80gb",
-    "h100": "h100-80gb-hbm3",
-    "h100-sxm": "h100-80gb-hbm3",
-    "3090": "rtx-3090",
-    "4090": "rtx-4090",
-}
+# which one is meant by a model that is known in several sizes
+ALIASES = {"a100": "a100-sxm4-80gb"}
+NO_MODEL = ("nvidia", "geforce", "tesla", "gpu", "graphics", "device")  # words of a name that tell no GPU from another
+FILLERS = frozenset((*NO_MODEL, "tensor", "core", "card"))
 
 
-def gpu_key(device_name: str) -> str:
-    """The folder name of a GPU in `data/`: `NVIDIA A10G` -> `a10g`, `NVIDIA GeForce RTX 3090` -> `rtx-3090`."""
-    words = re.sub(r"[^a-z0-9]+", " ", device_name.lower()).split()
-    kept = [word for word in words if word not in ("nvidia", "geforce", "tesla", "gpu", "graphics", "device")]
-    if not kept:
-        raise ValueError(f"GPU name {device_name!r} has no model in it")
-    return "-".join(kept)
+def gpu_key(device_name: str, capability: tuple[int, int] | None = None) -> str:
+    """The folder name of a GPU in `data/`: `NVIDIA A10G` -> `a10g`, `NVIDIA GeForce RTX 3090` -> `rtx-3090`.
 
+    Every name has a key, known here or not, and a slice of a GPU another one than the GPU: `h100-...-mig-1g-10gb`.
 
-def gpu_spec(key: str) -> GpuSpec:
-    """The published figures of a GPU by its key, an alias such as `h100`, or its full name.
-
-    raises: ValueError listing the known names
+    capability: tells apart GPUs whose name has no model in it, as before a release: `nvidia-graphics-device-sm120`
     """
-    word = key.strip().lower()
-    for candidate in (word, ALIASES.get(word), gpu_key(word) if word else None):
-        if candidate in GPUS:
-            return GPUS[candidate]
-    raise ValueError(f"unknown GPU {key!r}; known: {', '.join(sorted({*GPUS, *ALIASES}))}")
+    words = re.findall(r"[a-z0-9]+", device_name.lower())
+    if kept := [word for word in words if word not in NO_MODEL and not re.fullmatch(r"sm\d+", word)]:
+        return "-".join(kept)
+    return "-".join([*(words or ["gpu"]), *([f"sm{capability[0]}{capability[1]}"] if capability else [])])
+
+
+def find_gpu(said: str) -> GpuSpec | None:
+    """The GPU that a key, its full name or what people type stands for, such as `A100 80GB` or `rtx4090`.
+
+    None where it fits none, or several, and where a word is left over: an `H100 PCIe` is another GPU.
+    """
+    words, fits = _fits(said)
+    if meant := ALIASES.get("-".join(words)):
+        return GPUS[meant]
+    return fits[0] if len(fits) == 1 and fits[0].model in words else None
+
+
+def gpu_spec(said: str) -> GpuSpec:
+    """The published figures of a GPU, named as `find_gpu` understands it.
+
+    raises: ValueError listing the known keys, the closest first
+    """
+    if (spec := find_gpu(said)) is None:
+        fits, compact = _fits(said)[1], _compact(said)
+
+        def distance(spec: GpuSpec) -> tuple:
+            alike = difflib.SequenceMatcher(None, compact, _compact(spec.key)).ratio()
+            return spec not in fits, spec.model not in compact, -alike
+
+        known = ", ".join(spec.key for spec in sorted(GPUS.values(), key=distance))
+        raise ValueError(f"{'ambiguous' if len(fits) > 1 else 'unknown'} GPU {said!r}; known: {known}")
+    return spec
 
 
 def full_key(said: str) -> str:
-    """The key that an alias or a full name stands for; what is not known stays as it is, such as `auto`."""
-    try:
-        return gpu_spec(str(said)).key
-    except ValueError:
-        return str(said)
+    """The key that a name stands for; of a GPU that is not known here, the key that it would have. `auto` stays."""
+    spec = find_gpu(str(said))
+    return spec.key if spec else gpu_key(str(said))
+
+
+def _fits(said: str) -> tuple[frozenset[str], list[GpuSpec]]:
+    """The words that somebody named a GPU by, and the known GPUs whose names have all of them."""
+    vocabulary = sorted(FILLERS.union(*(spec.words for spec in GPUS.values())), key=len, reverse=True)
+    words = _split(_compact(said), vocabulary)
+    words = frozenset(words or ()) - FILLERS
+    return words, [spec for spec in GPUS.values() if words and words <= spec.words]
+
+
+def _split(compact: str, vocabulary: list[str]) -> list[str] | None:
+    """A name without blanks as words of a vocabulary, since people leave out blanks; None where something is left."""
+    if not compact:
+        return []
+    for word in vocabulary:
+        if compact.startswith(word) and (rest := _split(compact[len(word) :], vocabulary)) is not None:
+            return [word, *rest]
+    return None
+
+
+def _compact(said: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "", said.lower())
+
+
+def compute_capability(key: str) -> tuple[int, int] | None:
+    """The compute capability of a known GPU, of a slice of one, or of an unknown GPU in this machine; else None."""
+    if (whole := key.partition("-mig-")[0]) in GPUS:
+        return GPUS[whole].compute_capability
+    if cuda_unavailable_reason():
+        return None
+    import torch
+
+    here = {device_key(index): torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    return here.get(key)
 
 
 def cuda_unavailable_reason() -> str | None:
@@ -147,9 +216,15 @@ def live_gpu_key() -> str | None:
     """The key of the GPU in this machine, or None without one."""
     if cuda_unavailable_reason():
         return None
+    return device_key()
+
+
+def device_key(device=None) -> str:
+    """The key of a CUDA device of torch; None: the current one."""
     import torch
 
-    return gpu_key(torch.cuda.get_device_name())
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device() if device is None else device)
+    return gpu_key(properties.name, (properties.major, properties.minor))
 
 
 def snapshot() -> dict:
@@ -164,7 +239,7 @@ def snapshot() -> dict:
     try:
         handle = nvml_handle()
         return {
-            "key": gpu_key(properties.name),
+            "key": device_key(),
             "name": properties.name,
             "compute_capability": f"{properties.major}.{properties.minor}",
             "sm_count": properties.multi_processor_count,

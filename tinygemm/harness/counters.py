@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import math
+import os
 import re
 import shutil
 import subprocess
@@ -14,10 +16,12 @@ from pathlib import Path
 
 from tinygemm.problem import GemmProblem
 from tinygemm.runs import Counter, without_folders
+from tinygemm.text import read_unicode
 
+DURATION = "gpu__time_duration.sum"
 # what every GPU and version of ncu has
 BASIC_METRICS = (
-    "gpu__time_duration.sum",
+    DURATION,
     "dram__bytes_read.sum",
     "dram__bytes_write.sum",
     "dram__throughput.avg.pct_of_peak_sustained_elapsed",
@@ -51,6 +55,12 @@ SETUP_KERNEL = re.compile(
 )
 
 NUMBER = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?([eE][+-]?\d+)?")
+NOT_AVAILABLE = re.compile(r"|n/a|[+-]?(nan(\(\w+\))?|inf(inity)?)", re.IGNORECASE)
+# ncu's mark of a value that it could not collect, and behind a value those of the metric's instances
+MARK_AND_INSTANCES = re.compile(r"^\(!\)\s*|\s+\(.*\)$")
+C_LOCALE = {"LC_ALL": "C"}  # numbers as NUMBER reads them, whatever the language of this machine
+
+RAW_PAGE_HELP = f"export it with --page raw, of a profile with at least --metrics {','.join(BASIC_METRICS)}"
 
 PERMISSION_HELP = (
     "this user may not read GPU counters (ERR_NVGPUCTRPERM). Either run as root (in a container: with "
@@ -155,8 +165,9 @@ def _profile(ncu: str, target: Target, metrics: tuple[str, ...], kernel_name: st
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "ncu.csv"
         command = ncu_command(target, log, metrics, kernel_name, ncu)
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        text = log.read_text() if log.is_file() else ""
+        settings = {"env": os.environ | C_LOCALE, "encoding": "utf-8", "errors": "replace"}
+        done = subprocess.run(command, capture_output=True, check=False, **settings)
+        text = read_unicode(log, errors="replace") if log.is_file() else ""
     output = text + done.stdout + done.stderr
     if done.returncode and "ERR_NVGPUCTRPERM" not in output:
         known = tuple(metric for metric in metrics if not _refused(metric, output))
@@ -220,8 +231,8 @@ def read_file(file: Path | str, case_id: str, calls: int | None = None) -> list[
     raises: CounterFileError naming file and line
     """
     try:
-        text = Path(file).read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_unicode(Path(file))
+    except (OSError, ValueError) as error:
         raise CounterFileError(f"{file}: cannot be read: {error}") from None
     return read_text(text, str(file), case_id, calls)
 
@@ -232,12 +243,31 @@ def read_text(text: str, name: str, case_id: str, calls: int | None = None) -> l
     if not launches:
         raise CounterFileError(f"{name}: every profiled kernel is a setup kernel (fill, copy, random numbers)")
     per_call = _kernels_per_call(launches, name, calls)
-    return [
-        Counter(case_id, index, index // per_call, launch.name, metric, value, unit)
-        for index, launch in enumerate(launches)
-        for metric, (value, unit) in launch.metrics.items()
-        if value is not None
-    ]
+    rows = []
+    for first in range(0, len(launches), per_call):
+        kernels = launches[first : first + per_call]
+        there = _available(kernels)
+        rows += [
+            Counter(case_id, index, first // per_call, launch.name, metric, value, unit)
+            for index, launch in enumerate(kernels, start=first)
+            for metric, (value, unit) in launch.metrics.items()
+            if metric in there
+        ]
+    if not rows:
+        raise CounterFileError(f"{name}: no metric is available in any call; {RAW_PAGE_HELP}")
+    return rows
+
+
+def _available(kernels: list[KernelLaunch]) -> set[str]:
+    """Metrics of a call that every kernel of it has: a sum over some of them would be too small.
+
+    Of a call whose kernels have no duration, only what adds up counts, since nothing else could weight the rest.
+    """
+    lacking = {metric for launch in kernels for metric, (value, _) in launch.metrics.items() if value is None}
+    there = set.intersection(*(set(launch.metrics) for launch in kernels)) - lacking
+    if len(kernels) > 1 and DURATION in lacking:
+        there = {metric for metric in there if metric.endswith(".sum")}
+    return there
 
 
 def read_launches(text: str, name: str) -> list[KernelLaunch]:
@@ -262,16 +292,20 @@ def _table(text: str, name: str) -> list[tuple[int, list[str]]]:
     """
     rows = []
     for number, line in enumerate(text.splitlines(), start=1):
+        line = line.lstrip("\ufeff")  # of a report that was appended to another
         if not line.startswith('"'):
             continue
         try:
             cells = next(csv.reader([line], strict=True))
         except csv.Error as error:
             raise CounterFileError(f"{name}:{number}: not CSV ({error}); is the file cut off?") from None
+        is_header = {"ID", KERNEL_NAME} <= set(cells)
+        if rows and is_header:
+            raise CounterFileError(f"{name}:{number}: a second header in line {number}; give one report per file")
         if rows and len(cells) != len(rows[0][1]):
             width = len(rows[0][1])
             raise CounterFileError(f"{name}:{number}: {len(cells)} cells, the header has {width}; is the file cut off?")
-        if rows or {"ID", KERNEL_NAME} <= set(cells):
+        if rows or is_header:
             rows.append((number, cells))
     if not rows:
         if "ERR_NVGPUCTRPERM" in text:
@@ -288,42 +322,61 @@ def _long_layout(rows: list, columns: list[str], name: str, header_line: int) ->
         if column not in columns:
             raise CounterFileError(f"{name}:{header_line}: the column {column!r} is missing")
     launches: dict[tuple, KernelLaunch] = {}
+    lines: dict[tuple, int] = {}
     for line, cells in rows:
         row = dict(zip(columns, cells, strict=True))
-        launch = launches.setdefault((row.get("Process ID"), row["ID"]), KernelLaunch(row[KERNEL_NAME], line))
-        if row[METRIC_NAME]:  # empty in a row that carries the advice of a rule
-            value = _number(row["Metric Value"], name, line, row[METRIC_NAME])
-            launch.metrics[row[METRIC_NAME]] = value, row["Metric Unit"]
+        key, metric = (row.get("Process ID"), row["ID"]), row[METRIC_NAME]
+        launch = launches.setdefault(key, KernelLaunch(row[KERNEL_NAME], line))
+        if _is_metric(metric):  # empty in a row that carries the advice of a rule
+            _refuse_repeat(lines, (*key, metric), name, line, f"{metric} of launch {row['ID']}")
+            launch.metrics[metric] = _number(row["Metric Value"], name, line, metric), row["Metric Unit"]
+    if launches and not any(launch.metrics for launch in launches.values()):
+        raise CounterFileError(f"{name}:{header_line}: the details page names no metrics; {RAW_PAGE_HELP}")
     return list(launches.values())
 
 
 def _wide_layout(rows: list, columns: list[str], name: str, header_line: int) -> list[KernelLaunch]:
     """One row per kernel, one column per metric, and a first row with the units."""
-    metrics = [(i, column) for i, column in enumerate(columns) if "__" in column]
+    metrics = [(i, column) for i, column in enumerate(columns) if _is_metric(column)]
     if not metrics:
-        raise CounterFileError(f"{name}:{header_line}: no column is a metric; columns are {', '.join(columns)}")
+        raise CounterFileError(f"{name}:{header_line}: no column is a metric; {RAW_PAGE_HELP}")
     (units_line, units), *rows = rows or [(header_line, columns)]
     if units[columns.index("ID")]:
         raise CounterFileError(f"{name}:{units_line}: the row of units below the header is missing")
-    return [
-        KernelLaunch(
-            cells[columns.index(KERNEL_NAME)],
-            line,
-            {metric: (_number(cells[i], name, line, metric), units[i]) for i, metric in metrics},
-        )
-        for line, cells in rows
-    ]
+    launches, lines = [], {}
+    for line, cells in rows:
+        row = dict(zip(columns, cells, strict=True))
+        _refuse_repeat(lines, (row.get("Process ID"), row["ID"]), name, line, f"launch {row['ID']}")
+        values = {metric: (_number(cells[i], name, line, metric), units[i]) for i, metric in metrics}
+        launches.append(KernelLaunch(row[KERNEL_NAME], line, values))
+    return launches
+
+
+def _is_metric(text: str) -> bool:
+    """Whether a name is a metric's, such as dram__bytes_read.sum; `Memory Throughput` is a label of a section."""
+    return "__" in text
+
+
+def _refuse_repeat(lines: dict[tuple, int], key: tuple, name: str, line: int, what: str) -> None:
+    """Keep the line of a key; raise where it has one: the later row would replace the earlier one unseen."""
+    if key in lines:
+        raise CounterFileError(f"{name}:{line}: {what} stands in line {lines[key]} already")
+    lines[key] = line
 
 
 def _number(text: str, name: str, line: int, metric: str) -> float | None:
-    """A number as ncu prints it, commas between thousands removed.
+    """A number as ncu prints it, without commas between thousands and the values of instances: 13,504 (1: 13,504).
 
-    None for a counter that this GPU does not have, and for a property in words: a counter's name ends in a roll-up such
-    as `.sum`, a property's (`launch__func_cache_config`) does not.
+    None for what is not available here, such as n/a or (!) nan, and for a property in words: a counter's name ends in a
+    roll-up such as `.sum`, a property's (`launch__func_cache_config`) does not.
     """
-    if NUMBER.fullmatch(text):
-        return float(text.replace(",", ""))
-    if text in ("", "n/a") or "." not in metric:
+    total = MARK_AND_INSTANCES.sub("", text.strip())
+    if NUMBER.fullmatch(total):
+        value = float(total.replace(",", ""))
+        if value < 0 and ("." in metric or metric in METRICS):  # a property may be -1, for none
+            raise CounterFileError(f"{name}:{line}: {metric} is {total}; a counter is not negative")
+        return value if math.isfinite(value) else None
+    if NOT_AVAILABLE.fullmatch(total) or "." not in metric:
         return None
     raise CounterFileError(f"{name}:{line}: {metric} is {text!r}, not a number")
 

@@ -48,4 +48,5 @@ def predict_table(gpu: str, path: Path) -> list[dict]:
 
 
 if __name__ == "__main__":
-    predict_table(sys.argv[1], Path(str(resources.files("tinygemm.kernel"))) / "configs" / f"{sys.argv[1]}.json")
+    key = gpu_spec(sys.argv[1]).key
+    predict_table(key, Path(str(resources.files("tinygemm.kernel"))) / "configs" / f"{key}.json")

@@ -38,14 +38,14 @@ def static_rows(gpu: str) -> list[dict]:
 
     First the kernels that get profiled, then the tuned one in its other formats and for 16 tokens.
 
-    gpu:     key of hardware.GPUS; it need not be here
+    gpu:     name of a known GPU; it need not be here
     returns: backend, M, K, N, group_size, the launch config, registers, spills, shared_bytes, warps_per_sm, per_weight
              (the main loop alone), per_weight_high (all the rest executed once by every program besides), then of the
              main loop tensor, float, convert, memory, other per weight, and the versions that compiled it
     raises:  ValueError for an unknown GPU
     """
     spec = gpu_spec(gpu)
-    rows = []
+    gpu, rows = spec.key, []
     for problem in PROBLEMS:
         configs = {"int4-static": STATIC, "int4": select(problem, gpu)[0]}
         for backend, config in configs.items():

@@ -43,6 +43,8 @@ def record(
     else:
         writer = runs.RunWriter.resume(resume, gpu, plan.parameters())
     say(f"recording into {writer.path}")
+    if gpu["key"] not in hardware.GPUS:
+        say(f"the peaks of {gpu['name']} are not known here: none are drawn, and configs are of another GPU's table")
     todo = unfinished_groups(plan, writer)
     compile.ahead(todo, gpu["key"], plan.symmetric, say)
     try:

@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 
-from tinygemm.hardware import GPUS
+from tinygemm.hardware import GPUS, compute_capability
 from tinygemm.problem import GemmProblem
 
 FORMS = ("static", "splitk", "ring")  # kernels that compute the product
@@ -108,7 +108,7 @@ def select(
     """The launch config of a problem on a GPU.
 
     problem:   M may be anything; above 16 the tiles of a fused form repeat along M
-    gpu:       key of `hardware.GPUS`; a GPU without a table uses the table of the nearest compute capability
+    gpu:       key of a GPU; one without a table, a MIG slice included, uses that of the nearest compute capability
     form:      only configs of this kernel; "fused": the fastest of the fused forms; None: that, or dequantise where M
                reaches `dequantise_from`
     symmetric, half: the rest of the weight's and activations' Format
@@ -255,8 +255,7 @@ def _folder():
 
 
 def _nearest_table(gpu: str) -> str:
-    spec = GPUS.get(gpu)
-    major, minor = spec.compute_capability if spec else (8, 0)
+    major, minor = compute_capability(gpu) or (8, 0)
 
     def distance(key: str) -> tuple[int, int]:
         """Generations differ by more than their members: 8.9 is nearer to 8.6 than to 9.0."""

@@ -10,7 +10,7 @@ import torch
 from torch.autograd import forward_ad
 from triton.runtime.errors import InterpreterError
 
-from tinygemm.hardware import gpu_key
+from tinygemm.hardware import device_key
 from tinygemm.kernel import forms, launch
 from tinygemm.kernel.configs import LaunchConfig, select
 from tinygemm.kernel.quant import PackedInt4, dequantize
@@ -152,7 +152,7 @@ def _row_stride(x: torch.Tensor) -> int | None:
 @functools.cache
 def _gpu_key(device: torch.device) -> str:
     """The key of the GPU of a tensor; the interpreter on a CPU tunes for nobody and takes the H200's table."""
-    return gpu_key(torch.cuda.get_device_name(device)) if device.type == "cuda" else "h200"
+    return device_key(device) if device.type == "cuda" else "h200"
 
 
 def _config(x: torch.Tensor, w: PackedInt4, form: str | None = None) -> LaunchConfig:

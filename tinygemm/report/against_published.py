@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from tinygemm.hardware import ALIASES, GPUS, GpuSpec
+from tinygemm.hardware import GpuSpec, find_gpu
 from tinygemm.problem import GemmProblem
 from tinygemm.report import extrapolate
 from tinygemm.report.costmodel import MAX_M, CostModel, bits_at
@@ -31,7 +31,7 @@ def compare(model: CostModel, published: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for row in published.to_dict("records"):
-        spec, backend = _known(row["gpu"]), _modelled(model, row["backend"])
+        spec, backend = find_gpu(row["gpu"]), _modelled(model, row["backend"])
         quantity = row["quantity"] == "latency_us" or (row["quantity"] == "speedup" and BASELINE in model.backends)
         elsewhere = spec and spec.key != model.spec.key  # of the GPU that the model is of, nothing is projected
         if elsewhere and backend and quantity and row["M"] <= MAX_M:
@@ -53,10 +53,6 @@ def scores(
     columns = {"cases": ("hit", "size"), "hits": ("hit", "sum"), "median_off": ("size", "median")}
     columns |= {"worst_off": ("size", "max"), "band": ("band", "median")}
     return compared.groupby(list(keys), sort=False).agg(**columns).reset_index()
-
-
-def _known(gpu: str) -> GpuSpec | None:
-    return GPUS.get(ALIASES.get(gpu, gpu))
 
 
 def _modelled(model: CostModel, backend: str) -> str | None:

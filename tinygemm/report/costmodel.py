@@ -158,8 +158,9 @@ def spec_of(run) -> GpuSpec:
         raise ValueError(f"{gpu['name']} has no published figures here, and the run timed no copy to go by")
     major, minor = (int(part) for part in gpu["compute_capability"].split("."))
     clock = gpu["max_sm_clock_mhz"] or 1500
-    return GpuSpec(gpu["key"], gpu["name"], (major, minor), gpu["sm_count"], bandwidth, float("nan"), gpu["l2_bytes"],
-                   100 * 1024, 48, clock, False, "recorded by the run; bandwidth: its copy")  # fmt: skip
+    return GpuSpec(gpu["key"], gpu["name"], (major, minor), gpu["sm_count"], gpu["memory_bytes"] / 1e9, bandwidth,
+                   float("nan"), gpu["l2_bytes"], 100 * 1024, 48, clock, False,
+                   "recorded by the run; bandwidth: its copy")  # fmt: skip
 
 
 def terms_table(model: CostModel) -> pd.DataFrame:

@@ -45,14 +45,15 @@ def summarize_counters(counters: pd.DataFrame) -> pd.DataFrame:
               frac_warps (achieved occupancy), occupancy_limit (theoretical), all 0..1; programs, registers (a thread);
               instructions and instructions_<pipe> in warps; stalled_<reason>: warps that wait so per issue; as far as
               they were collected, and every other metric under ncu's name
-    raises:   ValueError naming a case whose call has several kernels but not the duration of each
+    raises:   ValueError naming a case whose call has several kernels but not the duration of each to weight what does
+              not add up, or whose time or bytes are in a unit that is not known here
     """
     rows = counters.assign(**_base_units(counters))
     kernel = ["case_id", "call", "launch", "kernel_name"]
     duration = rows.loc[rows["name"] == "counter_us", [*kernel, "value"]].rename(columns={"value": "duration"})
     rows = rows.merge(duration, on=kernel, how="left", validate="many_to_one")
     kernels = rows.groupby(["case_id", "call"])["launch"].transform("nunique")
-    if (lacking := rows[rows["duration"].isna() & (kernels > 1)]).size:
+    if (lacking := rows[rows["duration"].isna() & (kernels > 1) & ~rows["adds"]]).size:
         raise ValueError(
             f"{lacking['case_id'].iloc[0]}: a call of several kernels needs gpu__time_duration.sum of each, "
             f"to weight their percentages; {lacking['kernel_name'].iloc[0]} has none"
@@ -71,10 +72,11 @@ def summarize_counters(counters: pd.DataFrame) -> pd.DataFrame:
 
 def _base_units(counters: pd.DataFrame) -> dict[str, pd.Series]:
     """Each row's short name, value in us, bytes or 0..1, and whether it adds up over the kernels of a call."""
-    unit = counters["unit"].astype("str")
+    unit, metric = counters["unit"].astype("str"), counters["metric"]
+    name = metric.map(COUNTER_COLUMNS).fillna(metric)
+    for unit_of, known in (name == "counter_us", TIME_TO_US), (name.str.endswith("_bytes"), BYTES):
+        if (strange := counters[unit_of & ~unit.isin(known)]).size:
+            row = strange.iloc[0]
+            raise ValueError(f"{row['case_id']}: {row['metric']} is in {row['unit']!r}; known: {', '.join(known)}")
     factor = unit.map(TIME_TO_US | BYTES | {"%": 0.01}).fillna(1.0)
-    return {
-        "name": counters["metric"].map(COUNTER_COLUMNS).fillna(counters["metric"]),
-        "value": counters["value"].astype("float64") * factor,
-        "adds": counters["metric"].str.endswith(".sum"),
-    }
+    return {"name": name, "value": counters["value"].astype("float64") * factor, "adds": metric.str.endswith(".sum")}
