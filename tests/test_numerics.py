@@ -13,7 +13,9 @@ from ptx import emulated
 
 from tinygemm.kernel import forms
 from tinygemm.kernel.configs import DEQUANTISE, STATIC, LaunchConfig
+from tinygemm.report import pages
 
+RECORDED = numerics.ROOT / "data" / "checks" / "numerics.json"
 SPLITK = LaunchConfig("splitk", block_m=8, block_n=32, block_k=512, split_k=2, num_warps=4, num_stages=1)
 
 
@@ -350,3 +352,43 @@ def test_without_a_gpu_or_the_interpreter_it_says_what_it_needs(monkeypatch, cap
         numerics.main(["--seconds", "1"])
     assert exit_.value.code != 0
     assert "needs a CUDA GPU (planted reason)" in capsys.readouterr().err
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def page(tmp_path, records, **changed):
+    summary = numerics.conditions() | {"seconds": 120.0} | numerics.summarise(records) | changed
+    file = tmp_path / "numerics.json"
+    file.write_text(json.dumps(summary), encoding="utf-8")
+    return pages.numerics(file).data
+
+
+def test_the_page_shows_what_was_found(tmp_path):
+    text = page(tmp_path, RECORDS, gpu="NVIDIA Planted", date="2026-12-24")
+    assert "2026-12-24, NVIDIA Planted" in text
+    assert "In 120 s it drew 3 problems, of which none" in text
+    assert "* ring: 2 problems, 40 outputs, the worst error 0.750 of its bound" in text
+    assert "* dequantise: 1 problems, 5 outputs, the worst error 0.250 of its bound" in text
+    assert "in 1 of 2 problems" in text
+    assert "is the same today" in text
+
+
+def test_the_page_names_violations_and_kernels_that_have_changed(tmp_path):
+    text = page(tmp_path, [*RECORDS, WRONG], kernels="0123456789ab")
+    assert "4 problems, of which 1 broke" in text
+    assert "static" not in text, "a product that was refused has no error"
+    assert "has changed since" in text
+
+
+def test_without_a_recorded_run_the_page_says_so(tmp_path):
+    assert "No run" in pages.numerics(tmp_path / "numerics.json").data
+
+
+@pytest.mark.skipif(not RECORDED.is_file(), reason="no run is recorded")
+def test_the_recorded_run_violates_nothing_on_any_route():
+    found = json.loads(RECORDED.read_text(encoding="utf-8"))
+    assert found["violations"] == 0
+    assert set(found["routes"]) >= {"static", "splitk", "ring", "dequantise", "no rows"}
+    assert all(route["worst_ratio"] <= 1 for route in found["routes"].values())
+    assert not found["dirty"]
