@@ -3,12 +3,13 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help report test test-gpu sanitize bench counters check headline clean
+.PHONY: help report test test-gpu numerics sanitize bench counters check headline clean
 
 PYTHON ?= python3
 PARAMS ?=
 SHAPES ?= 1,4096,4096;1,4096,1024;1,4096,14336;1,14336,4096
 OUT ?= bench
+BUDGET ?= 120
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -33,6 +34,9 @@ test: $(VENV)/.has-report+kernel+test ## lint, then every test that needs no GPU
 
 test-gpu: $(VENV)/.has-report+kernel+test ## the same kernels on this machine's GPU
 	@$(PY) -m pytest -m gpu
+
+numerics: $(VENV)/.has-report+kernel+test ## random products on this machine's GPU for BUDGET seconds, against float64 with a bound on the error
+	@$(PY) tests/numerics.py --seconds $(BUDGET)
 
 sanitize: $(VENV)/.has-report+kernel+test ## NVIDIA's compute-sanitizer over the small GPU tests: memcheck, racecheck, initcheck, synccheck
 	@$(PY) tests/sanitize.py

@@ -101,14 +101,15 @@ SHARED = SharedMemory()
 
 @contextlib.contextmanager
 def emulated():
-    """Let the interpreter run kernels with inline assembly, and products of bfloat16, inside the block."""
-    original = InterpreterBuilder.create_inline_asm, InterpreterBuilder.create_dot
+    """Let the interpreter run kernels with inline assembly, and with bfloat16 as a GPU has it, inside the block."""
+    original = InterpreterBuilder.create_inline_asm, InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
     InterpreterBuilder.create_inline_asm = create_inline_asm
     InterpreterBuilder.create_dot = _dot_of_bf16(original[1])
+    InterpreterBuilder.cast_impl = _rounded_to_bf16(original[2])
     try:
         yield
     finally:
-        InterpreterBuilder.create_inline_asm, InterpreterBuilder.create_dot = original
+        InterpreterBuilder.create_inline_asm, InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = original
 
 
 def _dot_of_bf16(original):
@@ -119,6 +120,24 @@ def _dot_of_bf16(original):
         return original(self, a, b, d, *others)
 
     return create_dot
+
+
+def _rounded_to_bf16(original):
+    """The interpreter cuts a float32 to a bf16; a GPU rounds to the nearest, ties to even."""
+
+    def cast_impl(self, src, dst_type):
+        if (src.dtype.scalar, dst_type.scalar) == (tl.float32, tl.bfloat16):
+            return TensorHandle(_bf16_bits(src.data), tl.bfloat16)
+        return original(self, src, dst_type)
+
+    return cast_impl
+
+
+def _bf16_bits(values: np.ndarray) -> np.ndarray:
+    """float32 -> the bits of the nearest bf16."""
+    bits = values.astype(np.float32).view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
+    return (np.where(np.isnan(values), bits | np.uint32(0x400000), rounded) >> np.uint32(16)).astype(np.uint16)
 
 
 def _float32(bits: TensorHandle) -> TensorHandle:
@@ -360,8 +379,7 @@ def _fma16(a, b, c):
 def _fma_bf16(a, b, c):
     """bf16 as bits; one rounding, to nearest even: the sums that decide it are exact in float64."""
     a, b, c = ((bits.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64) for bits in (a, b, c))
-    bits = (a * b + c).astype(np.float32).view(np.uint32)
-    return ((bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    return _bf16_bits((a * b + c).astype(np.float32))
 
 
 def _fma32(a, b, c):

@@ -8,6 +8,7 @@ from multiprocessing import get_context
 
 import pytest
 import torch
+from ptx_order import inspected, noting_faults
 
 from tinygemm.hardware import gpu_spec
 from tinygemm.harness import predicted_table
@@ -64,13 +65,18 @@ def name(parameter):
 
 
 @pytest.fixture(scope="module")
-def costs():
-    """(gpu, config, problem, symmetric, dtype of x) -> StaticCost, compiled two at a time."""
+def all_compiled():
+    """(gpu, config, problem, symmetric, dtype of x) -> (StaticCost, faults), compiled two at a time."""
     keys = distinct_configs() + formats()
     gpus, *others = zip(*keys, strict=True)
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        compiled = pool.map(config_cost, *others[:2], map(gpu_spec, gpus), *others[2:], chunksize=4)
-        return dict(zip(keys, compiled, strict=True))
+        results = pool.map(inspected, *others[:2], map(gpu_spec, gpus), *others[2:], chunksize=4)
+        return dict(zip(keys, results, strict=True))
+
+
+@pytest.fixture(scope="module")
+def costs(all_compiled):
+    return {key: cost for key, (cost, _) in all_compiled.items()}
 
 
 # yardsticks are no products: the clock alone chose their configs, and the fastest for two shapes keeps a register or
@@ -133,6 +139,17 @@ def test_every_config_of_the_tables_fits_its_gpu_and_compiles_to_the_intended_lo
         assert cost.per_weight() < 4, "more instructions than an H200 has time for at full bandwidth"
 
 
+@pytest.mark.parametrize(
+    ("gpu", "config", "problem", "symmetric", "dtype"), [*distinct_configs(), *formats()], ids=name
+)
+def test_the_order_of_accesses_the_counter_and_the_width_of_offsets(
+    all_compiled, gpu, config, problem, symmetric, dtype
+):
+    """In the PTX: wait, then x, then sums and outputs; no offset that overflows. See ptx_order.py."""
+    _, faults = all_compiled[gpu, config, problem, symmetric, dtype]
+    assert faults == []
+
+
 @pytest.mark.parametrize(("gpu", "config", "problem", "symmetric", "dtype"), formats(), ids=name)
 def test_every_format_compiles_to_the_same_loop(costs, gpu, config, problem, symmetric, dtype):
     """Whatever the group size, zeros and type of x: no weight moves to another lane, is converted or waits."""
@@ -177,8 +194,11 @@ def test_the_dequantisation_and_the_empty_kernel_fit(gpu):
     w = random_packed(4096, 4096).to("meta")
     launches = record_launches(lambda: (gemm.dequantize_fp16(w), twins.empty_kernel()))
     assert len(launches) == 2
+    faults = []
     for launch in launches:
-        assert_fits(launch_cost(launch, gpu_spec(gpu)))
+        with noting_faults(faults):
+            assert_fits(launch_cost(launch, gpu_spec(gpu)))
+    assert faults == []
 
 
 def test_a_call_with_more_tokens_than_a_tile_is_several_launches():
