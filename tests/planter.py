@@ -29,6 +29,7 @@ class Fault:
     old:   text of the file that is replaced; occurs there exactly once
     new:   the text in its place
     tests: node ids of pytest, the narrowest that must fail: `tests/test_x.py::test_name`
+    mark:  of tests that run only where pytest is asked for it: `aot`
     """
 
     name: str
@@ -36,6 +37,7 @@ class Fault:
     old: str
     new: str
     tests: tuple[str, ...]
+    mark: str = ""
 
 
 class PlantingError(Exception):
@@ -78,7 +80,7 @@ def outcome(fault: Fault, copy: Path) -> str:
         raise PlantingError(f"the old text occurs {times} times in {fault.file}, it must occur once")
     _write(file, text.replace(fault.old, fault.new))
     try:
-        code, output = _pytest(copy, fault.tests)
+        code, output = _pytest(copy, fault.tests, fault.mark)
     finally:
         _write(file, text)
     if code not in (PASSED, FAILED):
@@ -102,10 +104,11 @@ def _outcome(copy: Path, fault: Fault) -> tuple[str, str]:
 
 def _unplanted(faults: Sequence[Fault], copies: queue.SimpleQueue) -> Iterator[str]:
     """The sentences that say which tests fail with no fault planted: such tests would see everything."""
-    files: dict[str, dict[str, None]] = {}
-    for test in dict.fromkeys(test for fault in faults for test in fault.tests):
-        files.setdefault(test.partition("::")[0], {})[test] = None
-    for tests, code, output in _in_parallel(_pytest, map(tuple, files.values()), copies):
+    files: dict[tuple, list[str]] = {}
+    for mark, test in dict.fromkeys((fault.mark, test) for fault in faults for test in fault.tests):
+        files.setdefault((mark, test.partition("::")[0]), []).append(test)
+    selections = [(tests, mark) for (mark, _), tests in files.items()]
+    for (tests, _), code, output in _in_parallel(lambda copy, selection: _pytest(copy, *selection), selections, copies):
         if code != PASSED:
             yield f"with no fault planted, pytest ended with code {code} on {' '.join(tests)}:\n{output}"
 
@@ -120,15 +123,19 @@ def _in_parallel(work, items: Iterable, copies: queue.SimpleQueue) -> Iterator[t
         finally:
             copies.put(copy)
 
-    with ThreadPoolExecutor(WORKERS) as pool:
+    pool = ThreadPoolExecutor(WORKERS)
+    try:
         for done in as_completed([pool.submit(in_a_copy, item) for item in items]):
             yield done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # whoever interrupts does not wait for all that is left
 
 
-def _pytest(copy: Path, tests: Sequence[str]) -> tuple[int | str, str]:
+def _pytest(copy: Path, tests: Sequence[str], mark: str) -> tuple[int | str, str]:
     """Exit code and output of pytest in a copy."""
     environment = os.environ | {"PYTHONPATH": f"{copy}{os.pathsep}{copy / 'tests'}"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=short", "-p", "no:cacheprovider", *tests]
+    command += ["-m", mark] if mark else []
     try:
         done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
