@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help report test test-gpu numerics sanitize bench counters check headline clean
+.PHONY: help report test faults test-gpu numerics sanitize bench counters check headline clean
 
 PYTHON ?= python3
 PARAMS ?=
@@ -31,6 +31,9 @@ test: $(VENV)/.has-report+kernel+test ## lint, then every test that needs no GPU
 	$(PY) -m pytest -m "not gpu and not aot" || failed=1; \
 	$(PY) -m pytest -m aot || failed=1; \
 	exit $$failed
+
+faults: $(VENV)/.has-report+kernel+test ## plant known faults one by one, each of which a test must see; NAME=words chooses some
+	@$(PY) tests/planted_faults.py $(NAME)
 
 test-gpu: $(VENV)/.has-report+kernel+test ## the same kernels on this machine's GPU
 	@$(PY) -m pytest -m gpu

@@ -81,6 +81,31 @@ def test_a_projection_whose_interval_covers_one_is_a_tie(tmp_path):
     assert row(found, "o_proj")["quantise"] == advice.TIE
 
 
+@pytest.mark.parametrize(
+    ("fast", "slow", "answer"),
+    [
+        (0.998, 0.999, advice.YES),
+        (1.0, 1.0, advice.TIE),
+        (1.001, 1.002, advice.NO),
+        (0.95, 1.001, advice.TIE),
+        (0.999, 1.05, advice.TIE),
+    ],
+    ids=["just faster", "level", "just slower", "faster by the median alone", "slower by the median alone"],
+)
+def test_the_answer_is_that_of_the_whole_interval(model, fast, slow, answer):
+    """Planted: FP16 takes 10 us in every round, INT4 in every other round a little less or a little more."""
+    problem = GemmProblem(1, SQUARE[1], SQUARE[0])
+    fp16, int4 = (f"{name}/{problem}/graph-cold" for name in ("fp16-cublas", "int4"))
+    samples = model.run.samples
+    planted = np.where(samples["sample"] % 2, 10 * fast, 10 * slow)
+    latency = samples["latency_us"].mask(samples["case_id"] == fp16, 10.0).mask(samples["case_id"] == int4, planted)
+    run = replace(model.run, samples=samples.assign(latency_us=latency))
+    found = row(advice.advise(replace(model, run=run), LLAMA_3_8B), "o_proj")
+    assert (found["kind"], found["quantise"]) == ("measured", answer)
+    assert found["speedup_low"] == pytest.approx(1 / slow)
+    assert found["speedup_high"] == pytest.approx(1 / fast)
+
+
 def test_totals_are_the_calls_of_a_token(found):
     rows = found.rows
     assert found.totals["fp16"] == pytest.approx((rows["fp16_us"] * rows["calls"]).sum())

@@ -23,7 +23,7 @@ from tinygemm.kernel.configs import (
     tables,
     write_table,
 )
-from tinygemm.problem import DECODE_M, REPORT_SHAPES, GemmProblem
+from tinygemm.problem import DECODE_M, REPORT_SHAPES, STUDY_SHAPES, GemmProblem
 
 SPLITK = LaunchConfig("splitk", 8, 64, 256, 4, 2, 1)
 RING = LaunchConfig("ring", 1, 64, 512, 4, 4, 3)
@@ -72,6 +72,32 @@ def test_every_config_of_the_tables_serves_its_problem_in_one_launch(gpu):
         if config.form in ("ring", "load-only"):  # they have no masks
             whole = config.block_k if config.form == "load-only" else 128
             assert problem.N % config.block_n == problem.K % whole == 0, problem
+
+
+# of the tables: the weights that were searched in full; forms of which nothing fitted there; where other formats were
+# raced; whether the models' projections and far points of the map were searched besides
+SEARCHES = {
+    "a10g": (REPORT_SHAPES, {(4096, 28672): {"fp16"}}, (), False),
+    "h200": ([shape for shape in REPORT_SHAPES if shape != (4096, 512)], {}, (), False),
+    "h100-80gb-hbm3": (REPORT_SHAPES, {}, STUDY_SHAPES, True),
+}
+
+
+@pytest.mark.parametrize("gpu", tables())
+def test_every_row_of_a_table_is_of_a_problem_that_the_search_was_asked_for(gpu):
+    """And every problem has its row: a typo in a row is one of them too few and one too many."""
+    tune = pytest.importorskip("tinygemm.harness.tune")
+    weights, without, in_formats, others = SEARCHES[gpu]
+    asked = []
+    for (K, N), M in itertools.product(weights, DECODE_M):
+        forms = {"splitk", "fp16"} | ({"ring"} if M <= 8 else set()) | ({"load-only"} if M == 1 else set())
+        asked += [(M, K, N, form, PLAIN) for form in forms - without.get((K, N), set())]
+    for each, form in itertools.product(tune.others(weights) if others else (), ("splitk", "ring", "fp16")):
+        asked.append((each.M, each.K, each.N, form, PLAIN))
+    for (K, N), M, form in itertools.product(in_formats, (1, 8), ("splitk", "ring")):
+        asked += [(M, K, N, form, format) for format in tune.OTHER_FORMATS]
+    rows = [(row["M"], row["K"], row["N"], row["config"].form, row["format"]) for row in table(gpu)[0]]
+    assert sorted(rows) == sorted(asked)
 
 
 def test_the_fastest_config_of_the_problem_itself_comes_first(planted):

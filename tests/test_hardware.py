@@ -14,6 +14,15 @@ FP32_TFLOP_S = {
     "h200": 67, "h100-80gb-hbm3": 66.9, "a100-sxm4-80gb": 19.5, "a100-pcie-40gb": 19.5, "a10g": 35, "a10": 31.2,
     "rtx-3090": 35.6, "rtx-4090": 82.6, "l4": 30.3,
 }  # fmt: skip
+PEAKS = {  # GB/s of DRAM, dense FP16 TFLOP/s, MiB of L2: typed once more from the sources that the specs cite
+    "h200": (4800, 989.5, 60), "h100-80gb-hbm3": (3350, 989.4, 50), "a100-sxm4-80gb": (2039, 312, 40),
+    "a100-pcie-40gb": (1555, 312, 40), "a10g": (600, 70, 6), "a10": (600, 125, 6), "rtx-3090": (936, 71, 6),
+    "rtx-4090": (1008, 165.2, 72), "l4": (300, 121, 48),
+}  # fmt: skip
+
+
+def test_every_peak_is_that_of_its_source():
+    assert {key: (spec.dram_gb_s, spec.fp16_tflop_s, spec.l2_bytes / 2**20) for key, spec in GPUS.items()} == PEAKS
 
 
 @pytest.mark.parametrize("spec", GPUS.values(), ids=GPUS)

@@ -10,9 +10,9 @@ import torch
 import triton
 from fake_triton import Kernel
 
-from tinygemm.kernel import forms, gemm, launch, twins
+from tinygemm.kernel import configs, forms, gemm, launch, twins
 from tinygemm.kernel import triton_kernels as kernels
-from tinygemm.kernel.configs import DEQUANTISE, STATIC, LaunchConfig
+from tinygemm.kernel.configs import DEQUANTISE, STATIC, Format, LaunchConfig
 from tinygemm.kernel.quant import random_packed
 
 SPLITK = LaunchConfig("splitk", block_m=8, block_n=32, block_k=512, split_k=2, num_warps=2, num_stages=1)
@@ -398,3 +398,106 @@ def test_dequantised_weights_take_the_short_way_too(version, kernel):
             assert gemm.dequantize_fp16(W, dtype).dtype == dtype
     assert (len(kernel.ordinary), len(kernel.short)) == (2, 2)
     assert kernel.ordinary[0][2]["num_warps"] == DEQUANTISE.num_warps
+
+
+def test_a_key_of_the_dequantising_kernel_is_all_that_decides_about_its_launch(version, kernel):
+    """Weights that differ in one thing only, one after the other."""
+    weights = [
+        random_packed(N, K),
+        random_packed(N, K, symmetric=False),
+        random_packed(N, K, 64),
+        random_packed(N, K, -1),
+        random_packed(2 * N, K),
+        random_packed(N, 2 * K),
+    ]
+    for number, w in enumerate(weights, 1):
+        gemm.dequantize_fp16(w)
+        assert len(kernel.ordinary) == number, "took the plan of another weight"
+    for w in weights:
+        gemm.dequantize_fp16(w)
+    assert (len(kernel.ordinary), len(kernel.short)) == (len(weights), len(weights))
+
+
+def test_another_dtype_of_x_is_another_call(version, kernel):
+    for dtype in (torch.float16, torch.bfloat16):
+        out = [gemm.gemm(aligned().to(dtype), W, SPLITK).dtype for _ in range(2)]
+        assert out == [dtype] * 2
+    assert (len(kernel.ordinary), len(kernel.short)) == (2, 2)
+
+
+@pytest.mark.parametrize("elsewhere", ["x", "the weight"])
+def test_the_same_call_on_another_device_is_another_call(elsewhere, version, kernel, monkeypatch):
+    x = aligned()
+    gemm.gemm(x, W, SPLITK)
+    moved = x if elsewhere == "x" else W.qweight
+    monkeypatch.setattr(torch.Tensor, "get_device", lambda tensor: 1 if tensor is moved else -1)
+    gemm.gemm(x, W, SPLITK)
+    assert (len(kernel.ordinary), len(kernel.short)) == (2, 0)
+
+
+def test_every_format_is_launched_in_the_config_of_its_own_row(kernel, monkeypatch, tmp_path):
+    """Planted: a table whose rows of every format differ in the split of K."""
+    monkeypatch.setattr(configs, "_folder", lambda: tmp_path)
+    wanted = itertools.product((128, 64, 32), (True, False), (True, False))
+    splits = {Format(*format): split for split, format in enumerate(wanted, 2)}
+    config = LaunchConfig("splitk", 8, 32, 128, 1, 1, 1)
+    rows = [
+        {"M": 1, "K": 4096, "N": N, "latency_us": 1.0, "format": format, "config": replace(config, split_k=split)}
+        for format, split in splits.items()
+    ]
+    configs.write_table(tmp_path / "h200.json", rows, "table", "planted")
+    caches = (configs.table, configs.crossovers, gemm._selected)
+    for cache in caches:
+        cache.cache_clear()
+    for format, split in splits.items():
+        w = random_packed(N, 4096, format.group_size, format.symmetric)
+        x = torch.ones(1, 4096, dtype=torch.float16 if format.half else torch.bfloat16)
+        for multiply in (gemm.gemm, gemm.fused_gemm):
+            kernel.ordinary.clear()
+            multiply(x, w)
+            assert [constants["SPLIT_K"] for _, _, constants in kernel.ordinary] == [split], format
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.parametrize("config", [SPLITK, STATIC], ids=["splitk", "static"])
+def test_rows_at_unequal_distances_reach_the_kernel_both_times_a_call_is_made(config, version, kernel, monkeypatch):
+    copies, contiguous = [], torch.Tensor.contiguous
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda tensor: copies.append(contiguous(tensor)) or copies[-1])
+    for _ in range(3):
+        x = torch.randn(3, 4, K).half()[:, :2]
+        gemm.gemm(x, W, config)
+        if kernel.short:
+            assert arguments_of(kernel.short[-1], version)[3][0] == copies[-1].data_ptr()
+        given = copies[-1] if kernel.short else kernel.ordinary[0][1][0]
+        assert given.is_contiguous()
+        assert torch.equal(given.view(3, 2, K), x)
+    assert (len(kernel.ordinary), len(kernel.short)) == (1, 2)
+
+
+@pytest.mark.parametrize("M", [20, 17, 8])
+def test_a_call_cut_into_pieces_has_room_for_the_largest_of_them(M, version, kernel, monkeypatch):
+    asked, workspace = [], launch.workspace
+    gemm.gemm(aligned(M), W, SPLITK)
+    monkeypatch.setattr(launch, "workspace", lambda *sizes: asked.append(sizes[:2]) or workspace(*sizes))
+    gemm.gemm(aligned(M), W, SPLITK)
+    assert len(kernel.short) == -(-M // SPLITK.block_m)
+    assert asked
+    for partials, counters in asked:
+        assert partials >= SPLITK.split_k * min(M, SPLITK.block_m) * N
+        assert counters >= N // SPLITK.block_n
+
+
+def test_no_call_that_may_overlap_another_shares_its_workspace(monkeypatch):
+    """Captured calls, replayed at any time, and eager calls on two streams."""
+    gpu, stream = Counters(monkeypatch), [1]
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: stream[0], raising=False)
+    spaces = [gpu.eager(), gpu.captured(), gpu.captured()]
+    stream[0] = 2
+    spaces += [gpu.eager(), gpu.captured()]
+    for part in (0, 1):
+        tensors = [space.tensors[part] for space in spaces]
+        assert [space.addresses[part] for space in spaces] == [tensor.data_ptr() for tensor in tensors]
+        ends = sorted((tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for tensor in tensors)
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ends))
+    assert gpu.eager().addresses == spaces[3].addresses, "calls on one stream run one after the other"

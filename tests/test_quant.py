@@ -238,6 +238,15 @@ def test_asymmetric_groups_use_all_codes_of_a_one_sided_weight():
     assert error < 0.55 * (dequantize(quantize(weight, 128), torch.float64) - weight).abs().max()  # 15 codes, not 8
 
 
+@pytest.mark.parametrize(("sign", "zero"), [(1.0, 0), (-1.0, 15)], ids=["all positive", "all negative"])
+def test_the_zero_point_of_a_one_sided_group_is_an_end_of_the_codes(sign, zero):
+    weight = sign * torch.rand(16, 256, generator=torch.Generator().manual_seed(0)).add(0.5)
+    w = quantize(weight, 32, symmetric=False)
+    assert w.zeros.unique().tolist() == [zero]
+    scale = w.scales.float().repeat_interleave(32, 0).t()
+    assert ((dequantize(w, torch.float32) - weight).abs() <= 0.501 * scale).all()
+
+
 def test_a_group_of_zeros_stays_zero():
     assert (dequantize(quantize(torch.zeros(16, 128)), torch.float64) == 0).all()
     assert (dequantize(quantize(torch.zeros(16, 128), symmetric=False), torch.float64) == 0).all()

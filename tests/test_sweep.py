@@ -18,6 +18,7 @@ from tinygemm.harness import backends as registry
 from tinygemm.harness import contest, counters, sweep, timing
 from tinygemm.harness.plan import Group, SweepPlan, groups
 from tinygemm.harness.suites import Suite
+from tinygemm.kernel import quant
 from tinygemm.problem import GemmProblem
 from tinygemm.runs import RunError, load_run
 
@@ -438,3 +439,68 @@ def test_captured_calls_never_run_out_of_counters(tmp_path):
     for _ in sweep.measure(bench, groups(plan) * 40):
         (pool,) = launch._pools.values()
         assert pool[0].numel() > launch.POOL_COUNTERS // 2
+
+
+# --- what the calls of a sample read --------------------------------------------------------------------------------
+
+
+class AddressClock(FakeClock):
+    """Notes for every run that it times the addresses of the weights that its calls got, in order."""
+
+    def time_round(self, runs, **settings):
+        def noted(run):
+            def timed():
+                self.touched = []
+                run()
+                self.addresses.append(self.touched)
+
+            return timed
+
+        return super().time_round([noted(run) for run in runs], **settings)
+
+
+@pytest.fixture
+def addresses(monkeypatch):
+    """measure(launch, l2_state, variants) -> for each run that was timed, the addresses that its calls read."""
+
+    def measure(launch, l2_state, variants=("",)):
+        clock = AddressClock()
+        clock.addresses, clock.touched = [], []
+        install(monkeypatch.setattr, clock)
+
+        def product(x, weight):
+            clock.touched.append(weight.qweight.data_ptr())
+            return (x.double() @ quant.dequantize(weight, torch.float64).t()).to(x.dtype)
+
+        one = fake_backend("one", clock, dict.fromkeys(variants, 3.0), product, variants)
+        monkeypatch.setattr(registry, "BACKENDS", {"one": one})
+        plan = small_plan(problems=SMALL[:1], backends=("one",), launches=(launch,), l2_states=(l2_state,),
+                          counter_backends=())  # fmt: skip
+        cases = [case for found, _ in sweep.measure(sweep.bench_of_this_gpu(plan, GPU), groups(plan)) for case in found]
+        assert [case.status for case in cases] == ["ok"]
+        assert cases[0].n_copies == COPIES[l2_state]
+        return clock.addresses
+
+    return measure
+
+
+COPIES = {"cold": 3, "warm": 2, "hot": 1}  # of 2,112 bytes beside an L2 of 1,000
+
+
+@pytest.mark.parametrize("l2_state", COPIES)
+@pytest.mark.parametrize("launch", ["graph", "primed"])
+@pytest.mark.parametrize("variants", [("",), ("a", "b")], ids=["one variant", "variants raced"])
+def test_the_calls_of_a_graph_read_all_copies_equally_often(addresses, launch, l2_state, variants):
+    runs = addresses(launch, l2_state, variants)
+    races, timed = runs[:-4], runs[-4:]  # one warm-up and three samples; the race between variants is always cold
+    assert bool(races) == (len(variants) > 1)
+    for reads, copies in [(each, COPIES["cold"]) for each in races] + [(each, COPIES[l2_state]) for each in timed]:
+        often = [reads.count(address) for address in set(reads)]
+        assert len(often) == copies
+        assert max(often) - min(often) <= 1
+
+
+def test_eager_calls_read_all_copies_in_turn(addresses):
+    reads = [address for run in addresses("eager", "cold") for address in run]
+    assert len(set(reads)) == COPIES["cold"]
+    assert reads == (reads[: COPIES["cold"]] * len(reads))[: len(reads)]

@@ -10,7 +10,7 @@ import synthetic
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES, GemmProblem
 from tinygemm.report import tables
 from tinygemm.report.counters import summarize_counters
-from tinygemm.report.intervals import bootstrap_interval, median, ratio_of_medians
+from tinygemm.report.intervals import bootstrap_interval, interval_of, median, ratio_of_medians
 from tinygemm.runs import load_run
 
 NARROW, WIDE = GemmProblem(1, 1024, 4096), GemmProblem(1, 14336, 4096)
@@ -86,6 +86,12 @@ def test_an_interval_of_the_median_covers_the_truth_about_95_times_in_100():
     samples = np.random.default_rng(1).normal(10, 1, (600, 30))
     low, high = bootstrap_interval(median, samples)
     assert 0.91 < np.mean((low <= 10) & (high >= 10)) < 0.98
+
+
+def test_the_ends_of_an_interval_cut_off_two_and_a_half_percent_each():
+    resamples = np.random.default_rng(0).permutation(np.arange(1001.0))
+    assert interval_of(resamples) == pytest.approx((25.0, 975.0))
+    np.testing.assert_allclose(interval_of(np.stack([resamples, resamples + 1])), [[25, 26], [975, 976]])
 
 
 def test_intervals_are_the_same_every_time(run, table):
@@ -216,6 +222,28 @@ def test_breakdown_finds_the_planted_cost_of_dequantisation(tmp_path):
     assert row["speedup_without_dequant"] == pytest.approx(truth.latency_us("fp16-cublas", WIDE) / reads, rel=0.02)
 
 
+def test_every_column_of_the_breakdown_is_the_backend_that_it_names(tmp_path):
+    """Planted: a time of its own for every backend."""
+    columns = {
+        "fp16_us": "fp16-cublas", "fused_us": "int4", "no_dequant_us": "int4-no-dequant",
+        "naive_us": "int4-naive-dequant", "load_only_us": "int4-load-only", "dequant_only_us": "dequant-only",
+        "dequant_fp16_us": "dequant-fp16",
+    }  # fmt: skip
+    truth, least = synthetic.Truth(), GemmProblem(1, 4096, 4096)
+    planted = {column: 10.0 * 1.5**place for place, column in enumerate(columns)}
+    factors = {columns[column]: us / truth.latency_us(columns[column], least) for column, us in planted.items()}
+    run = synthetic.load(
+        tmp_path, truth=synthetic.Truth(factors=factors), m_list=(1,), shapes=[(4096, 4096)],
+        backends=tuple(columns.values()), modes=(("graph", "cold"),), counters=False,
+    )  # fmt: skip
+    parts = tables.breakdown(run)
+    assert {name for name in parts if name.endswith("_us")} - {"dequant_in_kernel_us"} == set(columns)
+    for column, us in planted.items():
+        assert parts[column].item() == pytest.approx(us, rel=0.03), column
+    assert parts["speedup"].item() == pytest.approx(planted["fp16_us"] / planted["fused_us"], rel=0.03)
+    assert parts["speedup_naive"].item() == pytest.approx(planted["fp16_us"] / planted["naive_us"], rel=0.03)
+
+
 def test_breakdown_leaves_out_what_was_not_measured(tmp_path):
     run = synthetic.load(tmp_path, m_list=(1,), shapes=STUDY_SHAPES, backends=("fp16-cublas", "int4"))
     parts = tables.breakdown(run)
@@ -277,6 +305,24 @@ def test_kernels_of_one_call_add_up_and_percentages_are_weighted_by_duration():
     assert row["counter_us"] == pytest.approx(10)
     assert row["dram_read_bytes"] == pytest.approx(8e6)
     assert row["frac_dram"] == pytest.approx((0.8 * 9 + 0.2 * 1) / 10)
+
+
+@pytest.mark.parametrize(
+    ("unit", "value"),
+    [("nsecond", 2.5e6), ("ns", 2.5e6), ("usecond", 2500), ("us", 2500), ("msecond", 2.5), ("ms", 2.5),
+     ("second", 2.5e-3), ("s", 2.5e-3)],
+)  # fmt: skip
+def test_one_duration_is_the_same_in_every_unit(unit, value):
+    assert summarize_counters(counters_of({DURATION: (value, unit)})).iloc[0]["counter_us"] == pytest.approx(2500)
+
+
+@pytest.mark.parametrize(
+    ("unit", "value"),
+    [("byte", 2.5e9), ("B", 2.5e9), ("Kbyte", 2.5e6), ("KB", 2.5e6), ("Mbyte", 2500), ("MB", 2500), ("Gbyte", 2.5),
+     ("GB", 2.5)],
+)  # fmt: skip
+def test_one_amount_of_bytes_is_the_same_in_every_unit(unit, value):
+    assert summarize_counters(counters_of({READ: (value, unit)})).iloc[0]["dram_read_bytes"] == pytest.approx(2.5e9)
 
 
 def test_calls_are_not_added_up_but_their_median_is_taken():

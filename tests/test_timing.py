@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 from fake_gpu import FakeClock
 
+from tinygemm import runs
 from tinygemm.harness import timing
 from tinygemm.harness.timing import SETTLING_LAUNCHES, copies_needed, interleave, prepare
 
@@ -172,6 +173,46 @@ def test_no_contender_is_no_round():
     assert interleave({}, "graph", rep=5, warmup=1, clock=clock) == ({}, [])
     assert interleave({}, "do_bench", rep=5, warmup=1, clock=clock) == ({}, [])
     assert not clock.log
+
+
+@pytest.mark.parametrize("launch", runs.LAUNCHES)
+def test_a_known_duration_is_the_same_number_of_microseconds_in_every_launch_mode(launch, monkeypatch):
+    """The clock asks torch and Triton, who count in milliseconds."""
+    import torch
+    import triton.testing
+
+    now = [0.0]
+
+    class Event:
+        def __init__(self, enable_timing):
+            self.at = None
+
+        def record(self):
+            self.at = now[0]
+
+        def elapsed_time(self, end):
+            return (end.at - self.at) / 1000
+
+    def call():
+        now[0] += 7.0
+
+    def do_bench(call, return_mode):
+        start = now[0]
+        call()
+        return [(now[0] - start) / 1000] * 5
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: None)
+    monkeypatch.setattr(triton.testing, "do_bench", do_bench)
+    monkeypatch.setattr(timing.CudaClock, "_settle", lambda self, primed: None)
+    monkeypatch.setattr(timing.CudaClock, "capture", lambda self, calls: lambda: [each() for each in calls])
+    monkeypatch.setattr(timing.CudaClock, "reader", FakeClock.reader)
+    clock = timing.CudaClock()
+    monkeypatch.setattr(timing.CudaClock, "log", [], raising=False)
+    monkeypatch.setattr(timing.CudaClock, "readings", [None], raising=False)
+    samples, _ = interleave({"a": prepare([call, call], launch, clock)}, launch, rep=5, warmup=1, clock=clock)
+    assert samples["a"] == pytest.approx([7.0] * 5)
 
 
 # --- on a GPU -------------------------------------------------------------------------------------------------------

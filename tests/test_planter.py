@@ -1,0 +1,64 @@
+"""The planter: a fault is caught, missed or stale, and the checkout is left as it was."""
+
+import pytest
+from planter import Fault, PlantingError, copy_of, outcome, run_all
+
+TESTS = """
+from package.half import half
+
+def test_half():
+    assert half(4) == 2
+
+def test_nothing():
+    assert half
+"""
+SEEN, UNSEEN = ("tests/test_half.py::test_half",), ("tests/test_half.py::test_nothing",)
+CAUGHT = Fault("a third", "package/half.py", "/ 2", "/ 3", SEEN)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    root = tmp_path / "root"
+    for folder in ("package", "tests", "data"):
+        (root / folder).mkdir(parents=True)
+    (root / "package" / "half.py").write_text("def half(x):\n    return x / 2\n")
+    (root / "tests" / "test_half.py").write_text(TESTS)
+    return root
+
+
+def told(checkout, *faults):
+    lines = []
+    return run_all(faults, checkout, lines.append), [line.split()[0] for line in lines], lines[-1]
+
+
+def test_a_fault_is_caught_missed_or_stale(checkout):
+    missed = Fault("a third, unseen", "package/half.py", "/ 2", "/ 3", UNSEEN)
+    stale = Fault("gone", "package/half.py", "/ 4", "/ 3", SEEN)
+    ok, words, total = told(checkout, CAUGHT, missed, stale)
+    assert not ok
+    assert sorted(words[:-1]) == ["caught", "missed", "stale"]
+    assert total == "3 planted: 1 caught, 1 missed, 1 stale"
+    assert told(checkout, CAUGHT)[0]
+    assert "/ 2" in (checkout / "package" / "half.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "tests", "message"),
+    [
+        ("x", "y", SEEN, "occurs 2 times"),
+        ("/ 2", "/ 3", ("tests/test_half.py::test_gone",), "ended with code 4"),
+        ("return x", "return (x", SEEN, "SyntaxError"),
+    ],
+    ids=["not once", "no such test", "cannot be imported"],
+)
+def test_what_decides_nothing_is_an_error(checkout, tmp_path, old, new, tests, message):
+    copy = copy_of(checkout, tmp_path / "copy")
+    with pytest.raises(PlantingError, match=message):
+        outcome(Fault("", "package/half.py", old, new, tests), copy)
+    assert (copy / "package" / "half.py").read_text() == (checkout / "package" / "half.py").read_text()
+
+
+def test_tests_that_fail_with_no_fault_planted_stop_everything(checkout):
+    (checkout / "package" / "half.py").write_text("def half(x):\n    return x / 3\n")
+    ok, words, _ = told(checkout, Fault("a half", "package/half.py", "/ 3", "/ 2", SEEN))
+    assert (ok, words) == (False, ["with"])
