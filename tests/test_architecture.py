@@ -28,6 +28,12 @@ LAYERS = {
         "tinygemm.kernel",
         "tinygemm.harness",
     },
+    "tinygemm.report.build": {  # a command beside `tinygemm`, and shares what commands share
+        "tinygemm.runs",
+        "tinygemm.report",
+        "tinygemm.clitools",
+        "tinygemm.parameters",
+    },
     "tinygemm.report": {
         "tinygemm.problem",
         "tinygemm.models",
@@ -37,6 +43,7 @@ LAYERS = {
         "tinygemm.report",
     },
     "tinygemm.clitools": set(),
+    "tinygemm.parameters": set(),
     "tinygemm.commands_advise": {
         "tinygemm.models",
         "tinygemm.hardware",

@@ -410,8 +410,9 @@ def test_bad_input_is_refused_with_the_constraint_in_words(gpu, tmp_path, capsys
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("m_list: [1", "p.yaml: not YAML"),
-        ("- 1\n", "p.yaml: expected `name: value` lines"),
+        ("m_list: [1", "p.yaml:1: not YAML"),
+        ("- 1\n", "p.yaml:1: expected `name: value` lines"),
+        ("rep: 3\ngpu: h200\nrep: 4\n", "p.yaml:3: rep was already given in line 1"),
         ("reps: 3\n", "unknown parameter reps; known: m_list"),
         ('m_list: "1,two"\n', "m_list must be positive integers"),
         ("gpu: a10g\n", "is for a10g, but this machine's GPU is h200"),
