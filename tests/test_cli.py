@@ -466,6 +466,15 @@ def plot(kind: str, csv, out):
 
 
 @pytest.mark.parametrize("kind", list(PLOTS))
+def test_a_csv_that_comes_out_of_a_pipe_is_plotted(kind, bench_csv, breakdown_csv, tmp_path):
+    """As a shell's `--csv <(cat bench.csv)` gives it."""
+    source = {"decode": bench_csv, "breakdown": breakdown_csv}[kind]
+    with subprocess.Popen(["cat", source], stdout=subprocess.PIPE) as cat:
+        succeed(*plot(kind, f"/dev/fd/{cat.stdout.fileno()}", tmp_path / "out"))
+    assert list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize("kind", list(PLOTS))
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
