@@ -155,8 +155,8 @@ def _profile(ncu: str, target: Target, metrics: tuple[str, ...], kernel_name: st
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "ncu.csv"
         command = ncu_command(target, log, metrics, kernel_name, ncu)
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        text = log.read_text() if log.is_file() else ""
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+        text = log.read_text(encoding="utf-8") if log.is_file() else ""
     output = text + done.stdout + done.stderr
     if done.returncode and "ERR_NVGPUCTRPERM" not in output:
         known = tuple(metric for metric in metrics if not _refused(metric, output))
@@ -220,7 +220,7 @@ def read_file(file: Path | str, case_id: str, calls: int | None = None) -> list[
     raises: CounterFileError naming file and line
     """
     try:
-        text = Path(file).read_text()
+        text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CounterFileError(f"{file}: cannot be read: {error}") from None
     return read_text(text, str(file), case_id, calls)
