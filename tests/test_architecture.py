@@ -101,7 +101,7 @@ def wrong_arrows(module: str, imported: set[str]) -> list[str]:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_flow_one_way(path):
-    imported = imports_of(path.read_text(), name_of(path), path.name == "__init__.py")
+    imported = imports_of(path.read_text(encoding="utf-8"), name_of(path), path.name == "__init__.py")
     assert wrong_arrows(name_of(path), imported) == []
 
 
@@ -122,7 +122,7 @@ def test_the_check_sees_a_wrong_arrow(module, source):
 
 @pytest.mark.parametrize("path", [path for path in MODULES if name_of(path).startswith("tinygemm.report")], ids=name_of)
 def test_the_report_never_mentions_the_accelerator_stack(path):
-    roots = {name.split(".")[0] for name in imports_of(path.read_text(), name_of(path))}
+    roots = {name.split(".")[0] for name in imports_of(path.read_text(encoding="utf-8"), name_of(path))}
     assert not roots & set(ACCELERATOR)
 
 
@@ -142,7 +142,7 @@ for name in {light!r}:
     importlib.import_module(name)
 assert not {{name.split(".")[0] for name in sys.modules}} & set({ACCELERATOR!r})
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
 
 
@@ -159,7 +159,7 @@ def code_lines(source: str) -> int:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_module_is_small_and_starts_with_what_it_is(path):
-    source = path.read_text()
+    source = path.read_text(encoding="utf-8")
     if source.strip():
         first = (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
         assert first.endswith("."), "the docstring starts with one sentence"
