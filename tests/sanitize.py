@@ -47,7 +47,7 @@ def watched(tool: str) -> bool:
     environment = os.environ | ({"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if tool in ONE_ALLOCATION_PER_TENSOR else {})
     try:
         done = subprocess.run(
-            [*command, "tests/test_small_gpu.py"], cwd=ROOT, env=environment, text=True,
+            [*command, "tests/test_small_gpu.py"], cwd=ROOT, env=environment, encoding="utf-8",
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
     except FileNotFoundError:
@@ -80,7 +80,7 @@ def versions() -> str:
 
     def said(*command):
         try:
-            return subprocess.run(command, capture_output=True, text=True).stdout
+            return subprocess.run(command, capture_output=True, encoding="utf-8").stdout
         except FileNotFoundError:
             return ""
 

@@ -170,7 +170,7 @@ def write_run(
         "commit": COMMIT, "dirty": dirty, "kernel_sha256": kernel_digest(gpu), "kernel_code_sha256": kernel_digest(),
         "gpu": GPUS[gpu], "software": SOFTWARE, "started": "2026-11-23T14:12:05Z",
     }  # fmt: skip
-    (path / "header.json").write_text("{}")
+    (path / "header.json").write_text("{}", encoding="utf-8")
     writer = RunWriter(path, header)
     _write_ideals(writer, truth, n_samples, rng)
     problems = [GemmProblem(M, N, K, *group) for K, N, *group in shapes for M in m_list]

@@ -241,7 +241,7 @@ def test_the_command_prints_the_advice_and_writes_its_rows(data_root, tmp_path, 
 def test_the_command_takes_a_config_json_and_another_gpu_without_torch(data_root, tmp_path):
     config = tmp_path / "my-model" / "config.json"
     config.parent.mkdir()
-    config.write_text(json.dumps(LLAMA))
+    config.write_text(json.dumps(LLAMA), encoding="utf-8")
     program = f"""
 import sys
 class Absent:
@@ -252,7 +252,7 @@ sys.meta_path.insert(0, Absent())
 from tinygemm.cli import main
 main(["advise", "--model", {str(config)!r}, "--data-root", {str(data_root)!r}, *"--gpu A10G --m 2 --tp 2".split()])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "my-model on 2 GPUs, NVIDIA A10G, M = 2" in done.stdout
     assert "projected from the NVIDIA H200" in done.stdout

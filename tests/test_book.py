@@ -19,7 +19,9 @@ from tinygemm.runs import latest_run
 pytestmark = pytest.mark.book
 CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 PAGES = [*(f"executed/{chapter}.html" for chapter in CHAPTERS), "references.html"]
-TYPESET = [f"executed/{c}.html" for c in CHAPTERS if "$$" in (ROOT / "notebooks" / f"{c}.ipynb").read_text()]
+TYPESET = [
+    f"executed/{c}.html" for c in CHAPTERS if "$$" in (ROOT / "notebooks" / f"{c}.ipynb").read_text(encoding="utf-8")
+]
 PHONE, DESK = {"width": 375, "height": 800}, {"width": 1280, "height": 900}
 
 
@@ -43,7 +45,7 @@ class Text(HTMLParser):
 
 def text_of(page: Path) -> str:
     parser = Text()
-    parser.feed(page.read_text())
+    parser.feed(page.read_text(encoding="utf-8"))
     return re.sub(r"\s+", " ", "".join(parser.words))
 
 
@@ -59,7 +61,7 @@ def run(recorded_or_synthetic):
 def test_book_has_every_chapter_and_its_front_page_leads_to_the_answer(book):
     for page in PAGES:
         assert (book / page).is_file()
-    assert "executed/00_answer.html" in (book / "index.html").read_text()
+    assert "executed/00_answer.html" in (book / "index.html").read_text(encoding="utf-8")
 
 
 def test_front_page_gives_every_verdict_of_the_run_with_its_state(book, run):
@@ -85,7 +87,7 @@ def test_numbers_of_the_prose_are_those_of_the_run(book, run):
 
 def test_no_page_shows_a_path_of_this_machine(book):
     for page in book.rglob("*.html"):
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         assert str(ROOT) not in text, page.name
         assert str(book.parents[1]) not in text, page.name
 
@@ -94,7 +96,9 @@ def test_figures_are_numbered_in_reading_order_and_referenced_tables_exist(book)
     numbers = [
         int(number)
         for chapter in CHAPTERS
-        for number in re.findall(r'caption-number">Fig\. (\d+)', (book / "executed" / f"{chapter}.html").read_text())
+        for number in re.findall(
+            r'caption-number">Fig\. (\d+)', (book / "executed" / f"{chapter}.html").read_text(encoding="utf-8")
+        )
     ]
     assert numbers == list(range(1, len(numbers) + 1))
     assert len(numbers) >= 8
@@ -102,7 +106,7 @@ def test_figures_are_numbered_in_reading_order_and_referenced_tables_exist(book)
 
 def test_parameters_of_the_run_are_folded_and_their_defaults_not_repeated(book):
     for chapter in CHAPTERS:
-        page = (book / "executed" / f"{chapter}.html").read_text()
+        page = (book / "executed" / f"{chapter}.html").read_text(encoding="utf-8")
         assert page.count("Show the run&#x27;s parameters") == 1
         assert "tag_parameters" not in page
 
@@ -110,7 +114,7 @@ def test_parameters_of_the_run_are_folded_and_their_defaults_not_repeated(book):
 def test_inks_of_code_and_prose_name_no_other_source_than_the_site(book):
     loaded = re.compile(r'<(?:script|img|link|iframe)[^>]+(?:src|href)="(https?:)?//')
     for page in book.rglob("*.html"):
-        assert not (found := loaded.search(page.read_text())), f"{page.name}: {found.group()}"
+        assert not (found := loaded.search(page.read_text(encoding="utf-8"))), f"{page.name}: {found.group()}"
 
 
 def test_packing_table_of_the_kernel_chapter_is_what_pack_does():
@@ -118,7 +122,7 @@ def test_packing_table_of_the_kernel_chapter_is_what_pack_does():
 
     from tinygemm.kernel.quant import pack
 
-    cells = json.loads((ROOT / "notebooks" / "03_kernel.ipynb").read_text())["cells"]
+    cells = json.loads((ROOT / "notebooks" / "03_kernel.ipynb").read_text(encoding="utf-8"))["cells"]
     text = "".join("".join(cell["source"]) for cell in cells)
     rows = re.findall(r"\| word (\d+) \|((?: \d+ \|){8})", text)
     assert len(rows) >= 3
@@ -245,12 +249,12 @@ def test_search_finds_a_word_of_the_report(open_page):
 
 def test_warning_of_the_book_is_an_error_and_the_old_book_stays(tmp_path):
     (tmp_path / "book").mkdir()
-    (tmp_path / "book" / "_toc.yml").write_text("format: jb-book\nroot: page\n")
-    (tmp_path / "book" / "page.md").write_text("# Page\n\n{doc}`nowhere`\n")
-    (tmp_path / "_config.yml").write_text("title: t\n")
+    (tmp_path / "book" / "_toc.yml").write_text("format: jb-book\nroot: page\n", encoding="utf-8")
+    (tmp_path / "book" / "page.md").write_text("# Page\n\n{doc}`nowhere`\n", encoding="utf-8")
+    (tmp_path / "_config.yml").write_text("title: t\n", encoding="utf-8")
     old = tmp_path / "_build" / "html" / "index.html"
     old.parent.mkdir(parents=True)
-    old.write_text("the old book")
+    old.write_text("the old book", encoding="utf-8")
     with pytest.raises(build.BuildError, match="nowhere"):
         build.build_book(tmp_path)
-    assert old.read_text() == "the old book"
+    assert old.read_text(encoding="utf-8") == "the old book"

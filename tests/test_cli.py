@@ -111,7 +111,7 @@ main({arguments!r})
 
 def without_torch(*arguments):
     code = WITHOUT_TORCH.format(arguments=[str(argument) for argument in arguments])
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=ROOT)
 
 
 def test_help_plots_and_the_ncu_command_need_no_torch(bench_csv, breakdown_csv, tmp_path):
@@ -185,7 +185,7 @@ def test_what_breakdown_writes_can_be_plotted(gpu, tmp_path):
     succeed("breakdown", "--shape_list", SHAPES, "--csv", file)
     assert {"dequant_only_us", "fused_us", "load_only_us", "dequant_in_kernel_us"} <= set(pd.read_csv(file).columns)
     succeed("plot", "breakdown", "--csv", file, "--out", tmp_path / "C.svg")
-    assert (tmp_path / "C.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "C.svg").read_text(encoding="utf-8").startswith("<?xml")
 
 
 def test_a_wrong_kernel_makes_bench_fail_after_it_has_written_what_is_right(gpu, tmp_path, capsys, monkeypatch):
@@ -217,7 +217,8 @@ def test_record_reads_a_parameter_file_and_tells_where_the_run_is(gpu, tmp_path,
     monkeypatch.setattr(runs, "git_state", lambda: CLEAN)
     monkeypatch.setattr(sweep, "record", lambda *a, **k: asked.append((a, k)) or tmp_path / "h200" / "run")
     (tmp_path / "p.yaml").write_text(
-        'source: live\ngpu: h200\nm_list: "1,4"\nshapes: "4096,1024"\nbackends: int4\nsuites: decode\nrep: 9\n'
+        'source: live\ngpu: h200\nm_list: "1,4"\nshapes: "4096,1024"\nbackends: int4\nsuites: decode\nrep: 9\n',
+        encoding="utf-8",
     )
     succeed("record", "-f", tmp_path / "p.yaml", "--data_root", tmp_path)
     ((plan, root), settings) = asked[0]
@@ -241,9 +242,9 @@ def test_record_goes_on_with_an_unfinished_run_of_equal_terms_unless_told_to_sta
         {"key": "h200"}, sweep.SweepPlan.from_parameters(rep=9).parameters(), "", tmp_path
     )
     for text in ("rep: 9\n", "rep: 8\n"):
-        (tmp_path / "p.yaml").write_text(text)
+        (tmp_path / "p.yaml").write_text(text, encoding="utf-8")
         succeed("record", "-f", tmp_path / "p.yaml", "--data_root", tmp_path)
-    (tmp_path / "p.yaml").write_text("rep: 9\n")
+    (tmp_path / "p.yaml").write_text("rep: 9\n", encoding="utf-8")
     succeed("record", "-f", tmp_path / "p.yaml", "--data_root", tmp_path, "--new")
     assert asked == [unfinished.path, None, None]
 
@@ -254,7 +255,7 @@ def test_record_measures_the_suites_that_are_named(gpu, tmp_path, monkeypatch, c
     asked = []
     monkeypatch.setattr(runs, "git_state", lambda: CLEAN)
     monkeypatch.setattr(sweep, "record", lambda plan, *a, **k: asked.append(plan) or tmp_path)
-    (tmp_path / "p.yaml").write_text("suites: decode\n")
+    (tmp_path / "p.yaml").write_text("suites: decode\n", encoding="utf-8")
     succeed("record", "-f", tmp_path / "p.yaml", "--suites", "heldout,method", "--data_root", tmp_path)
     assert {suite.name for suite in asked[0].suites} == {"heldout", "method"}
     told = refuse(capsys, "record", "--suites", "decode,modles", "--data_root", tmp_path)
@@ -297,7 +298,7 @@ def test_tune_writes_a_table_that_says_how_it_was_made(gpu, tmp_path, monkeypatc
     succeed("tune", "--out", tmp_path / "h200.json")
     searched = (["splitk", "ring", "load-only", "fp16"], "h200", "h200.json.partial")
     assert asked == [(45, 206, STUDY_SHAPES, *searched, None)]
-    table = json.loads((tmp_path / "h200.json").read_text())
+    table = json.loads((tmp_path / "h200.json").read_text(encoding="utf-8"))
     assert re.search(r"NVIDIA H200, driver 580.159, torch .*`tinygemm tune`", table["about"])
     assert [file.name for file in tmp_path.iterdir()] == ["h200.json"]
     succeed("tune", "--out", tmp_path / "h200.json", "--shapes", "1,4096,512;1,14336,4096")
@@ -327,7 +328,7 @@ def test_tune_searches_a_weight_once_however_often_it_is_named(gpu, tmp_path, mo
 def test_counters_keeps_ncus_own_csvs_beside_the_table(gpu, tmp_path, monkeypatch):
     from tinygemm.harness import counters
 
-    text = (NCU / "wide_int4.csv").read_text()
+    text = (NCU / "wide_int4.csv").read_text(encoding="utf-8")
 
     def collect(targets, say, **settings):
         (target,) = targets
@@ -338,7 +339,7 @@ def test_counters_keeps_ncus_own_csvs_beside_the_table(gpu, tmp_path, monkeypatc
     table = pd.read_csv(tmp_path / "D" / "counters.csv")
     assert table.columns.tolist() == runs.columns_of(runs.Counter)
     raw = tmp_path / "D" / "int4_M1-K4096-N1024-g128_graph-cold.csv"
-    assert raw.read_text() == text
+    assert raw.read_text(encoding="utf-8") == text
     succeed("plot", "peak-compute", "--fp16_csv", NCU / "long_fp16.csv", "--int4_csv", raw, "--out", tmp_path / "B.png")
 
 
@@ -428,8 +429,9 @@ def test_bad_input_is_refused_with_the_constraint_in_words(gpu, tmp_path, capsys
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("m_list: [1", "p.yaml: not YAML"),
-        ("- 1\n", "p.yaml: expected `name: value` lines"),
+        ("m_list: [1", "p.yaml:1: not YAML"),
+        ("- 1\n", "p.yaml:1: expected `name: value` lines"),
+        ("rep: 3\ngpu: h200\nrep: 4\n", "p.yaml:3: rep was already given in line 1"),
         ("reps: 3\n", "unknown parameter reps; known: m_list"),
         ('m_list: "1,two"\n', "m_list must be positive integers"),
         ("gpu: a10g\n", "is for a10g, but this machine's GPU is h200"),
@@ -439,7 +441,7 @@ def test_bad_input_is_refused_with_the_constraint_in_words(gpu, tmp_path, capsys
     ],
 )
 def test_a_parameter_file_that_cannot_be_is_refused(gpu, tmp_path, capsys, text, message):
-    (tmp_path / "p.yaml").write_text(text)
+    (tmp_path / "p.yaml").write_text(text, encoding="utf-8")
     assert message in refuse(capsys, "record", "-f", tmp_path / "p.yaml", "--data_root", tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["p.yaml"]
 
@@ -483,6 +485,15 @@ def plot(kind: str, csv, out):
 
 
 @pytest.mark.parametrize("kind", list(PLOTS))
+def test_a_csv_that_comes_out_of_a_pipe_is_plotted(kind, bench_csv, breakdown_csv, tmp_path):
+    """As a shell's `--csv <(cat bench.csv)` gives it."""
+    source = {"decode": bench_csv, "breakdown": breakdown_csv}[kind]
+    with subprocess.Popen(["cat", source], stdout=subprocess.PIPE) as cat:
+        succeed(*plot(kind, f"/dev/fd/{cat.stdout.fileno()}", tmp_path / "out"))
+    assert list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize("kind", list(PLOTS))
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -498,10 +509,10 @@ def plot(kind: str, csv, out):
 )
 def test_a_csv_that_cannot_be_plotted_is_refused(kind, spoil, message, bench_csv, breakdown_csv, tmp_path, capsys):
     source = {"decode": bench_csv, "breakdown": breakdown_csv}[kind]
-    text = spoil(source.read_text())
+    text = spoil(source.read_text(encoding="utf-8"))
     spoilt = tmp_path / "spoilt.csv"
     if text is not None:
-        spoilt.write_text(text)
+        spoilt.write_text(text, encoding="utf-8")
     before = set(tmp_path.iterdir())
     told = refuse(capsys, *plot(kind, spoilt, tmp_path / "out"))
     assert message in told
@@ -531,7 +542,7 @@ def test_another_ending_than_png_or_svg_is_refused(breakdown_csv, tmp_path, caps
 
 def test_an_ncu_csv_that_cannot_be_read_is_refused_with_its_line(tmp_path, capsys):
     cut = tmp_path / "cut.csv"
-    cut.write_text((NCU / "wide_int4.csv").read_text()[:-9])
+    cut.write_text((NCU / "wide_int4.csv").read_text(encoding="utf-8")[:-9], encoding="utf-8")
     out = tmp_path / "B.png"
     told = refuse(capsys, "plot", "peak-compute", "--fp16_csv", NCU / "long_fp16.csv", "--int4_csv", cut, "--out", out)
     assert re.search(r"cut\.csv:9: .*cut off", told)
@@ -542,12 +553,12 @@ def test_a_figure_that_fails_leaves_the_old_file_as_it_was(breakdown_csv, tmp_pa
     from tinygemm.report import figures
 
     def torn(figure, path):
-        path.write_text("half")
+        path.write_text("half", encoding="utf-8")
         raise OSError("No space left on device")
 
     out = tmp_path / "P.svg"
-    out.write_text("old")
+    out.write_text("old", encoding="utf-8")
     monkeypatch.setattr(figures, "save", torn)
     assert "No space left" in refuse(capsys, "plot", "breakdown", "--csv", breakdown_csv, "--out", out)
-    assert out.read_text() == "old"
+    assert out.read_text(encoding="utf-8") == "old"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["P.svg", "breakdown.csv"]

@@ -328,7 +328,7 @@ def test_a_written_table_reads_back_and_has_one_row_per_line(planted, tmp_path):
     assert [(row["M"], row["latency_us"], row["config"], row["format"]) for row in rows] == [
         (1, 5.25, limited, PLAIN), (2, 5.5, RING, bf16)
     ]  # fmt: skip
-    text = (tmp_path / "h200.json").read_text()
+    text = (tmp_path / "h200.json").read_text(encoding="utf-8")
     assert json.loads(text)["about"] == "planted"
     assert json.loads(text)["dequantise_from_m"] == [{"K": 4096, "N": 4096, "M": 48}]
     assert sum('"config"' in line for line in text.splitlines()) == 2

@@ -90,13 +90,13 @@ sys.exit({code})
 def fake_ncu(tmp_path, monkeypatch, text="", stdout="", code=0):
     program = tmp_path / "bin" / "ncu"
     program.parent.mkdir()
-    program.write_text(FAKE_NCU.format(python=sys.executable, text=text, stdout=stdout, code=code))
+    program.write_text(FAKE_NCU.format(python=sys.executable, text=text, stdout=stdout, code=code), encoding="utf-8")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent))
 
 
 def test_what_ncu_writes_is_collected_per_target(tmp_path, monkeypatch):
-    text = WIDE.read_text().replace("(python3.12)", "(/usr/bin/python3.12)", 1)
+    text = WIDE.read_text(encoding="utf-8").replace("(python3.12)", "(/usr/bin/python3.12)", 1)
     fake_ncu(tmp_path, monkeypatch, text)
     said = []
     rows, raw = counters.collect([TARGET], say=said.append)
@@ -138,8 +138,10 @@ open(log, "w").write({text!r})
 def picky_ncu(tmp_path, monkeypatch, unknown, message):
     """An ncu that refuses some metrics, and profiles the rest."""
     fake_ncu(tmp_path, monkeypatch)
-    program = PICKY_NCU.format(python=sys.executable, unknown=unknown, message=message, text=WIDE.read_text())
-    (tmp_path / "bin" / "ncu").write_text(program)
+    program = PICKY_NCU.format(
+        python=sys.executable, unknown=unknown, message=message, text=WIDE.read_text(encoding="utf-8")
+    )
+    (tmp_path / "bin" / "ncu").write_text(program, encoding="utf-8")
 
 
 def test_metrics_that_ncu_does_not_know_are_left_out_and_named(tmp_path, monkeypatch):
@@ -168,7 +170,7 @@ def test_a_target_that_cannot_be_read_leaves_the_others_alone(tmp_path, monkeypa
             raise CounterFileError(f"{name}:3: cut off")
         return read(text, name, case_id, calls)
 
-    fake_ncu(tmp_path, monkeypatch, WIDE.read_text())
+    fake_ncu(tmp_path, monkeypatch, WIDE.read_text(encoding="utf-8"))
     monkeypatch.setattr(counters, "read_text", some)
     said = []
     rows, raw = counters.collect([replace(TARGET, case_id="bad"), TARGET], say=said.append)
@@ -290,12 +292,12 @@ def test_both_layouts_give_one_summary_each_in_base_units():
 
 
 def test_units_other_than_base_are_kept_as_printed_and_converted_later(tmp_path):
-    text = WIDE.read_text().replace('"nsecond"', '"usecond"').replace('"byte"', '"Mbyte"')
+    text = WIDE.read_text(encoding="utf-8").replace('"nsecond"', '"usecond"').replace('"byte"', '"Mbyte"')
     for whole, scaled in (("13,504", "13.50"), ("13,472", "13.47"), ("13,440", "13.44")):
         text = text.replace(whole, scaled)
     text = re.sub(r'"30,(\d)\d\d,\d\d\d"', r'"30.\1"', text)
     file = tmp_path / "w.csv"
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     summary = summarize_counters(table(read_file(file, "int4"))).iloc[0]
     assert summary["counter_us"] == pytest.approx(13.47)
     assert summary["dram_read_bytes"] == pytest.approx(30.2e6)
@@ -303,25 +305,25 @@ def test_units_other_than_base_are_kept_as_printed_and_converted_later(tmp_path)
 
 def test_columns_in_another_order_mean_the_same(tmp_path):
     """Import by name, never by position."""
-    rows = [line.split('","') for line in WIDE.read_text().splitlines() if line.startswith('"')]
+    rows = [line.split('","') for line in WIDE.read_text(encoding="utf-8").splitlines() if line.startswith('"')]
     swapped = ['"' + '","'.join(cell.strip('"') for cell in reversed(row)) + '"' for row in rows]
     quoted = [re.sub(r'"\((\d+), (\d+), (\d+)\)"', r'"(\1; \2; \3)"', line) for line in swapped]
-    (tmp_path / "r.csv").write_text("\n".join(quoted))
+    (tmp_path / "r.csv").write_text("\n".join(quoted), encoding="utf-8")
     key = lambda row: (row.launch, row.metric)  # noqa: E731
     assert sorted(read_file(tmp_path / "r.csv", "int4"), key=key) == sorted(read_file(WIDE, "int4"), key=key)
 
 
 def test_lines_of_ncu_and_of_the_program_may_stand_anywhere(tmp_path):
-    lines = WIDE.read_text().splitlines()
+    lines = WIDE.read_text(encoding="utf-8").splitlines()
     noisy = []
     for line in lines:
         noisy += [line, "loading weights ...", "==WARNING== something", ""]
-    (tmp_path / "n.csv").write_text("\n".join(noisy))
+    (tmp_path / "n.csv").write_text("\n".join(noisy), encoding="utf-8")
     assert read_file(tmp_path / "n.csv", "int4") == read_file(WIDE, "int4")
 
 
 def test_rows_of_rules_properties_in_words_and_counters_a_gpu_lacks_are_passed_over(tmp_path):
-    text = WIDE.read_text().replace(
+    text = WIDE.read_text(encoding="utf-8").replace(
         '"sm__warps_active', '"launch__func_cache_config","lts__x.sum","sm__warps_active'
     )  # two columns more
     lines = []
@@ -332,11 +334,11 @@ def test_rows_of_rules_properties_in_words_and_counters_a_gpu_lacks_are_passed_o
             cells[at:at] = ["", "byte"] if cells[1] == "" else ["CachePreferNone", "n/a"]
             line = '","'.join(cells)
         lines.append(line)
-    (tmp_path / "p.csv").write_text("\n".join(lines))
+    (tmp_path / "p.csv").write_text("\n".join(lines), encoding="utf-8")
     assert read_file(tmp_path / "p.csv", "int4") == read_file(WIDE, "int4")
 
     rule = '"2","4711","python3.12","127.0.0.1","k","1","7","(1, 1, 1)","(1, 1, 1)","0","9.0","SpeedOfLight","","",""\n'
-    (tmp_path / "l.csv").write_text(LONG.read_text() + rule)
+    (tmp_path / "l.csv").write_text(LONG.read_text(encoding="utf-8") + rule, encoding="utf-8")
     assert read_file(tmp_path / "l.csv", "fp16") == read_file(LONG, "fp16")
 
 
@@ -344,15 +346,15 @@ def test_rows_of_rules_properties_in_words_and_counters_a_gpu_lacks_are_passed_o
 
 
 def damaged(tmp_path, source: Path, old: str, new: str) -> Path:
-    text = source.read_text()
+    text = source.read_text(encoding="utf-8")
     assert old in text
     file = tmp_path / source.name
-    file.write_text(text.replace(old, new, 1))
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
     return file
 
 
 def line_of(file: Path, text: str) -> int:
-    return next(i for i, line in enumerate(file.read_text().splitlines(), start=1) if text in line)
+    return next(i for i, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1) if text in line)
 
 
 @pytest.mark.parametrize(
@@ -381,7 +383,7 @@ def test_what_cannot_be_read_is_said_with_file_and_line(tmp_path, source, old, n
 @pytest.mark.parametrize("lost", [1, 2, 3, 5, 9, 40, 150, 333])
 def test_a_file_that_was_cut_off_never_passes_for_a_whole_one(tmp_path, source, lost):
     file = tmp_path / "cut.csv"
-    file.write_text(source.read_text().rstrip("\n")[:-lost])
+    file.write_text(source.read_text(encoding="utf-8").rstrip("\n")[:-lost], encoding="utf-8")
     with pytest.raises(CounterFileError, match=r"cut\.csv:\d+: .*(cut off|not a number|not 3 calls)"):
         read_file(file, "x", calls=3)
 
@@ -399,7 +401,7 @@ def test_a_file_that_was_cut_off_never_passes_for_a_whole_one(tmp_path, source, 
 )
 def test_a_file_without_kernels_says_what_it_lacks(tmp_path, text, message):
     file = tmp_path / "e.csv"
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     with pytest.raises(CounterFileError, match=message):
         read_file(file, "x")
 
@@ -585,8 +587,8 @@ def test_calls_that_do_not_launch_the_same_kernels_are_refused(tmp_path):
 
 
 def test_a_file_of_setup_kernels_alone_is_refused(tmp_path):
-    text = WIDE.read_text().replace("kernel_gemm_packed_int4_splitk", "vectorized_elementwise_kernel")
-    (tmp_path / "s.csv").write_text(text)
+    text = WIDE.read_text(encoding="utf-8").replace("kernel_gemm_packed_int4_splitk", "vectorized_elementwise_kernel")
+    (tmp_path / "s.csv").write_text(text, encoding="utf-8")
     with pytest.raises(CounterFileError, match="every profiled kernel is a setup kernel"):
         read_file(tmp_path / "s.csv", "x")
 

@@ -45,7 +45,7 @@ def given_away(text: str) -> list[str]:
 
 def test_the_data_dictionary_is_generated_from_the_schema():
     hint = "run `python -m tinygemm.dictionary`"
-    assert dictionary.README.read_text() == dictionary.render(), hint
+    assert dictionary.README.read_text(encoding="utf-8") == dictionary.render(), hint
 
 
 def test_the_dictionary_has_every_column_in_order_with_its_unit_and_meaning():
@@ -61,7 +61,9 @@ def test_the_dictionary_has_every_column_in_order_with_its_unit_and_meaning():
 
 def test_the_dictionary_knows_every_key_of_the_provenance(tmp_path):
     provenance = json.loads(
-        (synthetic.write_run(tmp_path, m_list=(1,), shapes=[(4096, 1024)]) / "provenance.json").read_text()
+        (synthetic.write_run(tmp_path, m_list=(1,), shapes=[(4096, 1024)]) / "provenance.json").read_text(
+            encoding="utf-8"
+        )
     )
     section = dictionary.render().split("## provenance.json")[1]
     named = set(re.findall(r"`(\w+)`", section.split("\n## ")[0]))
@@ -88,10 +90,10 @@ class TestRecordedRun:
         assert path.name.endswith(provenance["commit"][:7])
 
     def test_it_names_no_host_user_or_path(self, path):
-        for text in strings(json.loads((path / "provenance.json").read_text())):
+        for text in strings(json.loads((path / "provenance.json").read_text(encoding="utf-8"))):
             assert not given_away(text), text
         for file in path.rglob("*.csv"):
-            for number, line in enumerate(file.read_text().splitlines(), 1):
+            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
                 assert not {"a path", "a UUID", "a user at a host"} & set(given_away(line)), (
                     f"{file.name}:{number}: {line}"
                 )
@@ -168,26 +170,26 @@ def test_a_published_value_that_is_not_as_it_should_be_is_refused_by_file_and_li
     good = {"source_key": "some2026", "gpu": "h100", "M": "1", "K": "4096", "N": "4096", "backend": "marlin",
             "quantity": "speedup", "value": "2.5", "digitised": "yes", "method": "wall clock", "note": ""}  # fmt: skip
     bibliography = tmp_path / "references.bib"
-    bibliography.write_text("@misc{some2026,\n  title = {Some}\n}\n")
+    bibliography.write_text("@misc{some2026,\n  title = {Some}\n}\n", encoding="utf-8")
     file = tmp_path / "some2026.csv"
-    file.write_text(f"{','.join(good)}\n{','.join(good.values())}\n")
+    file.write_text(f"{','.join(good)}\n{','.join(good.values())}\n", encoding="utf-8")
     assert published.load(tmp_path, bibliography)["value"].tolist() == [2.5]
-    file.write_text(f"{','.join(good)}\n{','.join((good | change).values())}\n")
+    file.write_text(f"{','.join(good)}\n{','.join((good | change).values())}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=complaint):
         published.load(tmp_path, bibliography)
 
 
 def test_a_source_without_an_entry_in_the_bibliography_is_refused(tmp_path):
     bibliography = tmp_path / "references.bib"
-    bibliography.write_text("@misc{another2026,\n  title = {Another}\n}\n")
+    bibliography.write_text("@misc{another2026,\n  title = {Another}\n}\n", encoding="utf-8")
     with pytest.raises(ValueError, match="must be a key of book/references"):
         published.load(references=bibliography)
 
 
 def test_a_value_that_is_quoted_twice_is_refused(tmp_path):
     file = published.FOLDER / "tileops1874.csv"
-    lines = file.read_text().splitlines()
-    (tmp_path / file.name).write_text("\n".join([*lines, lines[-1]]) + "\n")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    (tmp_path / file.name).write_text("\n".join([*lines, lines[-1]]) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="is listed twice"):
         published.load(tmp_path)
 
@@ -228,7 +230,7 @@ def test_the_check_for_private_facts_lets_measurements_pass(text):
 def test_a_changed_file_is_noticed(tmp_path):
     path = synthetic.write_run(tmp_path, m_list=(1,), shapes=[(4096, 1024)])
     load_run(path)
-    with (path / "samples.csv").open("a") as stream:
+    with (path / "samples.csv").open("a", encoding="utf-8") as stream:
         stream.write("x,0,1.0\n")
     with pytest.raises(RunError, match="sha256"):
         load_run(path)

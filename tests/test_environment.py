@@ -22,7 +22,7 @@ NVIDIA = re.compile("^(nvidia-|cuda-)")  # torch itself pins these exactly, and 
 
 def locked() -> dict[str, list[Requirement]]:
     pins: dict[str, list[Requirement]] = {}
-    for line in LOCK.read_text().splitlines():
+    for line in LOCK.read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             requirement = Requirement(line)
             pins.setdefault(canonicalize_name(requirement.name), []).append(requirement)
@@ -78,8 +78,8 @@ def test_report_needs_no_torch():
 
 
 def test_conda_environment_takes_its_versions_from_the_lock():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     *conda, pip = environment["dependencies"]
     assert "pip" in conda
     (python,) = [item.removeprefix("python=") for item in conda if item.startswith("python=")]
@@ -92,18 +92,20 @@ def test_conda_environment_takes_its_versions_from_the_lock():
 
 
 def test_no_file_names_a_registry_or_a_machine():
-    tracked = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True, check=True).stdout.split()
+    tracked = subprocess.run(
+        ["git", "-C", ROOT, "ls-files"], capture_output=True, encoding="utf-8", check=True
+    ).stdout.split()
     machine = re.compile(r"--(extra-)?index-url|--find-links|(^|[\s\"'(=])/(home|root|work|opt|Users)/\w")
     kinds = {".py", ".md", ".yml", ".yaml", ".txt", ".toml", ".ipynb", ".json", ".cff", ""}
     for file in (ROOT / name for name in tracked if not name.startswith("tests/")):
         if file.suffix in kinds and file.is_file():
-            for number, line in enumerate(file.read_text(errors="replace").splitlines(), start=1):
+            for number, line in enumerate(file.read_text(errors="replace", encoding="utf-8").splitlines(), start=1):
                 assert not machine.search(line), f"{file.name}:{number}: {line.strip()[:80]}"
 
 
 @pytest.mark.parametrize("goal", ["report", "test", "test-gpu", "bench", "counters", "check", "headline", "clean"])
 def test_every_make_target_is_listed_by_make_and_can_be_planned(goal):
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
     assert f"make {goal} " in shown
     subprocess.run(["make", "--dry-run", goal], cwd=ROOT, capture_output=True, check=True)
 
@@ -111,12 +113,12 @@ def test_every_make_target_is_listed_by_make_and_can_be_planned(goal):
 def test_make_refuses_a_python_that_is_too_old_in_one_sentence(tmp_path):
     old = tmp_path / "python3"  # called with -c CODE: runs it as Python 3.9.2 would see it
     as_old = "import sys; code = sys.argv[1]; sys.version_info = (3, 9, 2); sys.version = '3.9.2 (main)'; exec(code)"
-    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{as_old}" "$2"\n')
+    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{as_old}" "$2"\n', encoding="utf-8")
     old.chmod(0o755)
-    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text(encoding="utf-8"), encoding="utf-8")
     for name in ("pyproject.toml", "requirements.lock.txt"):
-        (tmp_path / name).write_text((ROOT / name).read_text())
-    result = subprocess.run(["make", "report", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True)
+        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+    result = subprocess.run(["make", "report", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, encoding="utf-8")
     assert result.returncode != 0
     assert "Python 3.11 or newer is needed; this is 3.9.2" in result.stderr
     assert not (tmp_path / ".venv" / ".created").exists()
@@ -125,14 +127,16 @@ def test_make_refuses_a_python_that_is_too_old_in_one_sentence(tmp_path):
 @pytest.mark.parametrize("gpu", [False, True])
 def test_pytorch_is_installed_only_to_measure(tmp_path, gpu):
     for name in ("Makefile", "pyproject.toml", "requirements.lock.txt"):
-        (tmp_path / name).write_text((ROOT / name).read_text())
+        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
     tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\n" + ("echo 'GPU 0: NVIDIA A10G'\n" if gpu else "exit 9\n"))
+    tool.write_text("#!/bin/sh\n" + ("echo 'GPU 0: NVIDIA A10G'\n" if gpu else "exit 9\n"), encoding="utf-8")
     tool.chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     for arguments, measures in (([], False), (["PARAMS=notebooks/params/a10g.yaml"], gpu)):
         make = ["make", "--dry-run", "report", *arguments]
-        planned = subprocess.run(make, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+        planned = subprocess.run(
+            make, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", check=True
+        ).stdout
         assert ("[report,kernel]" in planned) == measures
         assert ("[report]" in planned) != measures
         assert all(argument.removeprefix("PARAMS=") in planned for argument in arguments)
@@ -141,22 +145,22 @@ def test_pytorch_is_installed_only_to_measure(tmp_path, gpu):
 def test_an_interrupted_installation_is_done_again(tmp_path):
     """The stamp of an installation exists only once pip has finished."""
     for name in ("Makefile", "pyproject.toml", "requirements.lock.txt"):
-        (tmp_path / name).write_text((ROOT / name).read_text())
+        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     (tmp_path / ".venv" / ".created").touch()
     stamp = tmp_path / ".venv" / ".has-report"
     make = ["make", ".venv/.has-report"]
 
-    python.write_text("#!/bin/sh\nexit 130\n")
+    python.write_text("#!/bin/sh\nexit 130\n", encoding="utf-8")
     python.chmod(0o755)
     assert subprocess.run(make, cwd=tmp_path, capture_output=True).returncode != 0
     assert not stamp.exists()
 
-    python.write_text(f"#!/bin/sh\necho \"$@\" >> '{tmp_path}/calls'\n")
+    python.write_text(f"#!/bin/sh\necho \"$@\" >> '{tmp_path}/calls'\n", encoding="utf-8")
     for _ in range(2):
         subprocess.run(make, cwd=tmp_path, capture_output=True, check=True)
-    (call,) = (tmp_path / "calls").read_text().splitlines()
+    (call,) = (tmp_path / "calls").read_text(encoding="utf-8").splitlines()
     assert "--constraint requirements.lock.txt" in call
     assert "[report]" in call
     assert "torch" not in call
@@ -165,20 +169,22 @@ def test_an_interrupted_installation_is_done_again(tmp_path):
 def test_ci_runs_the_command_of_the_readme_and_requires_the_browser():
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert script.read_text().rstrip().splitlines()[-1] == "TINYGEMM_REQUIRE_BROWSER=1 make test"
+    assert script.read_text(encoding="utf-8").rstrip().splitlines()[-1] == "TINYGEMM_REQUIRE_BROWSER=1 make test"
     subprocess.run(["bash", "-n", str(script)], check=True)
 
 
 @pytest.mark.parametrize("required", [False, True])
 def test_browser_tests_that_are_left_out_are_named_and_fail_where_they_are_required(tmp_path, required):
-    (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  browser: x\n  aot: x\n  gpu: x\n")
+    (tmp_path / "conftest.py").write_text(
+        (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  browser: x\n  aot: x\n  gpu: x\n", encoding="utf-8")
     (tmp_path / "test_page.py").write_text(
-        "import pytest\n\n@pytest.mark.browser\ndef test_page(): pass\n\ndef test_other(): pass\n"
+        "import pytest\n\n@pytest.mark.browser\ndef test_page(): pass\n\ndef test_other(): pass\n", encoding="utf-8"
     )
     environment = {"PATH": str(tmp_path), "TINYGEMM_REQUIRE_BROWSER": str(int(required))}
     command = [sys.executable, "-m", "pytest", "-q", str(tmp_path)]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8")
     assert "test_page.py::test_page" in result.stdout
     if required:
         assert result.returncode == 1

@@ -232,7 +232,7 @@ def test_a_predicted_table_holds_what_keeps_its_registers(tmp_path, monkeypatch)
     monkeypatch.setattr(predicted_table, "REPORT_SHAPES", ((problem.K, problem.N),))
     monkeypatch.setattr(predicted_table, "DECODE_M", (problem.M,))
     rows = predicted_table.predict_table("a10g", tmp_path / "a10g.json")
-    assert json.loads((tmp_path / "a10g.json").read_text())["source"] == "predicted"
+    assert json.loads((tmp_path / "a10g.json").read_text(encoding="utf-8"))["source"] == "predicted"
     assert {"splitk", "fp16"} >= {row["config"].form for row in rows} > {"fp16"}
     for row in rows:
         assert config_cost(row["config"], problem, spec).spills == 0

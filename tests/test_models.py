@@ -38,7 +38,7 @@ def config(tmp_path):
     def write(values, name="some-model"):
         path = tmp_path / name / "config.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(values if isinstance(values, str) else json.dumps(values))
+        path.write_text(values if isinstance(values, str) else json.dumps(values), encoding="utf-8")
         return path
 
     return write

@@ -25,7 +25,7 @@ PARAMS = sorted((ROOT / "notebooks" / "params").glob("*.yaml"))
 
 
 def cells(notebook, kind="code"):
-    return [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == kind]
+    return [cell for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
 
 
 def source(cell) -> str:
@@ -106,12 +106,12 @@ def test_chapter_run_by_papermill_alone_from_anywhere_finds_the_newest_run(tmp_p
     chapter = str(ROOT / "notebooks" / "01_problem.ipynb")
     command = [sys.executable, "-m", "papermill", chapter, "out.ipynb", "-p", "source", "recorded", "-k", "python3"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    assert latest_run().gpu["name"] in (tmp_path / "out.ipynb").read_text()
+    assert latest_run().gpu["name"] in (tmp_path / "out.ipynb").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("file", PARAMS, ids=lambda path: path.stem)
 def test_parameter_file_names_its_gpu_and_only_parameters_that_exist(file):
-    parameters = yaml.safe_load(file.read_text())
+    parameters = yaml.safe_load(file.read_text(encoding="utf-8"))
     assert parameters["gpu"] == gpu_spec(file.stem).key, "named by the key of its GPU, or by an alias"
     for notebook in NOTEBOOKS:
         build.check_parameters(notebook, parameters)
@@ -152,7 +152,7 @@ def test_failing_cell_is_named_and_leaves_no_chapter_behind(tmp_path):
 def test_report_of_a_gpu_that_was_never_recorded_stops_with_one_sentence(tmp_path):
     synthetic.write_run(tmp_path / "data", shapes=((4096, 1024),), m_list=(1,), n_samples=3)
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-    parameters = yaml.safe_load((ROOT / "notebooks" / "params" / "a10g.yaml").read_text())
+    parameters = yaml.safe_load((ROOT / "notebooks" / "params" / "a10g.yaml").read_text(encoding="utf-8"))
     with pytest.raises(BuildError) as failure:
         build.build(tmp_path, parameters | {"data_root": str(tmp_path / "data")})
     message = str(failure.value)

@@ -13,7 +13,7 @@ from tinygemm.report import readme
 from tinygemm.runs import latest_run, load_run, recorded_runs
 
 README = ROOT / "README.md"
-TEXT = README.read_text()
+TEXT = README.read_text(encoding="utf-8")
 needs_run = pytest.mark.skipif(not recorded_runs(), reason="no recorded run yet")
 
 
@@ -25,7 +25,7 @@ def block(text: str) -> str:
 def test_figure_and_findings_are_those_of_the_newest_run(tmp_path):
     shutil.copy2(README, tmp_path)
     readme.write(tmp_path, latest_run())
-    assert block((tmp_path / "README.md").read_text()) == block(TEXT), "run `make headline`"
+    assert block((tmp_path / "README.md").read_text(encoding="utf-8")) == block(TEXT), "run `make headline`"
     assert (tmp_path / readme.FIGURE).read_bytes() == (ROOT / readme.FIGURE).read_bytes(), "run `make headline`"
 
 
@@ -48,7 +48,7 @@ def test_findings_follow_the_run_and_are_written_the_same_twice(tmp_path):
     files = []
     for shown in (run, run, worse):
         readme.write(tmp_path, shown)
-        files.append(((tmp_path / "README.md").read_text(), (tmp_path / readme.FIGURE).read_bytes()))
+        files.append(((tmp_path / "README.md").read_text(encoding="utf-8"), (tmp_path / readme.FIGURE).read_bytes()))
     assert files[0] == files[1]
     assert files[0][0] != files[2][0]
     assert files[0][1] != files[2][1]
@@ -67,7 +67,7 @@ def test_readme_is_one_screen_and_shows_the_figure_first():
 
 
 def test_every_make_target_and_file_it_names_exists():
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"make ([a-z][a-z-]*)", TEXT):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     for path in re.findall(r"\]\((?!https?:)([^)#]+)\)|PARAMS=(\S+)", TEXT):

@@ -93,7 +93,7 @@ def test_the_run_id_says_when_and_which_commit(tmp_path):
 
 def test_provenance_lists_every_file_with_its_hash_and_rows(tmp_path):
     path = write(tmp_path, counters=True)
-    files = json.loads((path / "provenance.json").read_text())["files"]
+    files = json.loads((path / "provenance.json").read_text(encoding="utf-8"))["files"]
     assert {name: entry.get("rows") for name, entry in files.items()} == {
         "cases.csv": 4, "samples.csv": 6, "counters.csv": 1, "ncu/int4.csv": None,
     }  # fmt: skip
@@ -106,7 +106,7 @@ def test_provenance_lists_every_file_with_its_hash_and_rows(tmp_path):
 @pytest.mark.parametrize("name", ["cases.csv", "samples.csv", "counters.csv", "ncu/int4.csv"])
 def test_a_changed_file_is_refused_by_name(tmp_path, name):
     path = write(tmp_path, counters=True)
-    (path / name).write_text((path / name).read_text().replace("4", "5", 1) + " ")
+    (path / name).write_text((path / name).read_text(encoding="utf-8").replace("4", "5", 1) + " ", encoding="utf-8")
     with pytest.raises(RunError, match=f"{name} differs from what the run wrote"):
         load_run(path)
 
@@ -120,16 +120,16 @@ def test_a_missing_file_is_refused_by_name(tmp_path):
 
 def test_an_added_file_is_refused_by_name(tmp_path):
     path = write(tmp_path)
-    (path / "counters.csv").write_text(",".join(runs.columns_of(Counter)) + "\n")
+    (path / "counters.csv").write_text(",".join(runs.columns_of(Counter)) + "\n", encoding="utf-8")
     with pytest.raises(RunError, match=r"counters.csv not listed"):
         load_run(path)
 
 
 def test_a_row_count_that_differs_is_refused(tmp_path):
     path = write(tmp_path)
-    provenance = json.loads((path / "provenance.json").read_text())
+    provenance = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
     provenance["files"]["samples.csv"]["rows"] = 7
-    (path / "provenance.json").write_text(json.dumps(provenance))
+    (path / "provenance.json").write_text(json.dumps(provenance), encoding="utf-8")
     with pytest.raises(RunError, match=r"samples.csv: 6 rows, provenance.json says 7"):
         load_run(path)
 
@@ -150,6 +150,7 @@ def test_a_dirty_run_is_refused_unless_allowed(tmp_path, monkeypatch):
     [
         ("", r"provenance.json:1: not JSON"),
         ('{"schema_version": 1,\n "run_id": }', r"provenance.json:2: not JSON"),
+        ('{"run_id": "\udce9"}', r"provenance.json: not UTF-8"),
         ('{"schema_version": 99}', r"schema version 99, this code reads 1"),
         ("[1]", r"schema version None"),
         ('{"schema_version": 1}', r"commit, dirty, gpu, parameters, run_id missing"),
@@ -157,7 +158,7 @@ def test_a_dirty_run_is_refused_unless_allowed(tmp_path, monkeypatch):
 )
 def test_a_provenance_that_cannot_be_read_is_refused(tmp_path, text, message):
     path = write(tmp_path)
-    (path / "provenance.json").write_text(text)
+    (path / "provenance.json").write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(RunError, match=message):
         load_run(path)
 
@@ -185,15 +186,15 @@ def test_an_unfinished_run_is_refused_with_the_way_to_finish_it(tmp_path):
 )
 def test_a_table_that_cannot_be_read_is_refused_with_its_line(tmp_path, old, new, message):
     file = write(tmp_path) / "samples.csv"
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     assert old in text
-    file.write_text(text.replace(old, new, 1))
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(RunError, match=message):
         read_table(file)
 
 
 def test_an_empty_table_is_refused(tmp_path):
-    (tmp_path / "cases.csv").write_text("")
+    (tmp_path / "cases.csv").write_text("", encoding="utf-8")
     with pytest.raises(RunError, match=r"cases.csv: not a readable CSV"):
         read_table(tmp_path / "cases.csv")
 
@@ -203,20 +204,20 @@ def test_a_run_of_the_first_schema_is_read_with_what_came_later_filled_in(tmp_pa
     path = write(tmp_path)
     whole = load_run(path)
     whole.cases.drop(columns=["operands", "max_registers"]).to_csv(path / "cases.csv", index=False)
-    provenance = json.loads((path / "provenance.json").read_text()) | {"schema_version": 1}
+    provenance = json.loads((path / "provenance.json").read_text(encoding="utf-8")) | {"schema_version": 1}
     provenance["files"]["cases.csv"]["sha256"] = runs.sha256(path / "cases.csv")
-    (path / "provenance.json").write_text(json.dumps(provenance))
+    (path / "provenance.json").write_text(json.dumps(provenance), encoding="utf-8")
     pd.testing.assert_frame_equal(load_run(path).cases, whole.cases)
     assert set(whole.cases["operands"]) == {"random"}
-    (path / "provenance.json").write_text(json.dumps(provenance | {"schema_version": 2}))
+    (path / "provenance.json").write_text(json.dumps(provenance | {"schema_version": 2}), encoding="utf-8")
     with pytest.raises(RunError, match=r"cases.csv:1: columns are .*; expected .*operands"):
         load_run(path)
 
 
 def test_an_unfinished_run_of_the_first_schema_is_not_gone_on_with(tmp_path):
     writer = RunWriter.create(GPU, PARAMETERS, "", tmp_path)
-    provenance = json.loads((writer.path / "provenance.json").read_text()) | {"schema_version": 1}
-    (writer.path / "provenance.json").write_text(json.dumps(provenance))
+    provenance = json.loads((writer.path / "provenance.json").read_text(encoding="utf-8")) | {"schema_version": 1}
+    (writer.path / "provenance.json").write_text(json.dumps(provenance), encoding="utf-8")
     with pytest.raises(RunError, match="cannot be resumed: its schema_version was 1"):
         RunWriter.resume(writer.path, GPU, PARAMETERS)
     assert RunWriter.unfinished("h200", PARAMETERS, tmp_path) is None
@@ -304,6 +305,16 @@ def test_a_run_torn_at_any_byte_resumes_with_whole_groups_only(tmp_path, cut):
     run = load_run(writer.finish())
     assert run.cases["case_id"].tolist() == [case.case_id for N in (1024, 4096) for case in group(N)[0]]
     assert len(run.samples) == 6
+
+
+def test_a_run_torn_within_a_character_resumes(tmp_path):
+    writer = RunWriter.create(GPU, PARAMETERS, "", tmp_path)
+    writer.append(*group(1024))
+    cases = writer.path / "cases.csv"
+    whole = cases.read_bytes()
+    cases.write_bytes(whole + "int4,µ".encode()[:-1])
+    assert RunWriter.resume(writer.path, GPU, PARAMETERS).done() == {case.case_id for case in group(1024)[0]}
+    assert cases.read_bytes() == whole
 
 
 def test_samples_are_on_disk_before_the_cases_that_claim_them(tmp_path, monkeypatch):
@@ -397,7 +408,7 @@ for i in range(100000):
 
 def test_a_process_killed_in_the_middle_of_writing_loses_at_most_one_group(tmp_path):
     code = KILLED.format(tests=str(Path(__file__).parent), root=str(tmp_path))
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, encoding="utf-8")
     told = [int(process.stdout.readline()) for _ in range(20)]
     os.kill(process.pid, signal.SIGKILL)
     told += [int(line) for line in process.stdout.read().split()]
@@ -438,18 +449,18 @@ def test_git_state_tells_code_that_changed_from_data_that_was_recorded(tmp_path,
     def git(*arguments):
         identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
         return subprocess.run(
-            ["git", "-C", checkout, *identity, *arguments], check=True, capture_output=True, text=True
+            ["git", "-C", checkout, *identity, *arguments], check=True, capture_output=True, encoding="utf-8"
         )
 
     git("init", "-q")
-    (checkout / "tinygemm" / "runs.py").write_text("1\n")
+    (checkout / "tinygemm" / "runs.py").write_text("1\n", encoding="utf-8")
     git("add", ".")
     git("commit", "-qm", "first")
     assert runs.git_state() == (git("rev-parse", "HEAD").stdout.strip(), False)
     (checkout / "data" / "h200").mkdir(parents=True)
-    (checkout / "data" / "h200" / "cases.csv").write_text("x\n")
+    (checkout / "data" / "h200" / "cases.csv").write_text("x\n", encoding="utf-8")
     assert runs.git_state()[1] is False
-    (checkout / "tinygemm" / "new.py").write_text("2\n")
+    (checkout / "tinygemm" / "new.py").write_text("2\n", encoding="utf-8")
     assert runs.git_state()[1] is True
 
 

@@ -49,7 +49,8 @@ def test_every_tool_is_run_and_the_exit_code_says_whether_all_were_clean(
 ):
     fake = tmp_path / "compute-sanitizer"
     fake.write_text(
-        f"#!/bin/sh\necho 38 passed\necho '========= ERROR SUMMARY: {summary}' $PYTORCH_NO_CUDA_MEMORY_CACHING\n"
+        f"#!/bin/sh\necho 38 passed\necho '========= ERROR SUMMARY: {summary}' $PYTORCH_NO_CUDA_MEMORY_CACHING\n",
+        encoding="utf-8",
     )
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
@@ -67,7 +68,7 @@ def test_a_machine_without_the_tool_is_told_what_is_missing(tmp_path, monkeypatc
 
 
 def test_what_the_page_shows_is_a_report_in_which_every_tool_was_clean():
-    first, *lines = (sanitize.ROOT / "data" / "checks" / "sanitizer.txt").read_text().splitlines()
+    first, *lines = (sanitize.ROOT / "data" / "checks" / "sanitizer.txt").read_text(encoding="utf-8").splitlines()
     assert re.match(r"\d{4}-\d\d-\d\d, NVIDIA .*driver .*compute-sanitizer .*torch .*triton ", first)
     assert len(lines) == len(sanitize.TOOLS)
     for line, (tool, finds) in zip(lines, sanitize.TOOLS.items(), strict=True):
@@ -81,7 +82,9 @@ def test_what_the_page_shows_is_a_report_in_which_every_tool_was_clean():
 ])  # fmt: skip
 def test_the_page_says_whether_the_kernels_are_those_that_were_checked(kernels, sentence, tmp_path):
     file = tmp_path / "sanitizer.txt"
-    file.write_text(f"2026-11-25, NVIDIA H100, triton 3.6.0{kernels}\nmemcheck (x): no errors in 79 tests\n")
+    file.write_text(
+        f"2026-11-25, NVIDIA H100, triton 3.6.0{kernels}\nmemcheck (x): no errors in 79 tests\n", encoding="utf-8"
+    )
     text = pages.sanitizers(file).data
     assert text.splitlines()[0].endswith(sentence)
     assert "* memcheck (x): no errors in 79 tests" in text

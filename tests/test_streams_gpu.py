@@ -139,7 +139,7 @@ for _ in range(3):
 
 
 def test_the_first_call_of_a_process_may_be_a_captured_one():
-    done = subprocess.run([sys.executable, "-c", FIRST_CALL], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", FIRST_CALL], cwd=ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
 
 

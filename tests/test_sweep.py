@@ -321,8 +321,8 @@ def test_a_group_that_is_only_partly_on_disk_is_measured_again_as_a_whole(lab, t
     writer = runs.RunWriter.create(GPU, small_plan().parameters(), "", tmp_path)
     for rows in sweep.measure(sweep.bench_of_this_gpu(small_plan(), GPU), groups(small_plan())[:3]):
         writer.append(*rows)
-    lines = (writer.path / "cases.csv").read_text().splitlines(keepends=True)
-    (writer.path / "cases.csv").write_text("".join(lines[:-1]))
+    lines = (writer.path / "cases.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    (writer.path / "cases.csv").write_text("".join(lines[:-1]), encoding="utf-8")
     writer = runs.RunWriter.resume(writer.path, GPU, small_plan().parameters())
     todo = sweep.unfinished_groups(small_plan(), writer)
     assert todo == groups(small_plan())[2:]
@@ -356,7 +356,7 @@ sweep.record(test_sweep.small_plan(), __import__("pathlib").Path({root!r}), say=
 def test_a_process_that_is_killed_loses_only_the_group_in_flight(lab, tmp_path):
     code = KILLED.format(tests=str(Path(__file__).parent), root=str(tmp_path))
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
     )
     for _ in range(4 * 7 + 2):  # rounds of seven groups, and half of the eighth
         assert process.stdout.readline() == "round\n"
@@ -387,7 +387,7 @@ def test_counters_are_taken_of_the_cases_that_were_timed(lab, tmp_path, monkeypa
     run = load_run(sweep.record(small_plan(counters=True), tmp_path, say=lambda text: None))
     assert [target.case_id for target in asked] == ["fast/M1-K128-N32-g128/graph-cold"]
     assert run.counters["case_id"].tolist() == ["fast/M1-K128-N32-g128/graph-cold"]
-    assert (run.path / "ncu" / "fast.csv").read_text() == "raw"
+    assert (run.path / "ncu" / "fast.csv").read_text(encoding="utf-8") == "raw"
 
 
 @pytest.mark.parametrize("error", [counters.CountersUnavailableError, counters.CounterFileError])

@@ -102,7 +102,9 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(lab, refining, tmp_path,
     assert not (tmp_path / "t.json").exists()
     assert search(tmp_path, in_formats=reversed(SHAPES)) == whole
     assert lab.raced == raced, "nothing is measured twice, and in the same order"
-    assert (tmp_path / "t.json").read_text() == (tmp_path / "whole" / "t.json").read_text()
+    assert (tmp_path / "t.json").read_text(encoding="utf-8") == (tmp_path / "whole" / "t.json").read_text(
+        encoding="utf-8"
+    )
     assert [file.name for file in tmp_path.glob("t.*")] == ["t.json"], "the partial file is gone"
 
 
@@ -436,11 +438,11 @@ def test_progress_survives_a_line_cut_short(tmp_path):
     kept = Progress.open(file, TERMS)
     for problem in PROBLEMS[:2]:
         kept.add(Task("splitk", problem), ranked(3))
-    file.write_text(file.read_text()[:-20])
+    file.write_text(file.read_text(encoding="utf-8")[:-20], encoding="utf-8")
     again = Progress.open(file, TERMS)
     assert again.ranked == {Task("splitk", PROBLEMS[0]): ranked(3)}
     again.add(Task("splitk", PROBLEMS[1], Format(64), "refined"), ranked(1))
-    assert json.loads(file.read_text().splitlines()[0]) == TERMS
+    assert json.loads(file.read_text(encoding="utf-8").splitlines()[0]) == TERMS
     tasks = [Task("splitk", PROBLEMS[0]), Task("splitk", PROBLEMS[1], Format(64), "refined")]
     assert list(Progress.open(file, TERMS).ranked) == tasks, "a format is part of what was searched for"
 
@@ -450,11 +452,11 @@ def test_the_terms_of_a_search_change_with_the_kernels(tmp_path, monkeypatch):
     package = tmp_path / "tinygemm"
     for name in ("kernel/triton_kernels.py", "harness/tune.py", "harness/candidates.py", "harness/progress.py"):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
-        (package / name).write_text("a = 1\n")
+        (package / name).write_text("a = 1\n", encoding="utf-8")
     monkeypatch.setattr(progress, "__file__", str(package / "harness" / "progress.py"))
     before = progress.terms()
     assert progress.terms() == before
-    (package / "kernel" / "triton_kernels.py").write_text("a = 2\n")
+    (package / "kernel" / "triton_kernels.py").write_text("a = 2\n", encoding="utf-8")
     assert progress.terms() != before
 
 

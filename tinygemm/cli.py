@@ -11,14 +11,18 @@ import click
 
 from tinygemm.clitools import OUTPUT_FILE
 from tinygemm.clitools import check_writable as _check_writable
+from tinygemm.clitools import in_words as _in_words
+from tinygemm.clitools import is_stream as _is_stream
 from tinygemm.clitools import option as _option
 from tinygemm.clitools import options as _options
+from tinygemm.clitools import show_everything as _show_everything
 from tinygemm.clitools import write as _write
 from tinygemm.clitools import write_csv as _write_csv
 from tinygemm.clitools import write_text as _write_text
 from tinygemm.commands_advise import advise
 from tinygemm.commands_equivalent import equivalent
 from tinygemm.commands_predict import predict
+from tinygemm.parameters import read_parameters
 from tinygemm.problem import GROUP_SIZES, STUDY_SHAPES
 
 STUDY_SHAPE_LIST = ";".join(f"1,{K},{N}" for K, N in STUDY_SHAPES)
@@ -34,13 +38,14 @@ def commands():
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; what the user can mend becomes one line on stderr and exit code 1."""
+    _show_everything()
     try:
         commands(arguments, prog_name="tinygemm")
     except ModuleNotFoundError as error:
         extra = "report" if error.name in ("matplotlib", "seaborn", "scipy") else "kernel"
         _fail(f"the package {error.name} is not installed (pip install -e '.[{extra}]')")
     except (ValueError, RuntimeError, OSError) as error:
-        _fail(str(error))
+        _fail(_in_words(error))
 
 
 def _fail(message: str) -> None:
@@ -154,7 +159,7 @@ def record(params, suites, resume, new, data_root, allow_dirty):
     from tinygemm import hardware, runs
     from tinygemm.harness import sweep
 
-    parameters = _read_params(params) if params else {}
+    parameters = read_parameters(params) if params else {}
     gpu = hardware.full_key(parameters.pop("gpu", "auto"))
     root = data_root or Path(parameters.pop("data_root", "") or runs.DATA_ROOT)
     allow_dirty = parameters.pop("allow_dirty", False) or allow_dirty
@@ -217,7 +222,8 @@ def tune(out, workers, shapes):
         f"{spec.name}, driver {hardware.snapshot()['driver']}, torch {versions['torch']}, triton {versions['triton']}, "
         f"{date.today():%Y-%m-%d}: `tinygemm tune`, cold L2, CUDA graphs"
     )
-    partial, kept = out.with_name(f"{out.name}.partial"), out if shapes and out.is_file() else None
+    partial = None if _is_stream(out) else out.with_name(f"{out.name}.partial")
+    kept = out if shapes and out.is_file() else None
     settings = (about, workers, partial, kept, others, in_formats)
     _write(out, lambda aside: search.tune(problems, forms, spec.key, aside, *settings))
 
@@ -385,18 +391,6 @@ def _require_gpu() -> str:
     return hardware.live_gpu_key()
 
 
-def _read_params(file: Path) -> dict:
-    import yaml
-
-    try:
-        values = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{file}: expected `name: value` lines")
-    return values
-
-
 def _read_csv(file: Path, numeric: list[str]):
     """A table that another command wrote, with at least these columns of numbers.
 
@@ -407,10 +401,10 @@ def _read_csv(file: Path, numeric: list[str]):
 
     import pandas as pd
 
-    if not file.is_file():
+    if not file.exists():
         raise ValueError(f"{file} does not exist")
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
         rows = list(csv.reader(io.StringIO(text), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file}: not a CSV: {error}") from None

@@ -112,4 +112,4 @@ def _columns(row_type) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(render())
+    README.write_text(render(), encoding="utf-8")

@@ -113,7 +113,7 @@ def from_config(path: str | Path) -> Model:
     """
     path = Path(path)
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(config, dict):

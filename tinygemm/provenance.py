@@ -23,8 +23,9 @@ def software_versions() -> dict:
     except ImportError:
         versions["cuda"] = None
     try:
-        output = subprocess.run(["ncu", "--version"], capture_output=True, text=True, check=True).stdout
-        versions["ncu"] = output.strip().splitlines()[-1].removeprefix("Version ")
+        command = ["ncu", "--version"]
+        output = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True)
+        versions["ncu"] = output.stdout.strip().splitlines()[-1].removeprefix("Version ")
     except (FileNotFoundError, subprocess.CalledProcessError):
         versions["ncu"] = None
     return versions

@@ -348,7 +348,7 @@ class RunWriter:
         """Write counters.csv whole, and beside it under ncu/ each raw CSV: file name -> text."""
         (self.path / "ncu").mkdir(exist_ok=True)
         for name, text in raw.items():
-            (self.path / "ncu" / name).write_text(text)
+            (self.path / "ncu" / name).write_text(text, encoding="utf-8")
         (self.path / "counters.csv").unlink(missing_ok=True)
         self._append_rows("counters.csv", counters, Counter)
 
@@ -372,7 +372,7 @@ class RunWriter:
     def _append_rows(self, name: str, rows: list, row_type: type) -> None:
         file = self.path / name
         new = not file.exists()
-        with file.open("a", newline="") as stream:
+        with file.open("a", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream, lineterminator="\n")
             if new:
                 writer.writerow(columns_of(row_type))
@@ -385,8 +385,8 @@ class RunWriter:
         for name in ("cases.csv", "samples.csv"):
             file = self.path / name
             if file.is_file():
-                whole = file.read_text()
-                _write_atomically(file, whole[: whole.rfind("\n") + 1])
+                written = file.read_bytes()  # a line may be torn within a character
+                _write_atomically(file, written[: written.rfind(b"\n") + 1].decode("utf-8"))
                 if not file.stat().st_size:  # not even the header was whole
                     file.unlink()
         known = self.done()
@@ -396,7 +396,7 @@ class RunWriter:
         """Rewrite a table with the rows whose case_id, the first column, passes `keep`."""
         file = self.path / name
         if file.is_file():
-            header, *lines = file.read_text().splitlines(keepends=True)
+            header, *lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
             _write_atomically(file, "".join([header, *(line for line in lines if keep(line.split(",", 1)[0]))]))
 
 
@@ -405,7 +405,9 @@ class RunWriter:
 
 def _read_provenance(file: Path) -> dict:
     try:
-        provenance = json.loads(file.read_text())
+        provenance = json.loads(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise RunError(f"{file}: not UTF-8 text: {error.reason}") from None
     except json.JSONDecodeError as error:
         raise RunError(f"{file}:{error.lineno}: not JSON: {error.msg}") from None
     version = provenance.get("schema_version") if isinstance(provenance, dict) else None
@@ -437,7 +439,7 @@ def git_state() -> tuple[str, bool]:
     root = Path(__file__).resolve().parent.parent
 
     def git(*arguments):
-        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, encoding="utf-8", check=True).stdout
 
     try:
         return git("rev-parse", "HEAD").strip(), bool(git("status", "--porcelain", "--", ".", ":(exclude)data").strip())
@@ -456,5 +458,5 @@ def require_clean_tree(otherwise: str) -> None:
 
 def _write_atomically(file: Path, text: str) -> None:
     temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(file)

@@ -49,7 +49,7 @@ class Progress:
         terms: plain data that JSON gives back as it was: lists, no tuples
         """
         progress = cls(file)
-        lines = file.read_text().splitlines() if file and file.is_file() else []
+        lines = file.read_text(encoding="utf-8").splitlines() if file and file.is_file() else []
         found = [entry for line in lines if (entry := _parsed(line)) is not None]
         if found[:1] == [terms]:
             for entry in found[1:]:
@@ -57,7 +57,7 @@ class Progress:
                 typed = {"problem": GemmProblem(**entry["problem"]), "format": Format(**entry["format"])}
                 progress.ranked[Task(**entry | typed)] = ranked
         if file:  # what was read is written again, without the line that was cut short
-            file.write_text(json.dumps(terms) + "\n")
+            file.write_text(json.dumps(terms) + "\n", encoding="utf-8")
             for task, ranked in progress.ranked.items():
                 progress.add(task, ranked)
         return progress
@@ -66,7 +66,7 @@ class Progress:
         self.ranked[task] = ranked
         if self.file:
             entry = asdict(task) | {"ranked": [(us, asdict(config)) for us, config in ranked]}
-            with self.file.open("a") as stream:
+            with self.file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(entry) + "\n")
 
     def finalists(self, form: str, shape: tuple[int, int]) -> list[LaunchConfig]:

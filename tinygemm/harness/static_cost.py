@@ -290,7 +290,7 @@ def _packed_without_data(problem: GemmProblem, symmetric: bool) -> PackedInt4:
 
 
 def _run(*command) -> str:
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if result.returncode:
         raise RuntimeError(f"{Path(command[0]).name} failed: {result.stderr.strip()}")
     return result.stdout

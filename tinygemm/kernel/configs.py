@@ -188,12 +188,12 @@ def write_table(path, rows: list[dict], source: str, about: str, dequantise_from
     if dequantise_from_m:
         parts.append(_lines("dequantise_from_m", dequantise_from_m))
     parts.append(_lines("rows", [_plain_data(row) for row in rows]))
-    path.write_text("{\n " + ",\n ".join(parts) + "\n}\n")
+    path.write_text("{\n " + ",\n ".join(parts) + "\n}\n", encoding="utf-8")
 
 
 def read_table(path) -> tuple[list[dict], str, list[dict]]:
     """The rows of a table file, its source and its crossovers, as `write_table` takes them."""
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     rows = [_parsed(row) for row in content["rows"]]
     return rows, content["source"], content.get("dequantise_from_m", [])
 
@@ -214,7 +214,7 @@ def _lines(name: str, rows: list[dict]) -> str:
 def _content(gpu: str) -> tuple[dict, str]:
     """The table file that serves a GPU, and its source: `rule` where it is another GPU's."""
     name = gpu if (_folder() / f"{gpu}.json").is_file() else _nearest_table(gpu)
-    content = json.loads((_folder() / f"{name}.json").read_text())
+    content = json.loads((_folder() / f"{name}.json").read_text(encoding="utf-8"))
     return content, content["source"] if name == gpu else "rule"
 
 

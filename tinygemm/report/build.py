@@ -5,18 +5,21 @@ from __future__ import annotations
 import ast
 import concurrent.futures
 import json
-import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import click
-import yaml
 
-from tinygemm.runs import RunError, latest_run
+from tinygemm.clitools import in_words, show_everything
+from tinygemm.parameters import read_parameters
+from tinygemm.report import processes
+from tinygemm.runs import latest_run
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = "00_answer"  # opens the run, or measures it; the other chapters are then given its folder
@@ -33,39 +36,46 @@ def build(root: Path = ROOT, parameters: dict | None = None) -> Path:
     root:       folder of notebooks/, book/ and _config.yml
     parameters: notebook parameters that differ from their defaults; without any, the newest recorded run
     returns:    the book's first page
-    raises:     BuildError; what was built before is then still there, whole
+    raises:     BuildError, at once where another build of this checkout is under way; what was built before is then
+                still there, whole
     """
     root, parameters = Path(root), dict(parameters or {"source": "recorded"})
     notebooks = sorted((root / "notebooks").glob("[0-9]*.ipynb"))
     for notebook in notebooks:
         check_parameters(notebook, parameters)
+    if FIRST not in [notebook.stem for notebook in notebooks]:
+        raise BuildError(f"{root / 'notebooks'} has no {FIRST}.ipynb, which opens the run")
+    built, executed = root / "_build", root / "book" / "executed"
+    try:
+        for folder in (built, executed / ".aside"):
+            folder.mkdir(parents=True, exist_ok=True)
+        with processes.locked(built / "lock"):
+            execute_all(notebooks, executed, parameters)
+            click.echo("building the pages")
+            return build_book(root)
+    except processes.LockedError as error:
+        raise BuildError(f"another build is under way in {root} ({error}); wait for it or end it") from None
+    except OSError as error:
+        raise BuildError(f"{in_words(error)}; a build must be able to write into {built} and {executed}") from None
+
+
+def execute_all(notebooks: list[Path], executed: Path, parameters: dict) -> None:
+    """Execute the first notebook, which opens the run or measures it, then the others with that run, some at a time."""
     # the kernel of this environment, whatever kernels the user has elsewhere
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     os.environ.pop("JUPYTER_PATH", None)
-    executed = root / "book" / "executed"
-    (executed / ".aside").mkdir(parents=True, exist_ok=True)
-
-    first = next((notebook for notebook in notebooks if notebook.stem == FIRST), None)
-    if first is None:
-        raise BuildError(f"{root / 'notebooks'} has no {FIRST}.ipynb, which opens the run")
-    seconds = execute(first, executed, parameters, show_output=True)
-    _say(1, len(notebooks), first, seconds)
-    # pages show it: relative to the notebooks, so that it names no machine's folders
-    opened = first.parent / glued(executed / first.name, "run_dir")
-    run_dir = os.path.relpath(opened.resolve(), first.parent.resolve())
-    parameters |= {"source": "recorded", "run_dir": run_dir}
-    rest = [notebook for notebook in notebooks if notebook != first]
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(WORKERS, mp_context=context) as pool:
-        running = {pool.submit(execute, notebook, executed, parameters): notebook for notebook in rest}
-        try:
-            for done, future in enumerate(concurrent.futures.as_completed(running), start=2):
-                _say(done, len(notebooks), running[future], future.result())
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-    click.echo("building the pages")
-    return build_book(root)
+    first, *rest = sorted(notebooks, key=lambda notebook: notebook.stem != FIRST)
+    with processes.workers(WORKERS) as pool:
+        seconds = processes.submit(pool, execute, first, executed, parameters, True).result()
+        _say(1, len(notebooks), first, seconds)
+        if not (opened := run_of(executed / first.name)):
+            raise BuildError(f"{first.name} does not glue 'run_dir', the folder of the run")
+        # pages show it: relative to the notebooks, so that it names no machine's folders
+        run_dir = os.path.relpath((first.parent / opened).resolve(), first.parent.resolve())
+        parameters |= {"source": "recorded", "run_dir": run_dir}
+        running = {processes.submit(pool, execute, notebook, executed, parameters): notebook for notebook in rest}
+        for done, future in enumerate(concurrent.futures.as_completed(running), start=2):
+            _say(done, len(notebooks), running[future], future.result())
 
 
 def check_parameters(notebook: Path, parameters: dict) -> None:
@@ -91,8 +101,11 @@ def execute(notebook: Path, folder: Path, parameters: dict, show_output: bool = 
     raises:  BuildError naming notebook, cell and error; the half-run copy stays in `folder`/.aside
     """
     import papermill
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
+    show_everything()
     aside, start = folder / ".aside" / notebook.name, time.perf_counter()
     try:
         papermill.execute_notebook(
@@ -101,7 +114,7 @@ def execute(notebook: Path, folder: Path, parameters: dict, show_output: bool = 
             parameters,
             kernel_name="python3",
             cwd=str(notebook.parent),
-            progress_bar=show_output,
+            progress_bar=False,
             stdout_file=sys.stdout if show_output else None,
             stderr_file=sys.stderr if show_output else None,
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
@@ -111,27 +124,31 @@ def execute(notebook: Path, folder: Path, parameters: dict, show_output: bool = 
         raise BuildError(
             f"notebooks/{notebook.name}, cell [{error.exec_count}] `{line}`:\n{error.ename}: {error.evalue}"
         ) from None
+    except DeadKernelError as error:
+        raise BuildError(f"notebooks/{notebook.name}: {error}; was it killed for want of memory?") from None
+    except NoSuchKernel as error:
+        raise BuildError(f"notebooks/{notebook.name}: {error}; ipykernel is not installed here") from None
     aside.replace(folder / notebook.name)
     return time.perf_counter() - start
 
 
-def glued(notebook: Path, key: str) -> str:
-    """The text that an executed notebook glued under `key`."""
-    for cell in json.loads(notebook.read_text())["cells"]:
-        for output in cell.get("outputs", []):
-            if output.get("metadata", {}).get("scrapbook", {}).get("name") == key:
-                return ast.literal_eval("".join(next(iter(output["data"].values()))))
-    raise BuildError(f"{notebook.name} does not glue {key!r}")
-
-
 def build_book(root: Path) -> Path:
-    """Build the HTML beside the old one and put it in its place when it is whole; every warning is an error."""
+    """Build the HTML beside the old one and put it in its place when it is whole; every warning is an error.
+
+    raises: BuildError, also where executed notebooks show more than one run
+    """
+    check_one_run(root)
     fresh, html = root / "_build" / "fresh", root / "_build" / "html"
     shutil.rmtree(fresh, ignore_errors=True)
-    jupyter_book = "from jupyter_book.cli.main import main; main()"
+    jupyter_book = (
+        f"from tinygemm.report.processes import die_with_parent; die_with_parent({os.getpid()}); "
+        "from jupyter_book.cli.main import main; main()"
+    )
     options = ["-W", "-n", "--keep-going", "-q", "--path-output", str(fresh), "--config", str(root / "_config.yml")]
     command = [sys.executable, "-c", jupyter_book, "build", str(root / "book"), *options]
-    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    result = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
+    )
     if result.returncode:
         raise BuildError(f"the book has warnings or errors:\n{result.stdout}")
     shutil.rmtree(html, ignore_errors=True)
@@ -140,28 +157,67 @@ def build_book(root: Path) -> Path:
     return html / "index.html"
 
 
+def check_one_run(root: Path) -> None:
+    """Refuse executed notebooks that show different runs: another build, or a papermill by hand, came between."""
+    shown = {}
+    for notebook in sorted((root / "notebooks").glob("[0-9]*.ipynb")):
+        executed = root / "book" / "executed" / notebook.name
+        if executed.is_file() and (run := run_of(executed)):
+            shown.setdefault((notebook.parent / run).resolve().name, notebook.stem)
+    if len(shown) > 1:
+        which = ", ".join(f"{run} in {chapter}" for run, chapter in shown.items())
+        raise BuildError(
+            f"{root / 'book' / 'executed'} shows more than one run ({which}); execute every notebook again"
+        )
+
+
+def run_of(executed: Path) -> str:
+    """The folder of the run that an executed notebook opened, relative to the notebooks; "" where it does not say."""
+    content = json.loads(executed.read_text(encoding="utf-8"))
+    for cell in content["cells"]:
+        for output in cell.get("outputs", []):
+            if output.get("metadata", {}).get("scrapbook", {}).get("name") == "run_dir":
+                return ast.literal_eval("".join(next(iter(output["data"].values()))))
+    return content["metadata"]["papermill"]["parameters"].get("run_dir", "")
+
+
 def _say(done: int, total: int, notebook: Path, seconds: float) -> None:
     click.echo(f"[{done}/{total}] {notebook.name} {seconds:.1f} s")
 
 
+def in_utf8_mode() -> None:
+    """Start this program anew in Python's UTF-8 mode where the locale has another encoding.
+
+    Notebooks and pages are UTF-8, and so are the kernels and Sphinx, which inherit the mode, and names of folders.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, sys.orig_argv)
+
+
 @click.command()
-@click.option(
-    "-f", "--params", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="YAML of notebook parameters."
-)
+@click.option("-f", "--params", type=click.Path(path_type=Path), help="YAML of notebook parameters.")
 @click.option("--headline", is_flag=True, help="Only write the README's figure and findings again.")
 def main(params: Path | None, headline: bool) -> None:
     """Build the report from the newest recorded run, or from what PARAMS says."""
+    show_everything()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing stays behind
     try:
         if headline:
             from tinygemm.report import readme
 
             readme.write(ROOT, latest_run())
             return
-        parameters = yaml.safe_load(params.read_text()) if params else None
-        click.echo(f"open the report: {build(parameters=parameters).as_uri()}")
-    except (BuildError, RunError) as error:
-        raise click.ClickException(str(error)) from None
+        parameters = read_parameters(params) if params else None
+        click.echo(f"open the report: {build(ROOT, parameters).as_uri()}")
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"the package {error.name} is not installed (pip install -e '.[report]')") from None
+    except BrokenProcessPool:
+        raise click.ClickException("a process that executes notebooks was killed; for want of memory?") from None
+    except (BuildError, ValueError, OSError) as error:
+        raise click.ClickException(in_words(error)) from None
 
 
 if __name__ == "__main__":
+    in_utf8_mode()
     main()

@@ -49,7 +49,9 @@ def load(folder: Path | None = None, references: Path | None = None) -> pd.DataF
     raises:     ValueError naming the file, the line and what was expected
     """
     folder = folder or FOLDER
-    known = set(re.findall(r"^@\w+\{\s*([^,\s]+)", (references or REFERENCES).read_text(), re.MULTILINE))
+    known = set(
+        re.findall(r"^@\w+\{\s*([^,\s]+)", (references or REFERENCES).read_text(encoding="utf-8"), re.MULTILINE)
+    )
     files = sorted(folder.glob("*.csv"))
     if not files:
         raise ValueError(f"{folder}: no published values")
@@ -63,7 +65,7 @@ def load(folder: Path | None = None, references: Path | None = None) -> pd.DataF
 
 def _lines(file: Path):
     """Line numbers and rows of a CSV below its header; raises ValueError where a row is not as the header says."""
-    with file.open(newline="") as stream:
+    with file.open(newline="", encoding="utf-8") as stream:
         reader = csv.reader(stream, strict=True)
         header = next(reader, [])
         if header != COLUMNS:

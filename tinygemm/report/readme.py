@@ -14,10 +14,10 @@ BEGIN, END = "<!-- findings: written by `make headline` -->", "<!-- end of findi
 def write(root: Path, run) -> None:
     """Draw the figure and put the findings of `run` between the marks of README.md; the same run, the same bytes."""
     readme = root / "README.md"
-    before, rest = readme.read_text().split(BEGIN)
+    before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
     _, after = rest.split(END)
     figures.save(figures.headline(tables.report_table(run)), root / FIGURE)
-    readme.write_text(f"{before}{BEGIN}\n{findings(run)}{END}{after}")
+    readme.write_text(f"{before}{BEGIN}\n{findings(run)}{END}{after}", encoding="utf-8")
 
 
 def findings(run) -> str:

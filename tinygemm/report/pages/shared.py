@@ -290,7 +290,7 @@ def without_overlap(table: pd.DataFrame, M: int = 1) -> Markdown:
 
 def sanitizers(file: Path = DATA_ROOT / "checks" / "sanitizer.txt") -> Markdown:
     """What `make sanitize` said when it last ran: the day and the versions, then a line per tool, word for word."""
-    conditions, *tools = file.read_text().splitlines()
+    conditions, *tools = file.read_text(encoding="utf-8").splitlines()
     checked = re.search(r", kernels (\w+)$", conditions)
     if checked is None:
         since = "Which version of the kernels' code that was is not recorded; it may have changed since."
