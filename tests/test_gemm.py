@@ -1,16 +1,20 @@
 """How `gemm` chooses: the fused kernel for few tokens, the dequantised weight for many, and few binaries for all."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from operands import assert_close, make_operands, poison_allocations
 from ptx import emulated
 
-from tinygemm.kernel import gemm, launch
-from tinygemm.kernel.configs import DEQUANTISE, DEQUANTISE_FROM_M, LaunchConfig, select, table
-from tinygemm.kernel.quant import dequantize, pack, random_packed
+from tinygemm.kernel import forms, gemm, launch
+from tinygemm.kernel.configs import DEQUANTISE, DEQUANTISE_FROM_M, STATIC, LaunchConfig, select, table
+from tinygemm.kernel.quant import dequantize, pack, quantize, random_packed
 from tinygemm.problem import GemmProblem
 
 SPLITK = LaunchConfig("splitk", block_m=8, block_n=32, block_k=256, split_k=2, num_warps=2, num_stages=1)
+RING = LaunchConfig("ring", block_m=4, block_n=32, block_k=256, split_k=1, num_warps=2, num_stages=3)
+TOLERANCE = {torch.float16: {}, torch.bfloat16: {"max_err": 8 * 4e-3, "rms_err": 8e-3}}
 
 
 @pytest.fixture(autouse=True)
@@ -126,3 +130,79 @@ def test_any_arrangement_of_rows_is_multiplied(view):
     assert out.shape == (*x.shape[:-1], 40)
     reference = x.reshape(-1, 256).double() @ dequantize(w, torch.float64).T
     assert_close(out.reshape(-1, 40), reference)
+
+
+@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "zeros"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("config", "M"),
+    [(STATIC, 1), (STATIC, 17), (SPLITK, 1), (SPLITK, 9), (RING, 1), (RING, 6), (DEQUANTISE, 64)],
+    ids=lambda value: getattr(value, "form", value),
+)
+def test_scales_may_be_negative_and_subnormal(config, M, dtype, symmetric):
+    """What quantising small weights by full range gives, in every form; activations bring the output to order one."""
+    operands = make_operands(M, 32, 256, 64, symmetric)
+    sign = torch.where(torch.arange(32) % 3 == 0, -1, 1)  # the neighbour's sign would show
+    scales = (operands.scales * sign * 2.0**-13).half()  # steps of 2^-24 are a percent of them
+    assert 0 < scales.abs().min() < scales.abs().max() < torch.finfo(torch.float16).tiny
+    operands = replace(operands, scales=scales, x=(operands.x * 2.0**12).to(dtype))
+    assert_close(gemm.gemm(operands.x, packed(operands), config), operands.reference(), **TOLERANCE[dtype])
+
+
+def test_a_weight_by_full_range_is_multiplied_with_its_signed_scales():
+    weight = torch.randn(32, 256, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 256, generator=torch.Generator().manual_seed(1)).half()
+    w = quantize(weight)
+    assert (w.scales < 0).any()
+    assert (w.scales > 0).any()
+    assert_close(gemm.gemm(x, w, SPLITK), x.double() @ dequantize(w, torch.float64).T)
+
+
+@pytest.mark.parametrize("shape", [(0, 256), (2, 0, 256), (0, 3, 256)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_no_rows_give_no_rows(shape, dtype, launched):
+    out = gemm.gemm(torch.zeros(shape, dtype=dtype), random_packed(40, 256))
+    assert (out.shape, out.dtype) == ((*shape[:-1], 40), dtype)
+    assert not launched
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    """A machine on which no kernel can run."""
+    monkeypatch.setattr(forms, "INTERPRETED", False)
+
+
+@pytest.mark.parametrize(("group_size", "symmetric"), [(32, True), (128, False), (-1, True)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_without_a_gpu_the_product_is_that_of_the_dequantised_weight(no_gpu, launched, dtype, group_size, symmetric):
+    operands = make_operands(6, 40, 256, group_size, symmetric)
+    x, w = operands.x.to(dtype), packed(operands)
+    out = gemm.gemm(x.view(2, 3, 256), w)
+    assert (out.shape, out.dtype) == ((2, 3, 40), dtype)
+    assert not launched
+    assert_close(out.view(6, 40), replace(operands, x=x).reference(), **TOLERANCE[dtype])
+    operator = torch.ops.tinygemm.gemm(x, w.qweight, w.scales, w.zeros, 40, 256, group_size)
+    assert torch.equal(operator, out.view(6, 40))
+
+
+def test_without_a_gpu_a_config_cannot_be_forced(no_gpu):
+    with pytest.raises(ValueError, match="config must be None where x is on cpu"):
+        gemm.gemm(torch.ones(1, 256).half(), random_packed(16, 256), SPLITK)
+
+
+@pytest.mark.parametrize("M", [2, 100])
+def test_a_product_on_meta_tensors_has_its_shape_and_type(M):
+    out = gemm.gemm(torch.empty(M, 256, dtype=torch.bfloat16, device="meta"), random_packed(40, 256).to("meta"))
+    assert (out.shape, out.dtype, out.device.type) == ((M, 40), torch.bfloat16, "meta")
+
+
+@pytest.mark.parametrize("interpreted", [True, False])
+def test_autocast_changes_nothing_of_a_product(interpreted, monkeypatch):
+    """Its output has the dtype of x, by whatever route."""
+    monkeypatch.setattr(forms, "INTERPRETED", interpreted)
+    operands = make_operands(64, 32, 256)
+    expected = gemm.gemm(operands.x, packed(operands), DEQUANTISE if interpreted else None)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = gemm.gemm(operands.x, packed(operands), DEQUANTISE if interpreted else None)
+    assert out.dtype == torch.float16
+    assert torch.equal(out, expected)

@@ -172,6 +172,83 @@ def test_a_key_is_all_that_decides_about_the_launch(version, kernel):
     assert len(kernel.ordinary) == before
 
 
+X = aligned(3)
+OTHER = {  # what a second call has that the first, of X by W in SPLITK, has not: x, w, config, dependent_launch
+    "dtype of x": {"x": X.bfloat16()},
+    "rows of x": {"x": aligned(4)},
+    "leading dimensions of x": {"x": X.view(1, 3, K)},
+    "strides of x": {"x": aligned(3, 2 * K)},
+    "rows of x at unequal distances": {"x": aligned(6).view(2, 3, K)[:, ::2].transpose(0, 1)},
+    "no zeros": {"w": replace(W, zeros=None)},
+    "group size": {"w": random_packed(N, K, 64, symmetric=False)},
+    "one group per row": {"w": random_packed(N, K, -1, symmetric=False)},
+    "N": {"w": random_packed(N + 16, K, symmetric=False)},
+    "N in the same tiles": {"w": random_packed(N - 1, K, symmetric=False)},
+    "K": {"x": aligned(3, K // 2), "w": random_packed(N, K // 2, symmetric=False)},
+    "config": {"config": replace(SPLITK, num_warps=4)},
+    "dependent launch": {"dependent": False},
+}
+
+
+@pytest.mark.parametrize("case", OTHER)
+def test_a_call_that_differs_in_one_thing_takes_no_plan_of_another(case, version, kernel):
+    """Each is made right after a call that has a plan, so a key without that thing would find it."""
+
+    def call(x=X, w=W, config=SPLITK, dependent=True):
+        before = len(kernel.ordinary), len(kernel.short)
+        out = gemm.gemm(x, w, config, dependent)
+        assert (out.shape, out.dtype) == ((*x.shape[:-1], w.N), x.dtype)
+        return len(kernel.ordinary) > before[0], len(kernel.short) > before[1]
+
+    assert call() == (True, False)
+    assert call() == (False, True)
+    assert call(**OTHER[case]) == (True, False)
+    assert call(**OTHER[case]) == (False, True)
+    assert call() == (False, True)
+
+
+def test_a_plan_of_one_device_serves_no_other(version, kernel):
+    gemm.gemm(X, W, SPLITK)
+    with pytest.raises(ValueError, match="x is on meta and w on cpu"):
+        gemm.gemm(X.to("meta"), W, SPLITK)
+    with pytest.raises(ValueError, match="x is on cpu and w on meta"):
+        gemm.gemm(X, W.to("meta"), SPLITK)
+    with pytest.raises(ValueError, match="config must be None where x is on meta"):
+        gemm.gemm(X.to("meta"), W.to("meta"), SPLITK)
+    assert not kernel.short
+
+
+def test_scales_of_another_dtype_never_meet_a_plan(version, kernel):
+    """A key does not name the dtype of scales: there is one only, and a packed weight of another is not made."""
+    gemm.gemm(X, W, SPLITK)
+    for scales in (W.scales.bfloat16(), W.scales.float(), W.scales.t().contiguous().t()):
+        with pytest.raises(ValueError, match="scales must be"):
+            gemm.gemm(X, replace(W, scales=scales), SPLITK)
+    assert not kernel.short
+
+
+DEQUANTISED = {
+    "dtype": {"dtype": torch.bfloat16},
+    "no zeros": {"w": replace(W, zeros=None)},
+    "group size": {"w": random_packed(N, K, 64, symmetric=False)},
+    "N": {"w": random_packed(N - 1, K, symmetric=False)},
+    "K": {"w": random_packed(N, K // 2, symmetric=False)},
+    "device": {"w": W.to("meta")},
+}
+
+
+@pytest.mark.parametrize("case", DEQUANTISED)
+def test_dequantising_a_weight_that_differs_in_one_thing_takes_no_plan_of_another(case, version, kernel):
+    def call(w=W, dtype=torch.float16):
+        before = len(kernel.short)
+        assert gemm.dequantize_fp16(w, dtype).shape == w.shape
+        return len(kernel.short) > before
+
+    assert [call(), call()] == [False, True]
+    assert not call(**DEQUANTISED[case])
+    assert call()
+
+
 def test_another_weight_of_the_same_shape_is_the_one_that_is_read(version, kernel):
     """No plan holds on to a tensor: neither its address nor its identity."""
     x = aligned()

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import warnings
 
 import pytest
 import torch
@@ -96,18 +97,184 @@ def test_names_and_paths_to_skip_stay_as_they_are(model):
     assert quantize_model(Model().half(), skip=())[-1] == "lm_head"
 
 
-def test_a_layer_that_cannot_be_quantised_is_named_and_nothing_is_changed(model):
-    model.layers[1].down_proj = nn.Linear(200, 128).half()
-    with pytest.raises(ValueError, match=re.escape("layers.1.down_proj: K=200 must be divisible by group_size=128")):
-        quantize_model(model)
-    assert not any(isinstance(module, Int4Linear) for module in model.modules())
-
-
 def test_a_layer_used_in_two_places_stays_one_layer(model):
     model.layers[1].o_proj = model.layers[0].o_proj
     quantize_model(model)
     assert model.layers[1].o_proj is model.layers[0].o_proj
     assert type(model.layers[1].o_proj) is Int4Linear
+
+
+REFUSED = {  # a layer that cannot be quantised, and what is said of it
+    "K no multiple of the group": (lambda: nn.Linear(200, 128).half(), "K=200 must be divisible by group_size=128"),
+    "float64": (lambda: nn.Linear(256, 128).double(), "weight must be float16, bfloat16 or float32"),
+    "without values": (lambda: nn.Linear(256, 128, device="meta"), "weight is on the meta device"),
+    "not finite": (lambda: filled(torch.nan), "NaN or infinite"),
+    "too large for float16": (lambda: filled(1e6).float(), "a group's scale is"),
+    "forward replaced": (lambda: patched("forward", lambda x: x), "its forward was replaced"),
+    "hooked by accelerate": (lambda: patched("_hf_hook", object()), "its forward was replaced"),
+    "weight_norm": (lambda: nn.utils.weight_norm(nn.Linear(256, 128)), "its weight is made anew by a hook"),
+}
+
+
+def filled(value):
+    linear = nn.Linear(256, 128)
+    linear.weight.fill_(value)
+    return linear
+
+
+def patched(name, value):
+    linear = nn.Linear(256, 128).half()
+    setattr(linear, name, value)
+    return linear
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_layer_that_cannot_be_quantised_is_named_by_its_path_and_nothing_is_changed(case, model):
+    make, message = REFUSED[case]
+    model.layers[1].down_proj = make()
+    with pytest.raises(ValueError, match=rf"^layers\.1\.down_proj: .*{re.escape(message)}"):
+        quantize_model(model)
+    assert not any(isinstance(module, Int4Linear) for module in model.modules())
+    quantize_model(model, skip=("lm_head", "layers.1.down_proj"))
+
+
+def test_an_error_of_the_machine_keeps_its_type_and_names_the_layer(model, monkeypatch):
+    def out_of_memory(weight, *arguments, **keywords):
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr("tinygemm.kernel.linear.quantize", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError) as error:
+        quantize_model(model)
+    assert "layers.0.qkv_proj" in error.value.__notes__[0]
+
+
+def test_a_model_of_which_nothing_is_quantised_is_an_error(model):
+    with pytest.raises(ValueError, match=r"no nn\.Linear to quantise"):
+        quantize_model(nn.Sequential(nn.Embedding(10, 128), nn.LayerNorm(128)))
+    quantize_model(model)
+    with pytest.raises(ValueError, match=re.escape("outside skip=['lm_head']")):
+        quantize_model(model)
+
+
+class Experts(nn.Module):
+    """Weights of experts in one tensor, as newer models keep them: no nn.Linear."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.fused = nn.Parameter(torch.zeros(count, 128, 128).half())
+
+
+@pytest.mark.parametrize(("experts", "share"), [(1, None), (2, "67%"), (9, "90%")])
+def test_a_model_that_is_mostly_left_as_it_is_says_so(experts, share):
+    """One layer of 128 x 128 is quantised beside that many experts of the same size; half and half says nothing."""
+    model = nn.ModuleDict({"projection": nn.Linear(128, 128).half(), "experts": Experts(experts)})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert quantize_model(model) == ["projection"]
+    assert [share in str(each.message) and "experts.fused" in str(each.message) for each in said] == [True] * bool(
+        share
+    )
+
+
+def test_a_float32_model_is_told_that_it_wants_half():
+    model, x = nn.Sequential(nn.LayerNorm(128), nn.Linear(128, 16)), torch.randn(1, 128)
+    with pytest.warns(UserWarning, match=r"1 was float32 .*\.half\(\)"):
+        quantize_model(model)
+    with pytest.raises(TypeError, match=r"x must be float16 or bfloat16, got torch\.float32"):
+        model(x)
+    assert model.half()(x.half()).dtype == torch.float16
+
+
+def test_the_rule_reaches_every_layer(model):
+    signed, absmax = copy.deepcopy(model), copy.deepcopy(model)
+    quantize_model(signed)
+    quantize_model(absmax, rule="absmax")
+    for each, rule in ((signed, "full-range"), (absmax, "absmax")):
+        weight = model.layers[0].up_proj.weight
+        assert torch.equal(each.layers[0].up_proj.scales, quantize(weight, rule=rule).scales)
+    assert (signed.layers[0].up_proj.scales < 0).any()
+    assert (absmax.layers[0].up_proj.scales > 0).all()
+
+
+# --- what a layer does beside its product ----------------------------------------------------------------------------
+
+
+def test_hooks_of_the_forward_move_along_and_can_still_be_removed():
+    linear = nn.Linear(128, 32).half()
+    calls = []
+    handles = [
+        linear.register_forward_pre_hook(lambda layer, inputs: (inputs[0] * 2,)),
+        linear.register_forward_pre_hook(
+            lambda layer, args, kwargs: calls.append("pre") or (args, {}), with_kwargs=True
+        ),
+        linear.register_forward_hook(lambda layer, args, kwargs, out: out + len(kwargs), with_kwargs=True),
+        linear.register_forward_hook(lambda layer, args, out: calls.append("always"), always_call=True),
+    ]
+    plain = Int4Linear.from_linear(copy.deepcopy(linear))
+    model = nn.Sequential(linear)
+    quantize_model(model)
+    x = torch.randn(2, 128).half()
+    doubled = model(x)
+    assert calls == ["pre", "always"]
+    with pytest.raises(ValueError, match="K=128"):
+        model(x[:, :64])
+    assert calls == ["pre", "always", "pre", "always"], "the last hook is called after a failure, too"
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(model(2 * x), doubled)
+    assert len(calls) == 4
+    assert torch.equal(plain(x), doubled), "a copy has hooks of its own"
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_layer_is_in_the_mode_of_the_one_it_replaces(training):
+    assert Int4Linear.from_linear(nn.Linear(128, 16).train(training)).training is training
+
+
+@pytest.mark.parametrize("layers", [0, 2], ids=["layer", "encoder"])
+@pytest.mark.parametrize("mask", [False, True], ids=["no-mask", "padding"])
+def test_an_encoder_of_torch_works_although_its_fast_path_wants_tensors(layers, mask):
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(128, 4, 256, batch_first=True)
+    model = (nn.TransformerEncoder(model, layers, enable_nested_tensor=True) if layers else model).half().eval()
+    expected = copy.deepcopy(model).float()
+    replaced = quantize_model(model)
+    for path in replaced:
+        expected.get_submodule(path).weight.copy_(dequantize(model.get_submodule(path).weight, torch.float32))
+    x = torch.randn(2, 5, 128).half()
+    padding = {"src_key_padding_mask": torch.tensor([[False] * 5, [False] * 3 + [True] * 2])} if mask else {}
+    kept = slice(0, 3)
+    y = model(x, **padding)[:, kept].reshape(-1, 128)
+    assert_close(y, expected(x.float(), **padding)[:, kept].reshape(-1, 128).double(), max_err=2e-2, rms_err=5e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_under_autocast_a_layer_computes_in_the_dtype_that_a_linear_layer_would(x_dtype, dtype):
+    linear = nn.Linear(128, 32)
+    layer, x = Int4Linear.from_linear(linear), torch.randn(2, 128).to(x_dtype)
+    with torch.autocast("cpu", dtype):
+        assert layer(x).dtype == linear(x).dtype == dtype
+        assert torch.equal(layer(x), layer(x.to(dtype)))
+    if x_dtype != torch.float32:
+        assert layer(x).dtype == x_dtype
+
+
+@pytest.mark.parametrize("shape", [(0, 128), (2, 0, 128)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_batch_without_rows_gives_none(bias, shape):
+    linear = nn.Linear(128, 32, bias).half()
+    x = torch.zeros(shape).half()
+    y = Int4Linear.from_linear(linear)(x)
+    assert (y.shape, y.dtype) == (linear(x).shape, torch.float16)
+
+
+def test_a_layer_of_a_trained_weight_can_be_copied():
+    with torch.enable_grad():
+        layer = Int4Linear.from_packed(quantize(nn.Linear(256, 40).weight))
+        copy.deepcopy(layer)
+        assert not layer(torch.randn(2, 256).half()).requires_grad
 
 
 def test_a_single_linear_layer_cannot_be_replaced_in_place():
@@ -126,6 +293,60 @@ def test_a_state_dict_restores_the_layer_bit_for_bit(symmetric, tmp_path):
     assert not torch.equal(other(x), layer(x))
     other.load_state_dict(torch.load(tmp_path / "layer.pt"))
     assert torch.equal(other(x), layer(x))
+
+
+LOADED = {  # what a state dict holds instead of a tensor of the same name
+    "scales in float32": ("scales", torch.Tensor.float),
+    "scales in bfloat16": ("scales", torch.Tensor.bfloat16),
+    "codes in float16": ("qweight", torch.Tensor.half),
+    "codes in int64": ("qweight", torch.Tensor.long),
+    "zeros in int32": ("zeros", torch.Tensor.int),
+    "fewer codes": ("qweight", lambda tensor: tensor[:2]),
+    "scales transposed": ("scales", torch.Tensor.t),
+}
+
+
+@pytest.mark.parametrize("assign", [False, True], ids=["copy", "assign"])
+@pytest.mark.parametrize("case", LOADED)
+def test_a_state_dict_of_other_dtypes_or_shapes_is_refused_by_name(case, assign):
+    name, change = LOADED[case]
+    model, x = nn.Sequential(Int4Linear.from_linear(nn.Linear(256, 40).half(), 64, False)), torch.randn(2, 256).half()
+    before = model(x)
+    state = {f"0.{name}": change(model[0].state_dict()[name])}
+    with pytest.raises(RuntimeError, match=rf"0\.{name}"):
+        model.load_state_dict(state, strict=False, assign=assign)
+    assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("name", ["qweight", "scales", "zeros"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_tensors_of_other_strides_are_laid_out_when_they_are_assigned(name, device):
+    layer, x = Int4Linear.from_linear(nn.Linear(256, 40).half(), 64, False), torch.randn(2, 256).half()
+    state = layer.state_dict()
+    state[name] = nn.Parameter(state[name].mT.contiguous().mT, requires_grad=False)  # as a loader may hand it over
+    other = Int4Linear(256, 40, group_size=64, symmetric=False, device=device)
+    other.load_state_dict(state, assign=True)
+    assert torch.equal(other(x), layer(x))
+
+
+ASSIGNED = {
+    "fewer codes": ("qweight", lambda tensor: tensor[:2]),
+    "codes in float": ("qweight", torch.Tensor.float),
+    "scales strided": ("scales", lambda tensor: tensor.t().contiguous().t()),
+    "scales in bfloat16": ("scales", torch.Tensor.bfloat16),
+    "scales elsewhere": ("scales", lambda tensor: tensor.to("meta")),
+    "zeros in int32": ("zeros", torch.Tensor.int),
+}
+
+
+@pytest.mark.parametrize("case", ASSIGNED)
+def test_a_buffer_that_was_replaced_by_another_kind_is_refused_by_name(case):
+    name, change = ASSIGNED[case]
+    layer, x = Int4Linear.from_linear(nn.Linear(256, 40).half(), 64, False), torch.randn(2, 256).half()
+    layer(x)
+    setattr(layer, name, change(getattr(layer, name)))
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        layer(x)
 
 
 def test_a_copy_and_a_pickle_are_layers_of_their_own(tmp_path):

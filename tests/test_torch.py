@@ -8,7 +8,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tinygemm.kernel.gemm import gemm
 from tinygemm.kernel.linear import Int4Linear
-from tinygemm.kernel.quant import pack
+from tinygemm.kernel.quant import pack, quantize
 
 K, N = 256, 40
 
@@ -143,3 +143,78 @@ def test_a_config_cannot_be_forced_while_torch_traces(operands, w):
 
     with pytest.raises(ValueError, match="config cannot be forced while torch traces"):
         make_fx(lambda x: gemm(x, w, STATIC))(operands.x)
+
+
+# --- transforms and tracers that are not torch.compile ---------------------------------------------------------------
+
+
+@pytest.fixture
+def layer(w):
+    return Int4Linear.from_packed(w, torch.arange(N).half())
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_a_batch_of_vmap_is_more_rows(dim, layer, operands):
+    x = operands.x.view(3, 2, K)
+    batched = x.movedim(0, dim).contiguous()  # at 2, K has a stride
+    assert torch.equal(torch.vmap(layer, in_dims=dim)(batched), layer(x))
+    assert torch.equal(torch.vmap(torch.vmap(layer))(x), layer(x)), "nested"
+
+
+def test_vmap_over_packed_weights_is_refused_in_words(operands, w):
+    def product(qweight):
+        return torch.ops.tinygemm.gemm(operands.x, qweight, w.scales, w.zeros, N, K, 64)
+
+    with pytest.raises(ValueError, match="vmap can batch x only"):
+        torch.vmap(product)(torch.stack([w.qweight] * 2))
+
+
+def test_symbolic_tracing_records_the_operator(layer, operands):
+    traced = torch.fx.symbolic_trace(torch.nn.Sequential(layer, torch.nn.ReLU()))
+    assert operator_calls(traced.graph) == 1
+    assert torch.equal(traced(operands.x), layer(operands.x).relu())
+    layer.scales.mul_(2)
+    assert torch.equal(traced(operands.x), layer(operands.x).relu()), "it reads the layer's buffers"
+    layer.scales.mul_(0.5)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+def test_scripting_is_refused_in_words(layer):
+    for module in (layer, torch.nn.Sequential(layer)):
+        with pytest.raises(TypeError, match="Int4Linear cannot be scripted"):
+            torch.jit.script(module)
+
+
+def test_a_derivative_forwards_is_refused_in_words_like_one_backwards(layer, operands):
+    from torch.autograd import forward_ad
+
+    x = operands.x
+    with pytest.raises(RuntimeError, match="gemm has no backward"):
+        torch.func.jvp(layer, (x,), (x,))
+    with pytest.raises(RuntimeError, match="gemm has no backward"):
+        torch.func.grad(lambda x: layer(x).sum())(x)
+    with forward_ad.dual_level():
+        with pytest.raises(RuntimeError, match="gemm has no backward"):
+            layer(forward_ad.make_dual(x, x))
+        assert torch.equal(layer(x), layer(x.clone())), "what has no tangent is computed"
+
+
+def test_a_layer_of_a_trained_weight_compiles_outside_no_grad(operands):
+    """Nothing of the packed weight asks for a gradient."""
+    layer = Int4Linear.from_packed(quantize(torch.nn.Linear(K, N).weight))
+    assert torch.equal(torch.compile(layer, backend="aot_eager", fullgraph=True)(operands.x), layer(operands.x))
+
+
+def test_autocast_is_part_of_what_is_compiled(layer, operands):
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert torch.equal(compiled(operands.x.float()), layer(operands.x.float()))
+        assert compiled(operands.x.float()).dtype == torch.bfloat16
+
+
+def test_an_exported_layer_refuses_buffers_that_it_would_misread(layer, operands):
+    """A program may be given other tensors than it was exported with."""
+    program = torch.export.export(layer, (operands.x,)).module()
+    program.scales = program.scales.t().contiguous().t()
+    with pytest.raises(ValueError, match="scales must be contiguous"):
+        program(operands.x)

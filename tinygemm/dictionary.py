@@ -59,6 +59,22 @@ measured before runs were recorded, with method and note; the report quotes them
 what `make sanitize` said last and `checks/numerics.json` what `make numerics` found; the page about the kernel shows
 both.
 
+`quality/rules.csv` holds the error of each rule for the scale of a group, on random weights;
+`python -m tinygemm.harness.quality` computes it again. It says nothing about the accuracy of a model.
+
+| column | unit | meaning |
+|---|---|---|
+| `rule` | | name of the rule; `full-range` and `absmax` are those of `quantize`, `min-max` is `symmetric=False` |
+| `scale` | | the scale of a group, in words |
+| `distribution` | | of the weights, see below |
+| `error_percent` | % | Frobenius norm of the error over that of the weight |
+| `N`, `K` | features | shape of the weight |
+| `group_size` | weights | weights along K that share a scale |
+| `seed` | | of the random weights |
+
+`t5` and `t3` are Student's t with 5 and 3 degrees of freedom; in `outliers` one Gaussian weight in a thousand is ten
+times as large; `shifted` is Gaussian with a mean of half its standard deviation.
+
 ## ncu/
 
 The CSV files of Nsight Compute as it wrote them, from which counters.csv was read.
