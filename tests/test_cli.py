@@ -14,6 +14,7 @@ import synthetic
 
 from tinygemm import cli, hardware, runs
 from tinygemm.problem import STUDY_SHAPES
+from tinygemm.report import bench_csv as bench_csv_reader
 from tinygemm.report import tables
 
 ROOT = Path(__file__).parent.parent
@@ -504,8 +505,26 @@ def test_a_csv_that_comes_out_of_a_pipe_is_plotted(kind, bench_csv, breakdown_cs
         (lambda text: text.rstrip("\n"), "the last line does not end; was the file cut off?"),
         (lambda text: text.replace(",M,", ",m,", 1), ":1: the column M is missing"),
         (lambda text: "\x00\ufffd" * 9, "spoilt.csv"),
+        (lambda text: text.replace(",", ";"), "the separator is a comma, not ';'"),
+        (lambda text: text.replace(",", "\t"), "the separator is a comma, not '\\t'"),
+        (lambda text: text + text.splitlines()[0] + "\n", "M must be a number, got 'M'"),
+        (lambda text: text + text.partition("\n")[2], "give one table per file"),
+        (lambda text: text.splitlines()[0] + "\n\n\n", "no rows below the header"),
     ],
-    ids=["missing", "empty", "header", "cut", "unended", "column", "binary"],
+    ids=[
+        "missing",
+        "empty",
+        "header",
+        "cut",
+        "unended",
+        "column",
+        "binary",
+        "semicolons",
+        "tabs",
+        "header twice",
+        "rows twice",
+        "blank",
+    ],
 )
 def test_a_csv_that_cannot_be_plotted_is_refused(kind, spoil, message, bench_csv, breakdown_csv, tmp_path, capsys):
     source = {"decode": bench_csv, "breakdown": breakdown_csv}[kind]
@@ -526,6 +545,63 @@ def test_text_in_a_column_of_numbers_is_refused_with_its_line(bench_csv, tmp_pat
     table.to_csv(bench_csv, index=False)
     told = refuse(capsys, *plot("decode", bench_csv, tmp_path / "out"))
     assert "bench.csv:6: latency_us_p50 must be a number, got 'fast'" in told
+
+
+@pytest.mark.parametrize("number", ["inf", "-Inf", "nan", "-3.5", "1e999", "n/a", "1,5"])
+@pytest.mark.parametrize(
+    ("kind", "column"),
+    [("decode", "latency_us_p50"), ("decode", "speedup_vs_fp16_high"), ("decode", "floor_us"), ("decode", "N"),
+     ("breakdown", "fused_us"), ("breakdown", "load_only_us"), ("breakdown", "M")],
+)  # fmt: skip
+def test_a_number_that_no_measurement_has_is_refused_with_its_line(
+    kind, column, number, bench_csv, breakdown_csv, tmp_path, capsys
+):
+    file = {"decode": bench_csv, "breakdown": breakdown_csv}[kind]
+    table = pd.read_csv(file).astype({column: object})
+    table.loc[3, column] = number
+    file.write_text("\n" + table.to_csv(index=False))  # a blank line before the header counts as a line
+    told = refuse(capsys, *plot(kind, file, tmp_path / "out"))
+    assert re.search(rf"{file.name}:6: {column} must be .*'{re.escape(number)}'", told)
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize("kind", list(PLOTS))
+def test_what_stands_twice_is_named_with_both_lines(kind, bench_csv, breakdown_csv, tmp_path, capsys):
+    file = {"decode": bench_csv, "breakdown": breakdown_csv}[kind]
+    header, *rows = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([header, *rows[:4], "\n", rows[2], *rows[4:]]))
+    assert "stands in lines 4 and 7" in refuse(capsys, *plot(kind, file, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("kind", list(PLOTS))
+@pytest.mark.parametrize("value", [0, None])
+def test_a_table_without_a_product_says_so(kind, value, bench_csv, breakdown_csv, tmp_path, capsys):
+    file = {"decode": bench_csv, "breakdown": breakdown_csv}[kind]
+    pd.read_csv(file).assign(M=value).to_csv(file, index=False)
+    assert "no product in this table" in refuse(capsys, *plot(kind, file, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("kind", list(PLOTS))
+def test_harmless_oddities_of_a_csv_leave_the_table_as_it_is(kind, bench_csv, breakdown_csv, tmp_path):
+    """Marks and line ends of other programs, and blank lines."""
+    source, read = {
+        "decode": (bench_csv, bench_csv_reader.read_bench),
+        "breakdown": (breakdown_csv, bench_csv_reader.read_breakdown),
+    }[kind]
+    text = source.read_text()
+    blank = "," * text.partition("\n")[0].count(",")
+    odd = (
+        text.encode("utf-8-sig"),
+        text.encode("utf-16"),
+        text.replace("\n", "\r\n").encode(),
+        text.replace("\n", "\r").encode(),
+        (text + "\n\n  \n").encode(),
+        f"{text}{blank}\n".encode(),
+    )
+    for data in odd:
+        (tmp_path / "odd.csv").write_bytes(data)
+        pd.testing.assert_frame_equal(read(tmp_path / "odd.csv"), pd.read_csv(source))
+    succeed(*plot(kind, tmp_path / "odd.csv", tmp_path / "out"))
 
 
 @pytest.mark.parametrize("ending", ["pdf", "jpg", "csv", ""])

@@ -62,6 +62,17 @@ def small_plan(**settings) -> SweepPlan:
 # --- what a group measures ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["NVIDIA H200 MIG 1g.18gb", "NVIDIA Graphics Device", "NVIDIA GeForce RTX 5090"])
+def test_a_gpu_whose_peaks_are_not_known_is_recorded_under_its_own_key_and_told_so(lab, tmp_path, monkeypatch, name):
+    key = sweep.hardware.gpu_key(name, (9, 0))
+    monkeypatch.setattr(sweep.hardware, "snapshot", lambda: GPU | {"key": key, "name": name})
+    said = []
+    run = load_run(sweep.record(small_plan(), tmp_path, say=said.append))
+    assert run.path.parent.name == run.gpu["key"] == key != "h200"
+    assert (run.cases["status"] == "ok").all()
+    assert any("peaks" in text and name in text for text in said)
+
+
 def test_a_recorded_run_holds_every_case_with_its_samples(lab, tmp_path):
     path = sweep.record(small_plan(), tmp_path, command="tinygemm record -f /home/ada/p.yaml", say=lambda text: None)
     run = load_run(path)

@@ -319,10 +319,10 @@ def plot():
 @_option("format", type=click.Choice([suffix[1:] for suffix in IMAGE_SUFFIXES]), default="png", help="Kind of image.")
 def decode(csv, out_dir, format):
     """Plot A: speedup over FP16 against N, and the decode latencies."""
-    from tinygemm.report import figures
+    from tinygemm.report import bench_csv, figures
 
-    table = _read_csv(csv, ["M", "N", "K", "latency_us_p50", "speedup_vs_fp16"])
-    products = table[table["M"] > 0]
+    table = bench_csv.read_bench(csv)
+    products = table[(table["M"] > 0) & (table["K"] > 0)]
     K, M = int(products["K"].mode()[0]), int(products["M"].min())
     drawn = {
         "speedup_vs_n": figures.speedup_vs_n(table, K=K),
@@ -339,10 +339,10 @@ def decode(csv, out_dir, format):
 def plot_breakdown(csv, out):
     """Plot C: what dequantisation costs on its own and inside the fused kernel."""
     _check_image(out)
-    from tinygemm.report import figures
+    from tinygemm.report import bench_csv, figures
 
-    table = _read_csv(csv, ["M", "N", "K", "fp16_us", "fused_us", "dequant_only_us"])
-    _save(figures.dequant_breakdown(table, M=int(table["M"].min())), out)
+    table = bench_csv.read_breakdown(csv)
+    _save(figures.dequant_breakdown(table, M=int(table.loc[table["M"] > 0, "M"].min())), out)
 
 
 @plot.command("peak-compute")
@@ -389,41 +389,6 @@ def _require_gpu() -> str:
     if reason := hardware.cuda_unavailable_reason():
         raise RuntimeError(f"this command measures on a CUDA GPU, and {reason}")
     return hardware.live_gpu_key()
-
-
-def _read_csv(file: Path, numeric: list[str]):
-    """A table that another command wrote, with at least these columns of numbers.
-
-    raises: ValueError naming the file, the line and what was expected
-    """
-    import csv
-    import io
-
-    import pandas as pd
-
-    if not file.exists():
-        raise ValueError(f"{file} does not exist")
-    try:
-        text = file.read_text(encoding="utf-8")
-        rows = list(csv.reader(io.StringIO(text), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file}: not a CSV: {error}") from None
-    if len(rows) < 2:
-        raise ValueError(f"{file}: no rows below the header; was the file cut off?")
-    if missing := [name for name in numeric if name not in rows[0]]:
-        raise ValueError(f"{file}:1: the column {', '.join(missing)} is missing")
-    for line, cells in enumerate(rows, start=1):
-        if len(cells) != len(rows[0]):
-            raise ValueError(f"{file}:{line}: {len(cells)} cells, the header has {len(rows[0])}; was the file cut off?")
-    if not text.endswith("\n"):
-        raise ValueError(f"{file}:{len(rows)}: the last line does not end; was the file cut off?")
-    table = pd.read_csv(io.StringIO(text))
-    for name in numeric:
-        bad = pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()
-        if bad.any():
-            line = bad.idxmax()
-            raise ValueError(f"{file}:{line + 2}: {name} must be a number, got {table[name][line]!r}")
-    return table
 
 
 def _frame(rows: list[dict]):
