@@ -129,6 +129,19 @@ def test_split_k_gives_the_same_bits_every_time(config, split_k):
 
 
 @pytest.mark.parametrize("config", [SPLITK, RING], ids=name)
+def test_sums_left_by_the_call_before_are_never_added(config):
+    """Calls in turn share a workspace: a share that is counted before it is written would be the other weight's."""
+    config = replace(config, split_k=8)
+    weights = [random_packed(4096, 4096, device="cuda", seed=seed) for seed in (1, 2)]
+    x = activations(config.block_m, 4096)
+    expected = [gemm(x, w, config) for w in weights]
+    for w, right in zip(weights, expected, strict=True):
+        assert_close(right, reference_gemm(x, w))
+    outputs = [gemm(x, weights[call % 2], config) for call in range(400)]
+    assert all(torch.equal(out, expected[call % 2]) for call, out in enumerate(outputs))
+
+
+@pytest.mark.parametrize("config", [SPLITK, RING], ids=name)
 def test_calls_on_two_streams_do_not_disturb_each_other(config):
     config = replace(config, split_k=8)
     streams = [torch.cuda.Stream(), torch.cuda.Stream()]

@@ -251,12 +251,14 @@ def test_a_weight_of_more_than_two_to_the_31_words(config):
 
 
 @needs_memory(16)
+@pytest.mark.parametrize("apart", [2**30 + 8, 2**31 + 16], ids=["in-all", "each"])
 @pytest.mark.parametrize("config", [SPLITK, RING, STATIC], ids=lambda config: config.form)
-def test_rows_of_x_more_than_two_to_the_31_elements_apart(config):
+def test_rows_of_x_more_than_two_to_the_31_elements_apart(config, apart):
+    """From the first to the last, where the stride itself has 32 bits, and from each to the next."""
     K = 4096
     w = random_packed(1024, K, device="cuda")
-    buffer = torch.empty(2 * (2**31 + 16) + K, dtype=torch.float16, device="cuda")
-    x = buffer.as_strided((3, K), (2**31 + 16, 1))
+    buffer = torch.empty(2 * apart + K, dtype=torch.float16, device="cuda")
+    x = buffer.as_strided((3, K), (apart, 1))
     x.copy_(activations(3, K))
     for _ in range(2):
         assert_close(gemm(x, w, config), reference_gemm(x, w))
