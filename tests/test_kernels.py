@@ -236,6 +236,16 @@ def test_rows_of_x_may_lie_apart(config):
     assert_close(gemm(wide[:, 100:356], packed(operands), config), operands.reference())
 
 
+def test_the_ring_reads_rows_of_x_where_they_lie():
+    """At multiples of 16 bytes nothing is copied first; K is longer than what the ring holds at once."""
+    operands, config = make_operands(3, 32, 1280), replace(RING, block_n=32)
+    wide = torch.full((3, 1400), torch.nan, dtype=torch.float16)
+    x = wide[:, 96:1376]
+    x.copy_(operands.x)
+    assert forms.takes_x_as_it_lies(config, x.data_ptr(), x.stride(0))
+    assert_close(gemm(x, packed(operands), config), operands.reference())
+
+
 @pytest.mark.parametrize("config", [STATIC, SPLITK, replace(RING, block_n=32)], ids=name)
 def test_x_may_start_anywhere(config):
     """Two bytes off a multiple of four, where nothing wider than a half can be read."""
