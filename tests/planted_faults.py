@@ -57,8 +57,8 @@ KERNEL = [
     ),
     fault(
         "the ring takes rows of x to lie side by side", "kernel/triton_kernels.py",
-        "M - 1).to(tl.int64) * stride_xm ", "M - 1).to(tl.int64) * 256 ",
-        "test_kernels.py::test_rows_of_x_may_lie_apart[ring]"
+        "M - 1).to(tl.int64) * stride_xm ", "M - 1).to(tl.int64) * 1280 ",
+        "test_kernels.py::test_rows_of_x_lie_apart_all_along_a_walk_of_many_blocks"
     ),
     fault(
         "a ring that never goes back to its first stage", "kernel/triton_kernels.py", "slot == (STAGES - 1) * STAGE",

@@ -210,8 +210,8 @@ def test_a_claim_turns_at_its_bound(name, monkeypatch):
     inside, outside = (beyond, below) if above else (below, beyond)
     assert state(*inside) == HOLDS
     assert state(*outside) == (UNDECIDED if name == "no gain to divide" else FAILS)
-    assert state(lower * (1 - NEAR), upper * (1 + 9 * NEAR)) == UNDECIDED, "the median above, the interval across"
-    assert state(lower * (1 - 9 * NEAR), upper * (1 + NEAR)) == UNDECIDED, "the median below, the interval across"
+    assert state(upper * (1 - NEAR), upper * (1 + 9 * NEAR)) == UNDECIDED, "the median above, the interval across"
+    assert state(lower * (1 - 9 * NEAR), lower * (1 + NEAR)) == UNDECIDED, "the median below, the interval across"
     if on_it is not None:
         at = upper if above else lower
         assert state(at, at) == (HOLDS if on_it else UNDECIDED)
