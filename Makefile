@@ -22,7 +22,7 @@ help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 16
 
 report: $(VENV)/.has-report$(if $(and $(GPU),$(PARAMS)),+kernel) ## build the report; PARAMS=notebooks/params/a10g.yaml on that GPU measures it first
-	@$(PY) -m tinygemm.report.build $(if $(PARAMS),-f $(PARAMS))
+	@$(PY) -m tinygemm.report.build $(if $(PARAMS),-f "$(PARAMS)")
 
 test: $(VENV)/.has-report+kernel+test ## lint, then every test that needs no GPU; the built book and its pages included
 	@failed=0; \
@@ -45,13 +45,13 @@ sanitize: $(VENV)/.has-report+kernel+test ## NVIDIA's compute-sanitizer over the
 	@$(PY) tests/sanitize.py
 
 bench: $(VENV)/.has-report+kernel ## time SHAPES on this machine's GPU: a CSV and the two decode plots in OUT
-	@mkdir -p $(OUT)
-	@$(PY) -m tinygemm.cli bench --shape_list "$(SHAPES)" --csv $(OUT)/bench.csv
-	@$(PY) -m tinygemm.cli plot decode --csv $(OUT)/bench.csv --out_dir $(OUT)
+	@mkdir -p "$(OUT)"
+	@$(PY) -m tinygemm.cli bench --shape_list "$(SHAPES)" --csv "$(OUT)/bench.csv"
+	@$(PY) -m tinygemm.cli plot decode --csv "$(OUT)/bench.csv" --out_dir "$(OUT)"
 
 counters: $(VENV)/.has-report+kernel ## profile FP16 and INT4 at SHAPES with Nsight Compute: CSVs in OUT
-	@mkdir -p $(OUT)
-	@$(PY) -m tinygemm.cli counters --shape_list "$(SHAPES)" --out_dir $(OUT)
+	@mkdir -p "$(OUT)"
+	@$(PY) -m tinygemm.cli counters --shape_list "$(SHAPES)" --out_dir "$(OUT)"
 
 check: $(VENV)/.has-report+kernel+test ## lint, and the tests that need neither a built book nor a browser
 	@$(PY) -m ruff check
