@@ -76,7 +76,7 @@ def advise(
     table["fp16_us"], table["int4_us"] = (
         costmodel.predict(fitted, problems, spec, (name,), (launch,))["latency_us"] for name in (BASELINE, INT4)
     )
-    table = pd.concat([table, _bands(fitted, problems, spec, launch)], axis=1)
+    table = pd.concat([table, bands(fitted, problems, spec, launch)], axis=1)
     table = table.assign(limiter=_limiters(fitted, problems, spec, launch), kind=costmodel.PREDICTED)
     if spec.key == fitted.spec.key:
         measured = _measured(fitted.run, problems, launch)
@@ -142,7 +142,7 @@ def _limiters(fitted, problems, spec: GpuSpec, launch: str) -> list[str]:
     return longest.tolist()
 
 
-def _bands(fitted, problems, spec: GpuSpec, launch: str) -> pd.DataFrame:
+def bands(fitted, problems, spec: GpuSpec, launch: str) -> pd.DataFrame:
     """speedup, speedup_low, speedup_high of INT4 over FP16 as predicted."""
     left, right = (fitted.backends[name] for name in (BASELINE, INT4))
     shapes, bits = _arrays(problems, right)
