@@ -140,18 +140,32 @@ def in_order(backends) -> list[str]:
     return sorted(set(backends), key=lambda backend: (known.get(backend, len(known)), backend))
 
 
-def figure(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Decorator of a function that draws: applies the style and fixes the layout, which would creep with each save."""
+def figure(draw: Callable[..., tuple[Figure, str]]) -> Callable[..., Figure]:
+    """Decorator of a function that draws: applies the style and fixes the layout, which would creep with each save.
+
+    draw:    returns the figure and its alt text: one or two sentences that say what is seen to who does not see it,
+             with numbers from the same table (`return fig, f"INT4 is {low:.1f} to {high:.1f} times as fast …"`)
+    returns: a function that returns the figure alone; its alt text is `fig.get_label()`, and a notebook that displays
+             the figure hands it on to the page
+    """
 
     @functools.wraps(draw)
     def styled(*args, **kwargs) -> Figure:
         with mpl.rc_context(STYLE):
-            fig = draw(*args, **kwargs)
+            drawn = draw(*args, **kwargs)
+            fig, alt = drawn if isinstance(drawn, tuple) else (drawn, "")  # TODO every figure
             fig.draw_without_rendering()
         fig.set_layout_engine("none")
+        fig.set_label(alt)
+        fig._repr_mimebundle_ = functools.partial(_output_metadata, alt)  # IPython asks for it beside the image
         return fig
 
     return styled
+
+
+def _output_metadata(alt: str, include=None, exclude=None) -> tuple[dict, dict]:
+    """No data of its own, and the alt text for each kind of image; book/_ext/report_pages.py puts it on the page."""
+    return {}, {kind: {"alt": alt} for kind in ("image/svg+xml", "image/png")}
 
 
 def canvas(
