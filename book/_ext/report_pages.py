@@ -13,7 +13,9 @@ from pathlib import Path
 from docutils import nodes
 
 FOLDED = {"tag_hide-input", "tag_injected-parameters", "tag_parameters"}  # classes of cells whose code goes to the foot
-SCROLLED = re.compile(r'<div class="pst-scrollable-table-container">(<table.*?>)(\s*<caption>.*?</caption>)?', re.DOTALL)
+SCROLLED = re.compile(
+    r'<div class="pst-scrollable-table-container">(<table.*?>)(\s*<caption>.*?</caption>)?', re.DOTALL
+)
 
 
 class HowMade(nodes.General, nodes.Element):
@@ -25,6 +27,7 @@ def setup(app):
     app.connect("source-read", prepare_notebook)
     app.connect("doctree-resolved", move_code_to_the_foot)
     app.connect("html-page-context", let_tables_scroll)
+    app.connect("html-page-context", name_first_page_once)
     app.connect("build-finished", copy_mathjax)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -79,6 +82,12 @@ def _scroller(found: re.Match) -> str:
     return (
         f'{outside}<div class="pst-scrollable-table-container" tabindex="0" role="region" aria-label="{label}">{table}'
     )
+
+
+def name_first_page_once(app, page: str, template: str, context: dict, doctree) -> None:
+    """Keep the browser from showing the name of the book twice: the first page bears it, too."""
+    if page == app.config.root_doc:
+        context["title"] = "The answer"
 
 
 def copy_mathjax(app, exception) -> None:

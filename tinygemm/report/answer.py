@@ -88,13 +88,13 @@ def ways(run, table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
     rows = primary(table)
     rows = rows[(rows["M"] == M) & at_shapes(rows, STUDY_SHAPES)]
     primed = evidence.primed_speedups(table, M)["primed"]
-    best = projections.against_best_fp16(tables.only(run, run.cases["M"] == M))
-    best = best[at_shapes(best, STUDY_SHAPES) & (best["group_size"] == one_token.GROUP_SIZE)]
+    best = projections.against_best_fp16(tables.only(run, (run.cases["M"] == M) & at_shapes(run.cases, STUDY_SHAPES)))
+    best = best[best["group_size"] == one_token.GROUP_SIZE]
     told = {
         "calls overlap": rows.loc[rows["backend"] == "int4", "speedup_vs_fp16"],
         "no overlap": rows.loc[rows["backend"] == "int4-serial", "speedup_vs_fp16"],
-        "after a kernel with programmatic dependent launch": primed,
-        "calls overlap, against the faster of cuBLAS and our FP16 kernel": best["speedup"],
+        "after a dependent launch": primed,
+        "against the faster of cuBLAS and our FP16 kernel": best["speedup"],
     }
     found = [(way, values.min(), values.max()) for way, values in told.items()
              if values.notna().sum() == len(STUDY_SHAPES)]  # fmt: skip
@@ -108,8 +108,8 @@ def findings(found: dict[str, Verdict], causes: dict[str, Verdict]) -> pd.DataFr
     """
     rows = [
         ("A. INT4 helps wide FFN projections.", _speedups(found["A"]), _bytes_decide(found["B"].numbers)),
-        ("B. Counters show the bottleneck move away from memory.", _stated(found["B"]), _profiled(found["B"].numbers)),
-        ("C. INT4 loses on narrow projections: dequantisation is not amortised.", _speedups(found["C"]),
+        ("B. Counters show the bottleneck shift away from memory.", _stated(found["B"]), _profiled(found["B"].numbers)),
+        ("C. INT4 loses on narrow projections, to dequantisation.", _speedups(found["C"]),
          _narrow(found, causes)),
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["claim", "finding", "why"])
@@ -134,10 +134,10 @@ def sentence(found: Answer) -> str:
 
 
 def terms() -> str:
-    """The two words that the sentence takes for granted."""
+    """The terms that the sentence takes for granted."""
     return (
-        "*Tokens in flight*, M, share one read of the weights. Calls *overlap* when one requests its weights while the "
-        "call before it still runs."
+        "INT4 stores a weight in 4 bits; FP16 is what runs today, in cuBLAS. *Tokens in flight*, M, share one read of "
+        "the weights. Calls *overlap* when one requests its weights while the call before it still runs."
     )
 
 
@@ -152,17 +152,16 @@ def case_lines(case: Case) -> list[str]:
     kv = case.kv
     bits = GemmProblem(1, 1024, 4096).int4_bits_per_weight()
     lines = [
-        f"A token takes **{totals['advised'] / 1e3:.1f} ms instead of {totals['fp16'] / 1e3:.1f} ms: "
+        f"The linear layers of a token take **{totals['advised'] / 1e3:.1f} ms instead of {totals['fp16'] / 1e3:.1f} ms: "
         f"{totals['speedup']:.1f}×** ({totals['speedup_low']:.1f} to {totals['speedup_high']:.1f}).",
-        f"Projection by projection: {each.replace('gate_up', 'gate and up')}.",
-        f"The KV projection alone: {kv['speedup']:.1f}× ({kv['low']:.1f} to {kv['high']:.1f}), which saves "
+        f"By projection: {each.replace('gate_up', 'gate and up')}.",
+        f"KV alone: {kv['speedup']:.1f}× ({kv['low']:.1f} to {kv['high']:.1f}), but that saves only "
         f"{kv['saved_ms']:.1f} ms, {kv['share']:.0%} of a token.",
-        f"The weights: {one_token.weight_gb(bits=bits):.1f} GB instead of {one_token.weight_gb():.1f} GB.",
+        f"Memory of the weights: {one_token.weight_gb(bits=bits):.1f} GB instead of {one_token.weight_gb():.1f} GB.",
         f"{'Calls can overlap on this GPU.' if case.overlaps else 'Calls cannot overlap on this GPU.'} {_peer(case)}",
     ]
     if case.projected:
-        lines.append(f"Projected from the {_short(case.advice.run_gpu)}; the ranges hold what that assumes. Our kernel "
-                     f"has not been timed on an {_short(case.advice.gpu)} in this run.")  # fmt: skip
+        lines.append(f"Projected from the {_short(case.advice.run_gpu)}, not timed; the ranges hold what that assumes.")
     return lines
 
 
@@ -221,8 +220,8 @@ def _peer_range(fitted: costmodel.CostModel, found: advice.Advice, spec) -> tupl
 
 def _conditions(run) -> str:
     return (
-        f"Measured on an {run.gpu['name']} at M = 1: CUDA graph, weights not in the L2 cache, FP16 activations, one "
-        f"FP16 scale per 128 weights. Run `{run.run_id}`; its kernels are {tables.kernels(run)}."
+        f"Measured on an {run.gpu['name']}: CUDA graph, weights not in L2, FP16 activations, one scale per 128 weights; "
+        f"run `{run.run_id}`, whose kernels are {tables.kernels(run)}."
     )
 
 
@@ -255,7 +254,11 @@ def _peer(case: Case) -> str:
     if not case.peer:
         return ""
     least, most = case.peer
-    ratio = f"{least - 1:.0%} to {most - 1:.0%} longer than ours" if least > 1 else f"{least:.2f} to {most:.2f} times our time"
+    ratio = (
+        f"{least - 1:.0%} to {most - 1:.0%} longer than ours"
+        if least > 1
+        else f"{least:.2f} to {most:.2f} times our time"
+    )
     alike = max(abs(least - 1), abs(most - 1)) < ALIKE
     takes = "is projected to take" if case.projected else "takes"
     return f"PyTorch's own INT4 kernel {takes} {ratio}{': any decent INT4 kernel will do' if alike else ''}."
@@ -265,8 +268,12 @@ def _speedups(verdict: Verdict) -> str:
     numbers = verdict.numbers
     if "worst_speedup" not in numbers:
         return f"{STATE[verdict.state]}."
-    low, high = (f"{numbers[f'{end}_speedup']:.1f}×" for end in ("worst", "best"))
+    low, high = (_x(numbers[f"{end}_speedup"]) for end in ("worst", "best"))
     return f"{STATE[verdict.state]}: {low if low == high else f'{low} to {high}'}."
+
+
+def _x(speedup: float) -> str:
+    return f"{speedup:.1f}×" if speedup >= 1 else f"{speedup:.2f}×"
 
 
 def _stated(verdict: Verdict) -> str:
@@ -279,7 +286,7 @@ def _bytes_decide(numbers: dict[str, float]) -> str:
         return ""
     clear = numbers["int4_rate"] > COPY_FRACTION
     return (
-        f"Calls in a row move their bytes at {numbers['int4_rate']:.0%} of the speed of a copy: the bytes "
+        f"Calls in a row read at {numbers['int4_rate']:.0%} of the speed of a copy: bytes "
         f"{'set' if clear else 'do not set'} the time."
     )
 
@@ -287,12 +294,12 @@ def _bytes_decide(numbers: dict[str, float]) -> str:
 def _profiled(numbers: dict[str, float]) -> str:
     if "fp16_dram" not in numbers:
         return "The run has no counters."
-    alone = f"Profiled alone, DRAM is {numbers['fp16_dram']:.0%} busy in FP16 and {numbers['int4_dram']:.0%} in INT4"
+    alone = f"One call alone keeps DRAM {numbers['fp16_dram']:.0%} busy in FP16, {numbers['int4_dram']:.0%} in INT4"
     if "int4_rate" not in numbers:
         return f"{alone}."
     return (
-        f"{alone}; in a row both move their bytes at {numbers['fp16_rate']:.0%} and {numbers['int4_rate']:.0%} of the "
-        "speed of a copy."
+        f"{alone}. Calls in a row read at {numbers['fp16_rate']:.0%} and {numbers['int4_rate']:.0%} of the speed of a "
+        "copy."
     )
 
 
@@ -302,11 +309,11 @@ def _narrow(found: dict[str, Verdict], causes: dict[str, Verdict]) -> str:
     told = []
     if "dequant_share" in cause:
         share = max(cause["dequant_share"], 0)
-        told.append(f"At {cause['K']:.0f}×{cause['N']:.0f} dequantisation is {share:.0%} of the kernel's time.")
+        told.append(f"At {cause['K']:.0f}×{cause['N']:.0f} dequantisation is {share:.0%} of the time.")
     if simple.state == HOLDS and regime.numbers:
         split, unpacking = (regime.numbers[f"{name}_value"] for name in ("too_little_parallelism", "dequantisation"))
         told.append(
-            f"A simple kernel does lose ({simple.numbers['worst_speedup']:.1f}×). Of two changes, splitting K saves "
-            f"{split:.0%} of the time, fast dequantisation {unpacking:.0%}."
+            f"A simple kernel loses, {_x(simple.numbers['worst_speedup'])}. In the tuned one splitting K saves {split:.0%} "
+            f"of the time, fast dequantisation {unpacking:.0%}."
         )
     return " ".join(told)

@@ -9,6 +9,7 @@ from tinygemm.report.figures.limiters import instruction_mix, limits, roofline_r
 from tinygemm.report.figures.literature import published_speedups
 from tinygemm.report.figures.method import cold_vs_hot, correctness, launch_cost, samples_spread
 from tinygemm.report.figures.models import never_slower
+from tinygemm.report.figures.one_token import one_token
 from tinygemm.report.figures.peers import fraction_of_reads, peer_times
 from tinygemm.report.figures.predict import (
     predicted_vs_measured,
@@ -42,6 +43,7 @@ __all__ = [
     "limits",
     "method_errors",
     "never_slower",
+    "one_token",
     "peer_times",
     "percent_of_peak",
     "predicted_vs_measured",

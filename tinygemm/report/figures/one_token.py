@@ -44,7 +44,14 @@ def one_token(rows: pd.DataFrame) -> Figure:
     ax.tick_params(axis="x", labelsize=SMALL)
     ax.grid(axis="y", visible=False)
     ax.spines["left"].set_visible(False)
-    return fig
+    return fig, _alt(rows)
+
+
+def _alt(rows: pd.DataFrame) -> str:
+    bars = "; ".join(f"{_name(row)}: {_told(row)}" for row in rows.itertuples())
+    floors = rows["floor_ms"].dropna()
+    ideal = f" The bytes at the speed of a copy: {floors.max():.1f} ms in FP16, {floors.min():.1f} ms in INT4."
+    return f"Time of one token of Llama 3 8B, and speedup over cuBLAS. {bars}.{ideal if len(floors) else ''}"
 
 
 def _bar(ax: Axes, y: int, row) -> None:
@@ -55,9 +62,14 @@ def _bar(ax: Axes, y: int, row) -> None:
         ax.barh(y + 0.14, row.head_ms, 0.4, left=row.layers_ms, zorder=2, **look)
     if not np.isnan(row.floor_ms):
         ax.vlines(row.floor_ms, y - 0.08, y + 0.36, color=style.IDEAL, lw=2.2, zorder=4)
-    name = NAMES.get(row.backend, style.name(row.backend)) + (" (predicted)" if row.predicted else "")
     bold = {"size": SIZE, "weight": "bold" if row.backend == "int4" else "normal", "va": "center"}
-    ax.text(0, y - 0.24, name, **bold)
-    told = f"{row.ms:.1f} ms" + ("" if np.isnan(row.speedup) else f"  {row.speedup:.1f}×")
-    ax.text(0.98, y - 0.24, told, ha="right", transform=ax.get_yaxis_transform(), **bold)
+    ax.text(0, y - 0.24, _name(row), **bold)
+    ax.text(0.98, y - 0.24, _told(row), ha="right", transform=ax.get_yaxis_transform(), **bold)
 
+
+def _name(row) -> str:
+    return NAMES.get(row.backend, style.name(row.backend)) + (" (predicted)" if row.predicted else "")
+
+
+def _told(row) -> str:
+    return f"{row.ms:.1f} ms" + ("" if np.isnan(row.speedup) else f"  {row.speedup:.1f}×")

@@ -1,6 +1,6 @@
 """What chapters put on their pages beside figures: `shared` serves them all, each topic has a module of its own."""
 
-from tinygemm.report.pages import causes, decomposition, evidence, launch, limiters, peers, regimes, steps
+from tinygemm.report.pages import answer, causes, decomposition, evidence, launch, limiters, peers, regimes, steps
 from tinygemm.report.pages.literature import all_published, latencies, method_moves_it
 from tinygemm.report.pages.models import advise, every_case
 from tinygemm.report.pages.predict import model_of
@@ -35,6 +35,7 @@ from tinygemm.report.pages.shared import (
 __all__ = [
     "advise",
     "all_published",
+    "answer",
     "by_rule",
     "by_tokens",
     "card",
