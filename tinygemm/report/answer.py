@@ -152,8 +152,8 @@ def case_lines(case: Case) -> list[str]:
     kv = case.kv
     bits = GemmProblem(1, 1024, 4096).int4_bits_per_weight()
     lines = [
-        f"The linear layers of a token take **{totals['advised'] / 1e3:.1f} ms instead of {totals['fp16'] / 1e3:.1f} ms: "
-        f"{totals['speedup']:.1f}×** ({totals['speedup_low']:.1f} to {totals['speedup_high']:.1f}).",
+        f"The linear layers of a token take **{totals['advised'] / 1e3:.1f} ms instead of {totals['fp16'] / 1e3:.1f} "
+        f"ms: {totals['speedup']:.1f}×** ({totals['speedup_low']:.1f} to {totals['speedup_high']:.1f}).",
         f"By projection: {each.replace('gate_up', 'gate and up')}.",
         f"KV alone: {kv['speedup']:.1f}× ({kv['low']:.1f} to {kv['high']:.1f}), but that saves only "
         f"{kv['saved_ms']:.1f} ms, {kv['share']:.0%} of a token.",
@@ -220,8 +220,8 @@ def _peer_range(fitted: costmodel.CostModel, found: advice.Advice, spec) -> tupl
 
 def _conditions(run) -> str:
     return (
-        f"Measured on an {run.gpu['name']}: CUDA graph, weights not in L2, FP16 activations, one scale per 128 weights; "
-        f"run `{run.run_id}`, whose kernels are {tables.kernels(run)}."
+        f"Measured on an {run.gpu['name']}: CUDA graph, weights not in L2, FP16 activations, one scale per 128 "
+        f"weights; run `{run.run_id}`, whose kernels are {tables.kernels(run)}."
     )
 
 
@@ -313,7 +313,7 @@ def _narrow(found: dict[str, Verdict], causes: dict[str, Verdict]) -> str:
     if simple.state == HOLDS and regime.numbers:
         split, unpacking = (regime.numbers[f"{name}_value"] for name in ("too_little_parallelism", "dequantisation"))
         told.append(
-            f"A simple kernel loses, {_x(simple.numbers['worst_speedup'])}. In the tuned one splitting K saves {split:.0%} "
-            f"of the time, fast dequantisation {unpacking:.0%}."
+            f"A simple kernel loses, {_x(simple.numbers['worst_speedup'])}. In the tuned one splitting K saves "
+            f"{split:.0%} of the time, fast dequantisation {unpacking:.0%}."
         )
     return " ".join(told)

@@ -18,7 +18,7 @@ from tinygemm.report.figures.predict import (
     terms_vs_n,
 )
 from tinygemm.report.figures.regimes import crossover, speedup_map
-from tinygemm.report.figures.speed import bandwidth_vs_n, decode_latency, frac_of_floor, headline, speedup_vs_n
+from tinygemm.report.figures.speed import bandwidth_vs_n, decode_latency, frac_of_floor, speedup_vs_n
 from tinygemm.report.figures.steps import ladder
 from tinygemm.report.style import save
 
@@ -34,7 +34,6 @@ __all__ = [
     "fitted_terms",
     "frac_of_floor",
     "fraction_of_reads",
-    "headline",
     "host_floor",
     "instruction_mix",
     "ladder",

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from tinygemm.report import style
 
@@ -23,8 +24,8 @@ NAMES = {
 
 
 @style.figure
-def one_token(rows: pd.DataFrame) -> Figure:
-    """One bar per kernel: milliseconds of all linear layers of a token, lm_head hatched, its bytes at the speed of a copy as a line.
+def one_token(rows: pd.DataFrame) -> tuple[Figure, str]:
+    """One bar per kernel: the linear layers of a token in ms, lm_head hatched, the bytes at copy speed as a line.
 
     rows: one_token.times
     """
@@ -32,16 +33,17 @@ def one_token(rows: pd.DataFrame) -> Figure:
     height = ABOVE + ROW * len(rows) + 0.75
     fig, ax = plt.subplots(figsize=(WIDTH, height))
     plt.close(fig)  # shown once, where it is returned
-    fig.subplots_adjust(left=0.02, right=0.98, top=1 - ABOVE / height, bottom=0.62 / height)
-    fig.text(0.02, 1 - 0.06 / height, "One token of Llama 3 8B", va="top", weight="bold", size=SIZE + 1)
+    fig.subplots_adjust(left=0.035, right=0.965, top=1 - ABOVE / height, bottom=0.62 / height)
+    fig.text(0.035, 1 - 0.06 / height, "One token of Llama 3 8B", va="top", weight="bold", size=SIZE + 1)
     short = f"{rows['gpu'].iloc[0]}, M = 1, CUDA graph, cold L2" if "gpu" in rows else "M = 1, CUDA graph, cold L2"
-    fig.text(0.02, 1 - 0.34 / height, short, va="top", size=SMALL, color=style.FAINT)
+    fig.text(0.035, 1 - 0.34 / height, short, va="top", size=SMALL, color=style.FAINT)
     for y, row in enumerate(rows.itertuples()):
         _bar(ax, y, row)
     ax.set(ylim=(len(rows) - 0.62, -0.62), xlim=(0, 1.02 * np.nanmax([rows["ms"].max(), rows["floor_ms"].max()])))
     ax.set_yticks([])
     ax.set_xlabel("ms per token; line: bytes at copy speed", size=SMALL + 0.5)
     ax.tick_params(axis="x", labelsize=SMALL)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.grid(axis="y", visible=False)
     ax.spines["left"].set_visible(False)
     return fig, _alt(rows)

@@ -29,27 +29,6 @@ LAYER_NAMES = {
 
 
 @style.figure
-def headline(table: pd.DataFrame, M: int = 1, backends=CONTENDERS, shapes=STUDY_SHAPES) -> Figure:
-    """The one figure of the report: INT4 over FP16 at the four projections of the study, each with the ideal.
-
-    table:  report_table(run), or the CSV of `tinygemm bench` (cases with latencies and speedups)
-    shapes: (K, N); where the table has none of them, the first four that it has
-    """
-    style.require(table, [*CASE, *SPEEDUP, LATENCY[0], "bits_per_weight"], "headline")
-    rows, shapes = _at(table, M, (*backends, BASELINE), shapes, "headline")
-    shown = [backend for backend in backends if backend in set(rows["backend"])]
-    handles = [Patch(color=style.colour(backend), label=style.name(backend)) for backend in shown]
-    where = style.conditions(rows[rows["backend"].isin(shown)], f"M = {M}")
-    fig, ax = style.canvas("What INT4 gains over FP16 in decode", where, legend=handles, height=3.5)
-    _bars(ax, rows, shown, shapes, "speedup_vs_fp16", "{:.1f}×".format, lines=(1.0, _ideal(rows)))
-    _speedup_axis(ax, rows, "ideal: 16 bits / {bits:.4g} bits = {ideal:.2f}×")
-    _name_shapes(ax, shapes, [_gain(rows, shape, "int4") for shape in shapes])
-    ax.set(ylabel="speedup over FP16", xlim=(-0.5, len(shapes) - 0.5))
-    ax.grid(axis="x", visible=False)
-    return fig
-
-
-@style.figure
 def speedup_vs_n(table: pd.DataFrame, K: int | None = None, m_list=(1, 8), backends=CONTENDERS) -> Figure:
     """Finding A: the speedup over FP16 against N at one K, one panel per M.
 
@@ -178,14 +157,13 @@ def _at(table: pd.DataFrame, M: int, backends, shapes, figure: str) -> tuple[pd.
     return rows[pd.MultiIndex.from_frame(rows[["K", "N"]]).isin(shapes)], shapes
 
 
-def _bars(ax: Axes, rows: pd.DataFrame, backends, shapes, value: str, write, lines=(), floors=False) -> None:
+def _bars(ax: Axes, rows: pd.DataFrame, backends, shapes, value: str, write, floors=False) -> None:
     """Bars in groups of one shape, each with its interval and its number.
 
     write:  a number -> what stands at the bar
-    lines:  heights at which the caller draws one: numbers that would meet it stand inside their bar
     floors: draw the floor of each bar
     """
-    width, room = 0.84 / len(backends), 0.12 * max([*lines, rows[value].max()])
+    width = 0.84 / len(backends)
     for i, backend in enumerate(backends):
         mine = rows[rows["backend"] == backend].set_index(["K", "N"]).reindex(shapes)
         x = np.arange(len(shapes)) + (i - (len(backends) - 1) / 2) * width
@@ -194,9 +172,7 @@ def _bars(ax: Axes, rows: pd.DataFrame, backends, shapes, value: str, write, lin
         ax.errorbar(x, mine[value], spread, fmt="none", ecolor=style.INK, elinewidth=1, capsize=2, zorder=3)
         look = {"size": 9.5 if len(backends) < 4 else 8.5, "weight": "bold" if backend == "int4" else "normal"}
         for at, height in zip(x[mine[value].notna()], mine[value].dropna(), strict=True):
-            struck = any(line - room < height < line for line in lines)
-            inside = {"xytext": (0, -4), "va": "top", "color": _readable_on(style.colour(backend))}
-            place = inside if struck else {"xytext": (0, 4), "va": "bottom"}
+            place = {"xytext": (0, 4), "va": "bottom"}
             ax.annotate(write(height), (at, height), textcoords="offset points", ha="center", **place, **look)
         if floors:
             ax.hlines(mine["floor_us"], x - 0.46 * width, x + 0.46 * width, color=style.IDEAL, lw=2, zorder=4)
@@ -204,11 +180,6 @@ def _bars(ax: Axes, rows: pd.DataFrame, backends, shapes, value: str, write, lin
 
 def _us(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def _readable_on(colour: str) -> str:
-    """White on dark colours, ink on light ones, by perceived brightness."""
-    return "white" if np.dot(mpl.colors.to_rgb(colour), (0.299, 0.587, 0.114)) < 0.5 else style.INK
 
 
 def _lines(ax: Axes, rows: pd.DataFrame, backends, column: str) -> None:
@@ -227,21 +198,11 @@ def _line_look(backend: str) -> dict:
     return look | {"color": style.colour(backend), "marker": style.marker(backend)}
 
 
-def _name_shapes(ax: Axes, shapes, notes=None) -> None:
+def _name_shapes(ax: Axes, shapes) -> None:
     labels = [f"{LAYER_NAMES.get(shape, '')}\n{shape[0]}×{shape[1]}".strip() for shape in shapes]
-    if notes:
-        labels = [f"{label}\n{note}" for label, note in zip(labels, notes, strict=True)]
     ax.set_xticks(range(len(shapes)), labels)
     ax.tick_params(axis="x", length=0)
-    ax.set_xlabel("projection, K×N" + (", time of FP16 → tuned INT4" if notes else ""))
-
-
-def _gain(rows: pd.DataFrame, shape, backend: str) -> str:
-    """`7.7 → 4.1 µs`; empty where a side is missing."""
-    mine = rows[(rows["K"] == shape[0]) & (rows["N"] == shape[1])].set_index("backend")["latency_us_p50"]
-    if not {BASELINE, backend} <= set(mine.index):
-        return ""
-    return f"{_us(mine[BASELINE])} → {_us(mine[backend])} µs"
+    ax.set_xlabel("projection, K×N")
 
 
 def _ideal(rows: pd.DataFrame) -> float:
