@@ -47,6 +47,15 @@ def text_of(page: Path) -> str:
     return re.sub(r"\s+", " ", "".join(parser.words))
 
 
+def article_of(page: Path) -> str:
+    return re.search(r"<article.*?</article>", page.read_text(), re.DOTALL)[0]
+
+
+def source_of(chapter: str) -> str:
+    cells = json.loads((ROOT / "notebooks" / f"{chapter}.ipynb").read_text())["cells"]
+    return "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
 @pytest.fixture(scope="module")
 def run(recorded_or_synthetic):
     root = recorded_or_synthetic.get("data_root")
@@ -100,11 +109,38 @@ def test_figures_are_numbered_in_reading_order_and_referenced_tables_exist(book)
     assert len(numbers) >= 8
 
 
-def test_parameters_of_the_run_are_folded_and_their_defaults_not_repeated(book):
+def test_code_of_a_page_is_one_fold_at_its_foot_and_not_in_the_search(book):
     for chapter in CHAPTERS:
         page = (book / "executed" / f"{chapter}.html").read_text()
-        assert page.count("Show the run&#x27;s parameters") == 1
+        assert page.count('<details class="how-made">') == 1
+        fold = page.index('<details class="how-made">')
+        assert page.index("open_run") > fold > page.rindex("<h2>")
+        assert "<pre>" not in page[page.index("<h1>") : fold] or "```" in source_of(chapter)
         assert "tag_parameters" not in page
+    assert "inlinebackend" not in (book / "searchindex.js").read_text().lower()
+
+
+def test_every_figure_says_in_words_what_it_shows(book):
+    said = [
+        re.search(r'alt="([^"]*)"', image)[1]
+        for chapter in CHAPTERS
+        for image in re.findall(r"<img[^>]*>", article_of(book / "executed" / f"{chapter}.html"))
+    ]
+    assert len(said) >= 30
+    for alt in said:
+        assert len(alt) >= 40, alt
+        assert " " in alt.strip()
+        assert not re.search(r"\.(svg|png)\b|_images/", alt), alt
+        assert not re.search(r"\bnan\b", alt), alt
+    assert len(set(said)) == len(said)
+
+
+def test_box_that_a_table_scrolls_in_has_a_name_and_takes_the_focus(book):
+    for chapter in CHAPTERS:
+        for box in re.findall(
+            r'<div class="pst-scrollable-table-container"[^>]*>', (book / "executed" / f"{chapter}.html").read_text()
+        ):
+            assert re.search(r'tabindex="0" role="region" aria-label="[^"]{5,}"', box)
 
 
 def test_inks_of_code_and_prose_name_no_other_source_than_the_site(book):
@@ -219,7 +255,7 @@ def test_figures_stay_white_and_undimmed_in_a_dark_page(open_page):
 @pytest.mark.browser
 def test_a_click_unfolds_the_parameters_of_the_run(open_page):
     tab, _ = open_page("executed/00_answer.html")
-    fold = tab.locator("div.tag_injected-parameters")
+    fold = tab.locator("details.how-made")
     assert not fold.locator("pre").is_visible()
     fold.locator("summary").click()
     assert fold.locator("pre").is_visible()

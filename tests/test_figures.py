@@ -1,6 +1,7 @@
 """Figures: they draw what the table says, legibly, in the same colours everywhere, as the same bytes every time."""
 
 import itertools
+import re
 
 import matplotlib as mpl
 import numpy as np
@@ -61,7 +62,6 @@ DRAW = {
     "cause_removed": lambda run, table: figures.cause_removed(causes.removals(run)),
     "cause_along": lambda run, table: figures.cause_along(causes.removals(run)),
     "time_along": lambda run, table: figures.time_along(table),
-    "fitted_terms": lambda run, table: figures.fitted_terms(causes.contributions(run, causes.fit(run)), table),
     "speedup_map": lambda run, table: figures.speedup_map(regimes.speedups(run)),
     "crossover": lambda run, table: figures.crossover(regimes.by_tokens(table)),
     "launch_cost": lambda run, table: figures.launch_cost(table),
@@ -208,6 +208,21 @@ def test_other_endings_are_refused_and_nothing_is_written(table, tmp_path, name)
     with pytest.raises(ValueError, match=r"\.png or \.svg"):
         figures.save(figures.decode_latency(table), tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_every_figure_says_in_words_what_it_shows(run, table, name):
+    alt = DRAW[name](run, table).get_label()
+    assert len(alt) >= 40
+    assert "nan" not in alt.lower().split()
+    assert re.search(r"\d", alt)
+
+
+def test_alt_text_of_a_figure_follows_its_data_and_reaches_the_output_of_a_notebook(table):
+    fast = figures.decode_latency(table.assign(latency_us_p50=table["latency_us_p50"] / 2))
+    assert fast.get_label() != figures.decode_latency(table).get_label()
+    _, metadata = fast._repr_mimebundle_()
+    assert metadata["image/svg+xml"]["alt"] == fast.get_label()
 
 
 def test_figures_are_not_kept_open(run, table):

@@ -7,7 +7,7 @@ import synthetic
 from derived import also, primary, slowed
 
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES, GemmProblem
-from tinygemm.report import launch, pages, tables, verdicts
+from tinygemm.report import host, launch, pages, tables, verdicts
 from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
 
 BACKENDS = ("fp16-cublas", "int4", "int4-serial", "aten-int4mm")
@@ -166,7 +166,7 @@ def test_a_slow_host_is_seen_by_a_kernel_that_asks_the_same_of_it_at_every_shape
     assert "slow host" not in steady
     slow = (run.cases["launch"] == "eager") & (run.cases["N"] == 4096) & (run.cases["K"] == 4096)
     table = tables.report_table(slowed(run, slow, 1.6))
-    rows = launch.host_steadiness(table)
+    rows = host.steadiness(table)
     assert (rows["ratio"] > 1.5).sum() == 1
     assert not {28672} & set(rows["N"]), "there the device sets the time"
     assert "4096×4096, M = 1" in pages.launch.steadiness(table).data

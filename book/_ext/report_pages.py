@@ -1,5 +1,5 @@
-"""What Jupyter Book lacks for this report: alt texts that follow the data, the code of a page at its foot and out of the
-search, tables that the keyboard can scroll, and MathJax served by the site itself."""
+"""What Jupyter Book lacks for this report: alt texts that follow the data, the code of a page at its foot and out of
+the search, tables that the keyboard can scroll, and MathJax served by the site itself."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from pathlib import Path
 from docutils import nodes
 
 FOLDED = {"tag_hide-input", "tag_injected-parameters", "tag_parameters"}  # classes of cells whose code goes to the foot
-SCROLLED = re.compile(
-    r'<div class="pst-scrollable-table-container">(<table.*?>)(\s*<caption>.*?</caption>)?', re.DOTALL
-)
+SCROLLED = re.compile(r'<div class="pst-scrollable-table-container">(<table.*?>)(\s*<caption>.*?</caption>)?', re.S)
 
 
 class HowMade(nodes.General, nodes.Element):

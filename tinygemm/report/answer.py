@@ -10,9 +10,9 @@ import pandas as pd
 from tinygemm.hardware import gpu_spec
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
 from tinygemm.report import advice, costmodel, evidence, extrapolate, one_token, projections, tables, verdicts
+from tinygemm.report.limiters import limited_by_bytes
 from tinygemm.report.tables import BASELINE, at_shapes, primary
 from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED, Verdict
-from tinygemm.report.verdicts.findings import COPY_FRACTION
 
 CASE_GPU = "a10g"  # the GPU of the earlier study
 COMMAND = f"tinygemm advise --model {one_token.MODEL.key} --gpu {CASE_GPU} --m 1"
@@ -108,7 +108,7 @@ def findings(found: dict[str, Verdict], causes: dict[str, Verdict]) -> pd.DataFr
     """
     rows = [
         ("A. INT4 helps wide FFN projections.", _speedups(found["A"]), _bytes_decide(found["B"].numbers)),
-        ("B. Counters show the bottleneck shift away from memory.", _stated(found["B"]), _profiled(found["B"].numbers)),
+        ("B. With INT4 the bottleneck shifts away from memory.", _stated(found["B"]), _profiled(found["B"].numbers)),
         ("C. INT4 loses on narrow projections, to dequantisation.", _speedups(found["C"]),
          _narrow(found, causes)),
     ]  # fmt: skip
@@ -284,23 +284,21 @@ def _bytes_decide(numbers: dict[str, float]) -> str:
     """What the rate of calls in a row says of the wide projection."""
     if "int4_rate" not in numbers:
         return ""
-    clear = numbers["int4_rate"] > COPY_FRACTION
-    return (
-        f"Calls in a row read at {numbers['int4_rate']:.0%} of the speed of a copy: bytes "
-        f"{'set' if clear else 'do not set'} the time."
-    )
+    sets = "set" if limited_by_bytes(numbers["int4_rate"]) else "do not set"
+    return f"Calls in a row read at {numbers['int4_rate']:.0%} of the speed of a copy: the bytes {sets} the time."
 
 
 def _profiled(numbers: dict[str, float]) -> str:
-    if "fp16_dram" not in numbers:
-        return "The run has no counters."
-    alone = f"One call alone keeps DRAM {numbers['fp16_dram']:.0%} busy in FP16, {numbers['int4_dram']:.0%} in INT4"
-    if "int4_rate" not in numbers:
-        return f"{alone}."
-    return (
-        f"{alone}. Calls in a row read at {numbers['fp16_rate']:.0%} and {numbers['int4_rate']:.0%} of the speed of a "
-        "copy."
-    )
+    """What calls in a row say of the bottleneck, and the counters of one call alone beside it."""
+    told = []
+    if "int4_rate" in numbers:
+        limited = {"FP16": limited_by_bytes(numbers["fp16_rate"]), "INT4": limited_by_bytes(numbers["int4_rate"])}
+        names = [name for name, yes in limited.items() if yes]
+        told.append(f"In a row, the bytes limit {' and '.join(names) if names else 'neither'}.")
+    if "fp16_dram" in numbers:
+        alone = f"FP16 keeps DRAM {numbers['fp16_dram']:.0%} busy, INT4 {numbers['int4_dram']:.0%}"
+        told.append(f"A profiler runs one call alone: there {alone}.")
+    return " ".join(told)
 
 
 def _narrow(found: dict[str, Verdict], causes: dict[str, Verdict]) -> str:

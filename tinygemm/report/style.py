@@ -57,7 +57,7 @@ NAMES = {
     "int4-no-dequant": "INT4, not dequantised",
     "int4-ring": "INT4, ring form",
     "int4-splitk": "INT4, split-K form",
-    "int4-load-only": "INT4, reads only",
+    "int4-load-only": "INT4, weight-read bound",
     "aten-int4mm": "INT4, PyTorch (aten)",
     "gemlite": "INT4, GemLite",
     "marlin": "INT4, Marlin",
@@ -66,10 +66,10 @@ NAMES = {
     "int4-naive-dequant": "INT4, naive dequantisation",
     "int4-no-split": "INT4, K not split",
     "int4-more-split": "INT4, K split twice as often",
-    "int4-load-only-serial": "INT4, reads only, no overlap",
+    "int4-load-only-serial": "weight-read bound, no overlap",
     "int4-step-naive": "INT4, K split, flat loads",
     "int4-step-lop3": "… and lop3 dequantisation",
-    "int4-step-early": "… and an early start",
+    "int4-step-early": "… and overlap",
     "int4-bf16": "INT4, bfloat16 activations",
     "int4-asymmetric": "INT4, with zero points",
     "int4-one-row": "INT4, one row of activations",
@@ -152,8 +152,7 @@ def figure(draw: Callable[..., tuple[Figure, str]]) -> Callable[..., Figure]:
     @functools.wraps(draw)
     def styled(*args, **kwargs) -> Figure:
         with mpl.rc_context(STYLE):
-            drawn = draw(*args, **kwargs)
-            fig, alt = drawn if isinstance(drawn, tuple) else (drawn, "")  # TODO every figure
+            fig, alt = draw(*args, **kwargs)
             fig.draw_without_rendering()
         fig.set_layout_engine("none")
         fig.set_label(alt)

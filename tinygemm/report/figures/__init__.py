@@ -3,7 +3,7 @@
 from tinygemm.report.figures.causes import dequant_breakdown, percent_of_peak, roofline
 from tinygemm.report.figures.decomposition import waterfall
 from tinygemm.report.figures.evidence import method_errors, run_to_run
-from tinygemm.report.figures.interventions import cause_along, cause_removed, fitted_terms, time_along
+from tinygemm.report.figures.interventions import cause_along, cause_removed, time_along
 from tinygemm.report.figures.launch import host_floor, launch_gain
 from tinygemm.report.figures.limiters import instruction_mix, limits, roofline_regimes, stalls
 from tinygemm.report.figures.literature import published_speedups
@@ -31,7 +31,6 @@ __all__ = [
     "crossover",
     "decode_latency",
     "dequant_breakdown",
-    "fitted_terms",
     "frac_of_floor",
     "fraction_of_reads",
     "host_floor",

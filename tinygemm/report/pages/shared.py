@@ -13,7 +13,7 @@ from tabulate import tabulate
 from tinygemm.hardware import GPUS
 from tinygemm.problem import LAYER_OF_SHAPE, STUDY_SHAPES
 from tinygemm.provenance import kernel_digest
-from tinygemm.report import style, tables
+from tinygemm.report import host, style, tables
 from tinygemm.report.contrasts import primary_cases
 from tinygemm.report.tables import BASELINE
 from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED, Verdict
@@ -162,8 +162,12 @@ def intensities(table: pd.DataFrame, M: int = 1) -> dict[str, float]:
 
 
 def choices(table: pd.DataFrame, M: int = 1) -> dict:
-    """One call of the tuned kernel at the narrow shape, timed in every way: graph_us, eager_us, cold_us, hot_us."""
-    K, N = NARROW
+    """One call of the tuned kernel at the narrow shape, timed in every way: graph_us, eager_us, cold_us, hot_us, shape.
+
+    Where the host was slow there, it is the first projection of the study at which it was not.
+    """
+    slow = host.slow_groups(table)
+    K, N = next((shape for shape in STUDY_SHAPES if (M, *shape) not in slow), NARROW)
     rows = table[(table["M"] == M) & (table["K"] == K) & (table["N"] == N) & (table["operands"] == "random")]
     # at the group size of the comparison with FP16, if a run has others too
     beside = rows["problem"].isin(rows.loc[rows["backend"] == BASELINE, "problem"])
