@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, browser_path
 
-from tinygemm.report import build, tables, verdicts
+from tinygemm.report import answer, build, pages, tables
 from tinygemm.runs import latest_run
 
 pytestmark = pytest.mark.book
@@ -71,11 +71,24 @@ def test_book_has_every_chapter_and_its_front_page_leads_to_the_answer(book):
     assert "executed/00_answer.html" in (book / "index.html").read_text()
 
 
-def test_front_page_gives_every_verdict_of_the_run_with_its_state(book, run):
+def test_front_page_answers_in_its_first_sentence_and_shows_all_that_the_answer_has(book, run):
     page = text_of(book / "executed" / "00_answer.html")
-    findings = verdicts.of_run(run)
-    for key in ("A", "A_static", "B", "B_static", "C", "C_static", "D"):
-        assert f"{findings[key].state} {findings[key].sentence}" in page
+    found = answer.of_run(run, pages.model_of(run))
+    shown = answer.sentence(found).replace("**", "")
+    assert shown in page
+    assert page.index(shown) < page.index(answer.case_title(found.case)) < page.index("Fig. 1")
+    for line in answer.case_lines(found.case):
+        assert line.replace("**", "").replace("'", "’") in page
+    for row in found.findings.itertuples():
+        assert row.finding in page
+    for row in found.ways.itertuples():
+        assert f"{row.low:.1f}× to {row.high:.1f}×" in page
+    assert answer.COMMAND in page
+
+
+def test_title_of_the_front_page_has_the_name_of_the_book_once(book):
+    (title,) = re.findall(r"<title>(.*?)</title>", (book / "executed" / "00_answer.html").read_text(), re.DOTALL)
+    assert title.count("INT4") == 1
 
 
 def test_every_chapter_says_which_run_and_which_gpu_it_shows(book, run):

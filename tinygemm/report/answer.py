@@ -93,7 +93,7 @@ def ways(run, table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
     told = {
         "calls overlap": rows.loc[rows["backend"] == "int4", "speedup_vs_fp16"],
         "no overlap": rows.loc[rows["backend"] == "int4-serial", "speedup_vs_fp16"],
-        "after a dependent launch": primed,
+        "after a programmatic dependent launch": primed,
         "against the faster of cuBLAS and our FP16 kernel": best["speedup"],
     }
     found = [(way, values.min(), values.max()) for way, values in told.items()
@@ -106,9 +106,10 @@ def findings(found: dict[str, Verdict], causes: dict[str, Verdict]) -> pd.DataFr
 
     found: verdicts.of_run(run)        causes: verdicts.causes.of_run(run)
     """
+    shift = found["B"]
     rows = [
-        ("A. INT4 helps wide FFN projections.", _speedups(found["A"]), _bytes_decide(found["B"].numbers)),
-        ("B. With INT4 the bottleneck shifts away from memory.", _stated(found["B"]), _profiled(found["B"].numbers)),
+        ("A. INT4 helps wide FFN projections.", _speedups(found["A"]), _bytes_decide(shift.numbers)),
+        ("B. With INT4 the bottleneck shifts away from memory.", f"{STATE[shift.state]}.", _profiled(shift.numbers)),
         ("C. INT4 loses on narrow projections, to dequantisation.", _speedups(found["C"]),
          _narrow(found, causes)),
     ]  # fmt: skip
@@ -150,13 +151,13 @@ def case_lines(case: Case) -> list[str]:
     totals, rows = case.advice.totals, case.advice.rows.dropna(subset=["speedup"])
     each = ", ".join(f"{row.layer.removesuffix('_proj')} {row.speedup:.1f}×" for row in rows.itertuples())
     kv = case.kv
-    bits = GemmProblem(1, 1024, 4096).int4_bits_per_weight()
+    bits = KV.int4_bits_per_weight()
     lines = [
         f"The linear layers of a token take **{totals['advised'] / 1e3:.1f} ms instead of {totals['fp16'] / 1e3:.1f} "
         f"ms: {totals['speedup']:.1f}×** ({totals['speedup_low']:.1f} to {totals['speedup_high']:.1f}).",
         f"By projection: {each.replace('gate_up', 'gate and up')}.",
-        f"KV alone: {kv['speedup']:.1f}× ({kv['low']:.1f} to {kv['high']:.1f}), but that saves only "
-        f"{kv['saved_ms']:.1f} ms, {kv['share']:.0%} of a token.",
+        f"KV alone: {kv['speedup']:.1f}× ({kv['low']:.1f} to {kv['high']:.1f}), {kv['saved_ms']:.1f} ms saved, "
+        f"{kv['share']:.0%} of a token.",
         f"Memory of the weights: {one_token.weight_gb(bits=bits):.1f} GB instead of {one_token.weight_gb():.1f} GB.",
         f"{'Calls can overlap on this GPU.' if case.overlaps else 'Calls cannot overlap on this GPU.'} {_peer(case)}",
     ]
@@ -168,10 +169,12 @@ def case_lines(case: Case) -> list[str]:
 def case_in_short(case: Case) -> str:
     """The case in one sentence."""
     totals, kv = case.advice.totals, case.kv
+    bits = KV.int4_bits_per_weight()
     return (
         f"Llama 3 8B on an {_short(case.advice.gpu)}, {_kind(case)}: {totals['fp16'] / 1e3:.1f} ms → "
         f"{totals['advised'] / 1e3:.1f} ms per token, {totals['speedup']:.1f}× ({totals['speedup_low']:.1f} to "
-        f"{totals['speedup_high']:.1f}); the KV projection alone saves {kv['share']:.0%} of a token. {_peer(case)}"
+        f"{totals['speedup_high']:.1f}), weights {one_token.weight_gb():.1f} GB → {one_token.weight_gb(bits=bits):.1f} "
+        f"GB; the KV projection alone saves {kv['share']:.0%} of a token. {_peer(case)}"
     )
 
 
@@ -246,8 +249,7 @@ def _kind(case: Case) -> str:
 
 
 def _short(gpu: str) -> str:
-    """The name that people use: without the maker and the memory."""
-    return gpu.removeprefix("NVIDIA ").split(" ")[0] if gpu.startswith(("NVIDIA A", "NVIDIA H")) else gpu
+    return gpu.removeprefix("NVIDIA ")
 
 
 def _peer(case: Case) -> str:
@@ -274,10 +276,6 @@ def _speedups(verdict: Verdict) -> str:
 
 def _x(speedup: float) -> str:
     return f"{speedup:.1f}×" if speedup >= 1 else f"{speedup:.2f}×"
-
-
-def _stated(verdict: Verdict) -> str:
-    return f"{STATE[verdict.state]}."
 
 
 def _bytes_decide(numbers: dict[str, float]) -> str:

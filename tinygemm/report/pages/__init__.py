@@ -29,7 +29,6 @@ from tinygemm.report.pages.shared import (
     table,
     token_counts,
     twins,
-    without_overlap,
 )
 
 __all__ = [
@@ -72,5 +71,4 @@ __all__ = [
     "table",
     "token_counts",
     "twins",
-    "without_overlap",
 ]

@@ -276,21 +276,6 @@ def by_tokens(table: pd.DataFrame, backend: str = "int4") -> pd.DataFrame:
     return wide.assign(shape=shape_names(wide)).rename_axis(columns=None)
 
 
-def without_overlap(table: pd.DataFrame, M: int = 1) -> Markdown:
-    """The speedup of the tuned kernel at the study's projections, as it is and started only after the call before."""
-    rows = tables.primary(table)
-    rows = rows[(rows["M"] == M) & tables.at_shapes(rows, STUDY_SHAPES)].dropna(subset=["speedup_vs_fp16"])
-    both = [rows.loc[rows["backend"] == name, "speedup_vs_fp16"] for name in ("int4", "int4-serial")]
-    if any(len(side) < len(STUDY_SHAPES) for side in both):
-        return lacks("`int4` and `int4-serial` at the projections of the earlier study")
-    (low, high), (serial_low, serial_high) = ((side.min(), side.max()) for side in both)
-    return Markdown(
-        f"At the four projections above the tuned kernel is {low:.2f}× to {high:.2f}× as fast as FP16 in cuBLAS; "
-        f"started only when the call before has finished (`int4-serial`), "
-        f"{serial_low:.2f}× to {serial_high:.2f}×."
-    )
-
-
 def sanitizers(file: Path = DATA_ROOT / "checks" / "sanitizer.txt") -> Markdown:
     """What `make sanitize` said when it last ran: the day and the versions, then a line per tool, word for word."""
     conditions, *tools = file.read_text().splitlines()
