@@ -35,8 +35,8 @@ def fitted(run):
 
 
 @pytest.fixture(scope="module")
-def found(run, fitted):
-    return answer.of_run(run, fitted)
+def found(run):
+    return answer.of_run(run)
 
 
 def truth_us(backend, K, N, M=1, launch="graph"):
@@ -134,7 +134,7 @@ def test_the_case_is_the_advice_for_an_a10g_and_kv_is_a_part_of_it(found, fitted
 
 def test_on_the_gpu_of_the_case_it_is_measured(tmp_path):
     here = load(tmp_path, gpu="a10g", suites=())
-    case = answer.of_run(here, costmodel.fit(here)).case
+    case = answer.of_run(here).case
     assert not case.projected
     assert "MEASURED" in answer.case_title(case)
     assert set(case.advice.rows["kind"][:4]) == {"measured"}
@@ -188,7 +188,7 @@ def test_findings_quote_the_run(found):
 def test_the_sentence_says_yes_no_or_hardly_as_the_run_does(tmp_path, run, table, factor, word):
     level = one_token.times(run, table, None).set_index("backend").loc["int4", "speedup"]
     other = load(tmp_path, {"int4": factor or level})
-    shown = answer.of_run(other, None)
+    shown = answer.of_run(other)
     assert word in answer.sentence(shown)
     rows = shown.token.set_index("backend")
     for backend in ("fp16-cublas", "int4"):
@@ -207,7 +207,7 @@ def test_the_page_and_the_readme_say_the_same(found):
 
 def test_a_run_that_timed_little_leaves_sentences(tmp_path):
     small = synthetic.load(tmp_path, m_list=(1,), shapes=((4096, 1024),), modes=(("graph", "cold"),), n_samples=5)
-    shown = answer.of_run(small, pages.model_of(small))
+    shown = answer.of_run(small)
     assert shown.case is None
     assert shown.token.empty
     assert "did not time" in answer.sentence(shown)
@@ -218,10 +218,9 @@ def test_a_run_that_timed_little_leaves_sentences(tmp_path):
     assert small.run_id in readme.first_screen(shown, "")
 
 
-def test_a_run_without_a_model_still_shows_its_bars(run):
-    shown = answer.of_run(run, None)
-    assert "lm_head" not in figures.one_token(shown.token).get_label()
-    assert shown.case is None
+def test_bars_without_a_model_have_no_lm_head(run, table):
+    rows = one_token.times(run, table, None)
+    assert len(figures.one_token(rows).axes[0].patches) == len(rows)
 
 
 def test_the_command_of_the_case_is_one_that_answers():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, browser_path
 
-from tinygemm.report import answer, build, pages, tables
+from tinygemm.report import answer, build, tables
 from tinygemm.runs import latest_run
 
 pytestmark = pytest.mark.book
@@ -73,7 +73,7 @@ def test_book_has_every_chapter_and_its_front_page_leads_to_the_answer(book):
 
 def test_front_page_answers_in_its_first_sentence_and_shows_all_that_the_answer_has(book, run):
     page = text_of(book / "executed" / "00_answer.html")
-    found = answer.of_run(run, pages.model_of(run))
+    found = answer.of_run(run)
     shown = answer.sentence(found).replace("**", "")
     assert shown in page
     assert page.index(shown) < page.index(answer.case_title(found.case)) < page.index("Fig. 1")

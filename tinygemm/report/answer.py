@@ -64,12 +64,9 @@ class Answer:
     ways: pd.DataFrame
 
 
-def of_run(run, fitted: costmodel.CostModel | None) -> Answer:
-    """Everything that the first screen says of a run.
-
-    fitted: pages.model_of(run)
-    """
-    cases = run.cases
+def of_run(run) -> Answer:
+    """Everything that the first screen says of a run."""
+    cases, fitted = run.cases, _fit(run)
     cold = cases["launch"].isin(("graph", "primed")) & (cases["l2_state"] == "cold")
     few = tables.only(run, cold & (cases["M"].isin((0, 1)) | at_shapes(cases, STUDY_SHAPES)))
     table, causes = tables.report_table(few), verdicts.causes.of_run(run)
@@ -192,6 +189,14 @@ def findings_in_short(found: Answer) -> str:
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------
+
+
+def _fit(run) -> costmodel.CostModel | None:
+    """The latency model of the kernels that the answer names; None where the run timed too few shapes for one."""
+    try:
+        return costmodel.fit(run, backends=one_token.BACKENDS)
+    except ValueError:
+        return None
 
 
 def _case(fitted: costmodel.CostModel | None) -> Case | None:

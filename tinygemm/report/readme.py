@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from tinygemm.report import answer, figures
-from tinygemm.report.pages.predict import model_of
 
 FIGURE = "book/_static/headline.svg"
 BEGIN, END = "<!-- findings: written by `make headline` -->", "<!-- end of findings -->"
@@ -16,7 +15,7 @@ def write(root: Path, run) -> None:
     readme = root / "README.md"
     before, rest = readme.read_text().split(BEGIN)
     _, after = rest.split(END)
-    found, alt = answer.of_run(run, model_of(run)), ""
+    found, alt = answer.of_run(run), ""
     if len(found.token):
         figure = figures.one_token(found.token)
         figures.save(figure, root / FIGURE)
