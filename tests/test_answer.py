@@ -1,5 +1,7 @@
 """The first screen: one token, the reader's case, findings and caveats have the planted numbers and follow the run."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import synthetic
@@ -15,7 +17,13 @@ QUIET = {"noise": 0.001, "drift": 0.0}
 
 
 def load(root, factors=None, **more):
-    settings = {"m_list": (1,), "modes": MODES, "n_samples": 12, "suites": (synthetic.CROSSOVER,)} | more
+    settings = {
+        "m_list": (1,),
+        "modes": MODES,
+        "n_samples": 5,
+        "counters": False,
+        "suites": (synthetic.CROSSOVER,),
+    } | more
     return synthetic.load(root, truth=synthetic.Truth(factors=factors or {}, **QUIET), **settings)
 
 
@@ -183,16 +191,25 @@ def test_findings_quote_the_run(found):
 
 
 @pytest.mark.parametrize(
-    ("factor", "word"), [(1.0, "Yes, up to about"), (6.0, "No, not"), (None, "Hardly")]
+    ("speedup", "m_pays", "lead"),
+    [(3.2, (47.1, 256), "Yes, up to about 45 tokens"), (3.2, (5.2, 256), "Yes, up to about 5 tokens"),
+     (3.2, (np.inf, 256), "Yes, at up to 256 tokens"), (3.2, (np.nan, 0), "Yes, at one token"),
+     (1.02, (47.1, 256), "Hardly"), (0.98, (np.nan, 0), "Hardly"), (0.5, (np.nan, 0), "No, not at one token")],
 )  # fmt: skip
-def test_the_sentence_says_yes_no_or_hardly_as_the_run_does(tmp_path, run, table, factor, word):
-    level = one_token.times(run, table, None).set_index("backend").loc["int4", "speedup"]
-    other = load(tmp_path, {"int4": factor or level})
-    shown = answer.of_run(other)
-    assert word in answer.sentence(shown)
-    rows = shown.token.set_index("backend")
-    for backend in ("fp16-cublas", "int4"):
-        assert f"{rows.loc[backend, 'ms']:.1f} ms" in answer.sentence(shown)
+def test_the_sentence_says_yes_no_or_hardly_as_the_run_does(found, speedup, m_pays, lead):
+    token = found.token.assign(speedup=found.token["speedup"].mask(found.token["backend"] == "int4", speedup))
+    said = answer.sentence(replace(found, token=token, m_pays=m_pays))
+    assert said.startswith(f"**{lead}")
+    assert f"**{speedup:.1f} times**" in said
+    for row in token[token["backend"].isin(["fp16-cublas", "int4"])].itertuples():
+        assert f"{row.ms:.1f} ms" in said
+
+
+def test_the_sentence_leaves_out_what_the_run_lacks_and_marks_what_it_predicts(found):
+    token = found.token[found.token["backend"] != "int4-serial"]
+    assert "cannot overlap" not in answer.sentence(replace(found, token=token))
+    assert "predicted" in answer.sentence(replace(found, token=token.assign(predicted=1)))
+    assert "predicted" not in answer.sentence(found)
 
 
 def test_the_page_and_the_readme_say_the_same(found):
