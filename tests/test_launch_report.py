@@ -121,7 +121,7 @@ def test_a_step_is_the_sum_of_its_projections(run):
     planted = sum(truth.latency_us("int4", GemmProblem(1, N, K)) for K, N in launch.STEP.values())
     assert step.loc["one layer", "int4_graph"] == pytest.approx(planted, rel=0.01)
     assert step.loc["32 layers", "int4_graph"] == pytest.approx(32 * planted, rel=0.01)
-    assert f"{0.032 * step.loc['one layer', 'int4_graph']:.2f} ms in graphs" in pages.launch.token(step).data
+    assert f"{0.032 * step.loc['one layer', 'int4_graph']:.2f} ms in INT4 in graphs" in pages.launch.token(step).data
 
 
 def test_a_run_without_a_projection_of_the_step_has_no_step(tmp_path):

@@ -64,7 +64,7 @@ def speedup_vs_n(table: pd.DataFrame, K: int | None = None, m_list=(1, 8), backe
         ax.set_ylabel("speedup")
     _n_axis(axes[-1, 0], sorted(set(rows["N"])))
     at_ends = [rows[rows["N"] == end] for end in (rows["N"].min(), rows["N"].max())]
-    ends = [f"at N = {at['N'].iloc[0]}: {spans(at, 'speedup_vs_fp16', '.2f', '×')}" for at in at_ends]
+    ends = [f"At N = {at['N'].iloc[0]}: {spans(at, 'speedup_vs_fp16', '.2f', '×')}" for at in at_ends]
     alt = f"Curves of speedup over FP16 against N at K = {K}, M = {_listed(panels)}. {'. '.join(ends)}."
     return fig, alt
 
