@@ -75,6 +75,7 @@ NAMES = {
     "int4-one-row": "INT4, one row of activations",
     "int4-searched": "INT4, best config raced",
 }
+SHORT_NAMES = {"fp16-cublas": "FP16", "int4-static": "INT4 simple", "int4": "INT4 tuned"}  # where there is little room
 MARKERS = {
     "fp16-cublas": "s",
     "fp16-triton": "D",
@@ -128,6 +129,10 @@ def colour(backend: str) -> str:
 
 def name(backend: str) -> str:
     return NAMES.get(backend, backend)
+
+
+def short_name(backend: str) -> str:
+    return SHORT_NAMES.get(backend, name(backend))
 
 
 def marker(backend: str) -> str:

@@ -26,7 +26,6 @@ READINGS = {
     "issue": "issue\nslots",
     "warps": "warps",
 }
-SHORT = {BASELINE: "FP16", "int4-static": "INT4 simple", "int4": "INT4 tuned"}
 REGIMES = ("narrow", "square", "wide", "tall")
 SHADES = mpl.colors.LinearSegmentedColormap.from_list("busy", ["#FFFFFF", "#F6C9A8", "#D55E00"])
 ROW, HEADING = 0.27, 0.95  # inches of one case; and rows kept free above each problem, for its name
@@ -229,7 +228,7 @@ def _places(rows: pd.DataFrame) -> np.ndarray:
 
 def _name_cases(ax: Axes, rows: pd.DataFrame, y: np.ndarray) -> None:
     """Kernels as tick labels, and above those of each problem its regime, shape and M."""
-    names = rows["backend"].map(lambda backend: SHORT.get(backend, style.name(backend)))
+    names = rows["backend"].map(style.short_name)
     if "form" in rows:
         names = names.where(rows["form"] != ROUTE, "dequantise first")
     ax.set_yticks(y, names, size=9.5)

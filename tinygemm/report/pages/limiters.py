@@ -67,8 +67,9 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     """limiters.with_static(limiters.in_a_row(readings, table)) in words: name, shape, limit (with its question mark),
     in_a_row, busy, inside, resident and agreement."""
     words = rows["agrees"].map({True: "yes", False: "no"}).fillna("–")
-    name = rows["backend"].map(style.name).where(rows["form"] != ROUTE, style.name("dequant-fp16") + " (as selected)")
-    rate = rows["rate"].map("{:.0%}, ".format).where(rows["rate"].notna(), "–")
+    name = rows["backend"].map(style.short_name)
+    name = name.where(rows["form"] != ROUTE, "dequantise first (as selected)")
+    rate = rows["rate"].map(f"{{:.0%}},{style.NO_BREAK}".format).where(rows["rate"].notna(), "–")
     return rows.assign(
         name=name,
         shape=shape_names(rows),
@@ -76,7 +77,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
         in_a_row=rate + rows["row_limiter"],
         busy=_percents(rows, "dram", "l2", "sm"),
         inside=_percents(rows, "tensor", "issue"),
-        resident=_percents(rows, "warps") + " (" + _percents(rows, "occupancy") + ")",
+        resident=_percents(rows, "warps") + f"{style.NO_BREAK}(" + _percents(rows, "occupancy") + ")",
         agreement=words,
     )
 
@@ -111,4 +112,4 @@ def _at(rows: pd.DataFrame, M: int, shape) -> pd.Series:
 def _percents(rows: pd.DataFrame, *columns: str) -> pd.Series:
     """`57 · 31 · 44` for each row; a dash for what was not collected."""
     texts = [rows[column].map(lambda v: "–" if pd.isna(v) else f"{100 * v:.0f}") for column in columns]
-    return pd.concat(texts, axis=1).agg(" · ".join, axis=1)
+    return pd.concat(texts, axis=1).agg(f"{style.NO_BREAK}·{style.NO_BREAK}".join, axis=1)
