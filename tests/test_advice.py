@@ -15,7 +15,7 @@ from test_models import LLAMA
 from tinygemm import cli, hardware, models
 from tinygemm.hardware import gpu_spec
 from tinygemm.problem import GemmProblem
-from tinygemm.report import advice, costmodel, costterms
+from tinygemm.report import advice, costmodel, costterms, limiters, tables
 from tinygemm.runs import load_run
 
 LLAMA_3_8B = models.MODELS["llama-3-8b"]
@@ -187,6 +187,18 @@ def test_the_longest_term_is_the_limit(model, term, value, word):
     slow = replace(int4, terms=replace(int4.terms, **{term: value}))
     found = advice.advise(replace(model, backends=model.backends | {"int4": slow}), LLAMA_3_8B, tp=8)
     assert row(found, "qkv_proj")["limiter"] == word
+
+
+@pytest.mark.parametrize(("factor", "by_bytes"), [(1.0, False), (0.6, True)])
+def test_a_measured_case_has_the_limit_that_the_chapter_on_limits_gives_it(tmp_path, factor, by_bytes):
+    """Planted: gate_up at six or at nine tenths of the speed of a copy."""
+    run = load_run(write(tmp_path, {"int4": factor}))
+    each = row(advice.advise(costmodel.fit(run), LLAMA_3_8B), "gate_up_proj")
+    rows = tables.primary(tables.report_table(run))
+    rate = rows[(rows["backend"] == "int4") & (rows["M"] == 1) & (rows["N"] == 28672)]["frac_peak_bw"].item()
+    assert each["kind"] == "measured"
+    assert limiters.limited_by_bytes(rate) == by_bytes
+    assert (each["limiter"] == "memory") == by_bytes
 
 
 def test_from_python_the_host_is_the_limit(model):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, browser_path
 
-from tinygemm.report import build, tables, verdicts
+from tinygemm.report import answer, build, tables
 from tinygemm.runs import latest_run
 
 pytestmark = pytest.mark.book
@@ -49,6 +49,15 @@ def text_of(page: Path) -> str:
     return re.sub(r"\s+", " ", "".join(parser.words))
 
 
+def article_of(page: Path) -> str:
+    return re.search(r"<article.*?</article>", page.read_text(), re.DOTALL)[0]
+
+
+def source_of(chapter: str) -> str:
+    cells = json.loads((ROOT / "notebooks" / f"{chapter}.ipynb").read_text())["cells"]
+    return "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
 @pytest.fixture(scope="module")
 def run(recorded_or_synthetic):
     root = recorded_or_synthetic.get("data_root")
@@ -64,11 +73,24 @@ def test_book_has_every_chapter_and_its_front_page_leads_to_the_answer(book):
     assert "executed/00_answer.html" in (book / "index.html").read_text(encoding="utf-8")
 
 
-def test_front_page_gives_every_verdict_of_the_run_with_its_state(book, run):
+def test_front_page_answers_in_its_first_sentence_and_shows_all_that_the_answer_has(book, run):
     page = text_of(book / "executed" / "00_answer.html")
-    findings = verdicts.of_run(run)
-    for key in ("A", "A_static", "B", "B_static", "C", "C_static", "D"):
-        assert f"{findings[key].state} {findings[key].sentence}" in page
+    found = answer.of_run(run)
+    shown = answer.sentence(found).replace("**", "")
+    assert shown in page
+    assert page.index(shown) < page.index(answer.case_title(found.case)) < page.index("Fig. 1")
+    for line in answer.case_lines(found.case):
+        assert line.replace("**", "").replace("'", "’") in page
+    for row in found.findings.itertuples():
+        assert row.finding in page
+    for row in found.ways.itertuples():
+        assert f"{row.low:.1f}× to {row.high:.1f}×" in page
+    assert answer.COMMAND in page
+
+
+def test_title_of_the_front_page_has_the_name_of_the_book_once(book):
+    (title,) = re.findall(r"<title>(.*?)</title>", (book / "executed" / "00_answer.html").read_text(), re.DOTALL)
+    assert title.count("INT4") == 1
 
 
 def test_every_chapter_says_which_run_and_which_gpu_it_shows(book, run):
@@ -104,11 +126,38 @@ def test_figures_are_numbered_in_reading_order_and_referenced_tables_exist(book)
     assert len(numbers) >= 8
 
 
-def test_parameters_of_the_run_are_folded_and_their_defaults_not_repeated(book):
+def test_code_of_a_page_is_one_fold_at_its_foot_and_not_in_the_search(book):
     for chapter in CHAPTERS:
         page = (book / "executed" / f"{chapter}.html").read_text(encoding="utf-8")
-        assert page.count("Show the run&#x27;s parameters") == 1
+        assert page.count('<details class="how-made">') == 1
+        fold = page.index('<details class="how-made">')
+        assert page.index("open_run") > fold > page.rindex("<h2>")
+        assert "<pre>" not in page[page.index("<h1>") : fold] or "```" in source_of(chapter)
         assert "tag_parameters" not in page
+    assert "inlinebackend" not in (book / "searchindex.js").read_text().lower()
+
+
+def test_every_figure_says_in_words_what_it_shows(book):
+    said = [
+        re.search(r'alt="([^"]*)"', image)[1]
+        for chapter in CHAPTERS
+        for image in re.findall(r"<img[^>]*>", article_of(book / "executed" / f"{chapter}.html"))
+    ]
+    assert len(said) >= 30
+    for alt in said:
+        assert len(alt) >= 40, alt
+        assert " " in alt.strip()
+        assert not re.search(r"\.(svg|png)\b|_images/", alt), alt
+        assert not re.search(r"\bnan\b", alt), alt
+    assert len(set(said)) == len(said)
+
+
+def test_box_that_a_table_scrolls_in_has_a_name_and_takes_the_focus(book):
+    for chapter in CHAPTERS:
+        for box in re.findall(
+            r'<div class="pst-scrollable-table-container"[^>]*>', (book / "executed" / f"{chapter}.html").read_text()
+        ):
+            assert re.search(r'tabindex="0" role="region" aria-label="[^"]{5,}"', box)
 
 
 def test_inks_of_code_and_prose_name_no_other_source_than_the_site(book):
@@ -223,7 +272,7 @@ def test_figures_stay_white_and_undimmed_in_a_dark_page(open_page):
 @pytest.mark.browser
 def test_a_click_unfolds_the_parameters_of_the_run(open_page):
     tab, _ = open_page("executed/00_answer.html")
-    fold = tab.locator("div.tag_injected-parameters")
+    fold = tab.locator("details.how-made")
     assert not fold.locator("pre").is_visible()
     fold.locator("summary").click()
     assert fold.locator("pre").is_visible()

@@ -5,7 +5,7 @@ import pytest
 import synthetic
 
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
-from tinygemm.report import contrasts, decomposition, pages, tables
+from tinygemm.report import contrasts, decomposition, figures, pages, tables
 from tinygemm.report.intervals import ratio_of_medians
 from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
 from tinygemm.report.verdicts import decomposition as verdicts
@@ -60,7 +60,7 @@ def test_where_the_kernel_is_slower_without_dequantisation_the_page_says_so(load
 
 
 @pytest.mark.parametrize(
-    ("factor", "step"), [("fp16-triton", "kernel"), ("int4-load-only", "fewer bytes"), ("int4", "dequantise")]
+    ("factor", "step"), [("fp16-triton", "kernel"), ("int4-load-only", "weight-read bound"), ("int4", "dequantise")]
 )
 def test_a_slower_contender_moves_the_step_that_leads_to_it_and_no_step_before(load, tmp_path, factor, step):
     before = of(decomposition.steps(load()), WIDE).set_index("step")["value"]
@@ -76,13 +76,13 @@ def test_a_slower_contender_moves_the_step_that_leads_to_it_and_no_step_before(l
 
 def test_the_path_goes_over_the_harder_ceiling_where_it_was_timed(load):
     path = decomposition.path(of(decomposition.steps(load(backends=(*BACKENDS, "int4-load-only-serial"))), WIDE))
-    assert list(path["step"])[2:4] == ["fewer bytes, serial", "multiply, wait, serial"]
+    assert list(path["step"])[2:4] == ["weight-read bound, serial", "multiply, wait, serial"]
     assert list(path["label"]) == list(decomposition.PATH)
 
 
 def test_a_path_without_eager_calls_starts_in_a_graph_and_one_with_a_gap_is_none(load, tmp_path):
     steps = decomposition.steps(load(modes=MODES[:1], backends=[*BACKENDS[:3], "int4-load-only"]))
-    assert list(decomposition.path(of(steps, WIDE))["step"]) == ["kernel", "fewer bytes", "dequantise, multiply"]
+    assert list(decomposition.path(of(steps, WIDE))["step"]) == ["kernel", "weight-read bound", "dequantise, multiply"]
     gap = synthetic.load(tmp_path / "gap", m_list=(1,), shapes=[WIDE], backends=("fp16-cublas", "int4"), modes=MODES)
     steps = decomposition.steps(gap)
     assert decomposition.path(steps).empty
@@ -151,3 +151,15 @@ def test_every_decode_case_is_in_the_table_with_its_interval(load):
     cell = shown.set_index("shape").loc["4096×14336", "total"]
     assert cell == f"{value:.2f} ({low:.2f}–{high:.2f})"
     assert tables.pd.DataFrame(shown).notna().all(axis=None)
+
+
+def test_what_the_figure_calls_bits_is_what_the_card_calls_bits(load):
+    run = load()
+    found = verdicts.of_run(run)["kernel_narrow"]
+    fig = figures.waterfall(decomposition.steps(run), tables.report_table(run))
+    (title,) = [ax.get_title(loc="left") for ax in fig.axes if "4096×1024" in ax.get_title(loc="left")]
+    kernel, bits = (float(part.split()[1]) for part in title.split(" = ")[2].split(" · "))
+    assert kernel == pytest.approx(found.numbers["smallest_kernel"], abs=0.006)
+    assert bits == pytest.approx(found.numbers["smallest_bits"], abs=0.006)
+    names = {label.get_text() for ax in fig.axes for label in ax.get_yticklabels()}
+    assert not {"fewer bytes", "fewer bits", "bits"} & names, "no single step goes by that name"

@@ -1,6 +1,7 @@
 """Figures: they draw what the table says, legibly, in the same colours everywhere, as the same bytes every time."""
 
 import itertools
+import re
 
 import matplotlib as mpl
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import synthetic
 from derived import counted
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.container import BarContainer, ErrorbarContainer
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -22,6 +23,7 @@ from tinygemm.report import (
     figures,
     limiters,
     literature,
+    one_token,
     peers,
     projections,
     published,
@@ -47,7 +49,7 @@ def table(run):
 
 
 DRAW = {
-    "headline": lambda run, table: figures.headline(table),
+    "one_token": lambda run, table: figures.one_token(one_token.times(run, table, costmodel.fit(run))),
     "speedup_vs_n": lambda run, table: figures.speedup_vs_n(table),
     "decode_latency": lambda run, table: figures.decode_latency(table),
     "decode_latency at M = 8": lambda run, table: figures.decode_latency(table, M=8),
@@ -60,7 +62,6 @@ DRAW = {
     "cause_removed": lambda run, table: figures.cause_removed(causes.removals(run)),
     "cause_along": lambda run, table: figures.cause_along(causes.removals(run)),
     "time_along": lambda run, table: figures.time_along(table),
-    "fitted_terms": lambda run, table: figures.fitted_terms(causes.contributions(run, causes.fit(run)), table),
     "speedup_map": lambda run, table: figures.speedup_map(regimes.speedups(run)),
     "crossover": lambda run, table: figures.crossover(regimes.by_tokens(table)),
     "launch_cost": lambda run, table: figures.launch_cost(table),
@@ -125,9 +126,7 @@ def slow_run(tmp_path_factory):
     return synthetic.load(tmp_path_factory.mktemp("slow"), gpu="a10g", truth=SLOW, m_list=(1, 8), modes=modes)
 
 
-@pytest.fixture(
-    scope="module", params=[*DRAW, "a10g headline", "a10g decode_latency", "a10g roofline", "a10g waterfall"]
-)
+@pytest.fixture(scope="module", params=[*DRAW, "a10g decode_latency", "a10g roofline", "a10g waterfall"])
 def drawn(request, run, table) -> Figure:
     if request.param.startswith("a10g "):
         run = request.getfixturevalue("slow_run")
@@ -200,21 +199,36 @@ def test_saving_twice_gives_the_same_svg_without_a_date(drawn, tmp_path):
 
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_drawing_twice_gives_the_same_bytes(table, tmp_path, ending):
-    one, other = (figures.save(figures.headline(table), tmp_path / f"{i}.{ending}") for i in range(2))
+    one, other = (figures.save(figures.decode_latency(table), tmp_path / f"{i}.{ending}") for i in range(2))
     assert one.read_bytes() == other.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["plot.pdf", "plot", "plot.svgz"])
 def test_other_endings_are_refused_and_nothing_is_written(table, tmp_path, name):
     with pytest.raises(ValueError, match=r"\.png or \.svg"):
-        figures.save(figures.headline(table), tmp_path / name)
+        figures.save(figures.decode_latency(table), tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_every_figure_says_in_words_what_it_shows(run, table, name):
+    alt = DRAW[name](run, table).get_label()
+    assert len(alt) >= 40
+    assert "nan" not in alt.lower().split()
+    assert re.search(r"\d", alt)
+
+
+def test_alt_text_of_a_figure_follows_its_data_and_reaches_the_output_of_a_notebook(table):
+    fast = figures.decode_latency(table.assign(latency_us_p50=table["latency_us_p50"] / 2))
+    assert fast.get_label() != figures.decode_latency(table).get_label()
+    _, metadata = fast._repr_mimebundle_()
+    assert metadata["image/svg+xml"]["alt"] == fast.get_label()
 
 
 def test_figures_are_not_kept_open(run, table):
     import matplotlib.pyplot as plt
 
-    figures.headline(table)
+    figures.decode_latency(table)
     assert plt.get_fignums() == []
 
 
@@ -238,22 +252,22 @@ def primary(table, backend, M=1):
     return rows.loc[list(STUDY_SHAPES)]
 
 
-def test_headline_bars_are_the_speedups_in_the_colours_of_their_backends(table):
-    drawn = bars(figures.headline(table))
-    for backend in ("int4-static", "aten-int4mm", "int4"):
-        np.testing.assert_allclose(drawn[style.COLOURS[backend].lower()], primary(table, backend)["speedup_vs_fp16"])
+def test_bars_of_one_token_are_its_times_with_lm_head_on_top_and_the_bytes_as_a_line(run, table):
+    rows = one_token.times(run, table, costmodel.fit(run))
+    (ax,) = figures.one_token(rows).axes
+    drawn = {mpl.colors.to_hex(bar.get_facecolor()): bar.get_width() for bar in ax.patches}
+    for row in rows.itertuples():
+        assert drawn[style.COLOURS[row.backend].lower()] == pytest.approx(row.layers_ms)
+    assert drawn["#e4e6e8"] == pytest.approx(rows["head_ms"].iloc[0])
+    ends = [segment[0, 0] for lines in ax.collections for segment in lines.get_segments()]
+    assert ends == pytest.approx(rows["floor_ms"].tolist())
 
 
-def test_headline_draws_the_ideal_and_the_bootstrap_intervals(table):
-    (ax,) = figures.headline(table).axes
-    levels = [line.get_ydata()[0] for line in ax.lines if len(set(line.get_ydata())) == 1]
-    assert any(np.isclose(level, 16 / 4.125) for level in levels)
-    assert 1 in levels
-    ends = np.concatenate([
-        np.array(c.lines[2][0].get_segments())[:, :, 1] for c in ax.containers if isinstance(c, ErrorbarContainer)
-    ])  # fmt: skip
-    expected = pd.concat(primary(table, b) for b in ("int4-static", "aten-int4mm", "int4"))
-    np.testing.assert_allclose(ends, expected[["speedup_vs_fp16_low", "speedup_vs_fp16_high"]])
+def test_a_bar_that_was_not_timed_is_called_predicted(run, table):
+    rows = one_token.times(run, table, costmodel.fit(run))
+    rows = rows.assign(predicted=rows["predicted"].mask(rows["backend"] == "int4-serial", 4))
+    (ax,) = figures.one_token(rows).axes
+    assert sum("predicted" in text.get_text() for text in ax.texts) == 1
 
 
 def test_latency_bars_are_medians_with_their_floor(table):
@@ -322,7 +336,6 @@ def test_other_shapes_than_those_of_the_study_are_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("draw", "column"),
     [
-        (figures.headline, "speedup_vs_fp16"),
         (figures.speedup_vs_n, "speedup_vs_fp16_low"),
         (figures.decode_latency, "latency_us_p50"),
         (figures.dequant_breakdown, "latency_us_high"),
@@ -341,7 +354,7 @@ def test_missing_counters_are_named(run):
         figures.percent_of_peak(tables.counters_table(run).drop(columns="frac_sm"))
 
 
-@pytest.mark.parametrize("draw", [figures.headline, figures.decode_latency, figures.dequant_breakdown])
+@pytest.mark.parametrize("draw", [figures.decode_latency, figures.dequant_breakdown])
 def test_a_table_without_the_cases_says_what_was_looked_for(table, draw):
     with pytest.raises(ValueError, match="M = 3"):
         draw(table, M=3)
@@ -349,7 +362,7 @@ def test_a_table_without_the_cases_says_what_was_looked_for(table, draw):
 
 def test_an_empty_table_is_refused(table):
     with pytest.raises(ValueError, match="no rows"):
-        figures.headline(table.iloc[:0])
+        figures.decode_latency(table.iloc[:0])
 
 
 def test_the_bounds_drawn_are_the_bounds_applied():

@@ -7,7 +7,7 @@ import synthetic
 from derived import also, primary, slowed
 
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES, GemmProblem
-from tinygemm.report import launch, pages, tables, verdicts
+from tinygemm.report import host, launch, pages, tables, verdicts
 from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
 
 BACKENDS = ("fp16-cublas", "int4", "int4-serial", "aten-int4mm")
@@ -121,7 +121,7 @@ def test_a_step_is_the_sum_of_its_projections(run):
     planted = sum(truth.latency_us("int4", GemmProblem(1, N, K)) for K, N in launch.STEP.values())
     assert step.loc["one layer", "int4_graph"] == pytest.approx(planted, rel=0.01)
     assert step.loc["32 layers", "int4_graph"] == pytest.approx(32 * planted, rel=0.01)
-    assert f"{0.032 * step.loc['one layer', 'int4_graph']:.2f} ms in graphs" in pages.launch.token(step).data
+    assert f"{0.032 * step.loc['one layer', 'int4_graph']:.2f} ms in INT4 in graphs" in pages.launch.token(step).data
 
 
 def test_a_run_without_a_projection_of_the_step_has_no_step(tmp_path):
@@ -166,7 +166,7 @@ def test_a_slow_host_is_seen_by_a_kernel_that_asks_the_same_of_it_at_every_shape
     assert "slow host" not in steady
     slow = (run.cases["launch"] == "eager") & (run.cases["N"] == 4096) & (run.cases["K"] == 4096)
     table = tables.report_table(slowed(run, slow, 1.6))
-    rows = launch.host_steadiness(table)
+    rows = host.steadiness(table)
     assert (rows["ratio"] > 1.5).sum() == 1
     assert not {28672} & set(rows["N"]), "there the device sets the time"
     assert "4096×4096, M = 1" in pages.launch.steadiness(table).data

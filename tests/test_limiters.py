@@ -9,7 +9,7 @@ import synthetic
 from derived import counted
 
 from tinygemm.problem import STUDY_SHAPES
-from tinygemm.report import limiters, pages, verdicts
+from tinygemm.report import figures, limiters, pages, tables, verdicts
 from tinygemm.report.limiters import limiter
 from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
 
@@ -202,3 +202,44 @@ def test_bytes_that_move_twice_are_seen(run):
     verdict = verdicts.of_limiters(limiters.with_static(rows, limiters.static_file("h200")))["traffic"]
     assert verdict.state == FAILS
     assert "int4" in verdict.sentence
+
+
+# --- what the page shows --------------------------------------------------------------------------------------------
+
+
+def test_an_answer_that_counters_nearly_deny_is_marked_in_the_table_and_in_the_figure(tmp_path):
+    planted = synthetic.Truth()
+    run = load(tmp_path, dram=planted.dram | {"int4": 0.59})
+    rows = limiters.in_a_row(limiters.readings(run), tables.report_table(run))
+    shown = pages.limiters.table(limiters.with_static(rows, tmp_path / "absent.csv"))
+    drawn = [text.get_text() for text in figures.limits(rows).axes[0].texts]
+    for backend, marked in (("int4", True), ("fp16-cublas", False)):
+        of_table = shown.loc[shown["backend"] == backend, "limit"]
+        assert of_table.str.contains("(?)", regex=False).all() == marked
+        assert all(any(limit.split(":")[0] in text for text in drawn) for limit in of_table)
+    assert sum("(?)" in text for text in drawn) == (shown["backend"] == "int4").sum()
+
+
+@pytest.mark.parametrize(("factor", "answer"), [(1.0, "not memory"), (0.6, "memory")])
+def test_calls_in_a_row_are_limited_by_their_bytes_from_two_thirds_of_a_copy_on(tmp_path, factor, answer):
+    run = load(tmp_path, factors={"int4": factor})
+    table = tables.report_table(run)
+    rows = limiters.in_a_row(limiters.readings(run), table)
+    row = at(rows, "int4")
+    assert row["rate"] == pytest.approx(table.set_index("case_id").loc[row["case_id"], "frac_peak_bw"])
+    assert row["row_limiter"] == answer
+    assert limiters.limited_by_bytes(row["rate"]) == (answer == "memory")
+
+
+def test_each_question_about_one_case_has_one_number(run):
+    table = tables.report_table(run)
+    asked = pages.limiters.four_numbers(limiters.readings(run), table)
+    assert asked["question"].is_unique
+    row = table[(table["backend"] == "int4") & (table["N"] == 14336)].iloc[0]
+    assert asked["int4"].tolist() == [
+        f"{synthetic.Truth().dram['int4']:.0%}",
+        f"{row['frac_peak_bw']:.0%}",
+        f"{row['frac_floor']:.0%}",
+        "–",
+    ]
+    assert pages.limiters.four_numbers(pd.DataFrame(), table)["int4"].iloc[0] == "–"

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import synthetic
 
-from tinygemm.report import costmodel, figures, literature, published, tables
+from tinygemm.report import against_published, costmodel, figures, literature, published, tables
 from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED, at_least_published
 
 KEYS = ["gpu", "M", "K", "N", "backend"]
@@ -152,3 +152,20 @@ def test_the_method_alone_moves_a_speedup(table):
     for launch, l2_state in rows.index:
         expected = [truth.latency_us(name, problem, launch, l2_state) for name in ("fp16-cublas", "int4")]
         assert rows[launch, l2_state] == pytest.approx(expected[0] / expected[1], rel=0.03)
+
+
+def test_a_time_by_wall_clock_is_projected_from_python_as_the_scores_do(table, model):
+    """One function decides for both pages: what is scored a hit lies inside the band that the table prints."""
+    quoted = published.load()
+    shown = literature.latencies(table, model, quoted)
+    ours = shown[(shown["source_key"] == "zhan2025tinygemm") & (shown["kind"] == "projected")]
+    assert set(ours["launch"]) == {"eager"}
+    assert set(shown.loc[shown["source_key"] == "tileops1874", "launch"]) == {"graph"}
+    scored = against_published.compare(model, quoted[quoted["quantity"] == "latency_us"])
+    keys = ["source_key", "M", "K", "N", "backend"]
+    both = scored.merge(shown[shown["ours"] == shown["backend"]], on=keys)
+    assert len(both) >= 4
+    for ours, theirs in (("launch_x", "launch_y"), ("predicted", "ours_us"), ("low", "low_us"), ("high", "high_us")):
+        assert both[ours].tolist() == both[theirs].tolist()
+    inside = both["published_us"].between(both["low_us"], both["high_us"])
+    assert inside.tolist() == (both["result"] == "hit").tolist()

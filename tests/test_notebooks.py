@@ -109,6 +109,18 @@ def test_chapter_run_by_papermill_alone_from_anywhere_finds_the_newest_run(tmp_p
     assert latest_run().gpu["name"] in (tmp_path / "out.ipynb").read_text(encoding="utf-8")
 
 
+@pytest.mark.skipif(live_gpu_key() == "a10g", reason="this machine has an A10G: it would measure")
+@pytest.mark.skipif(bool(recorded_runs("a10g")), reason="there is a recorded run of an A10G to show")
+def test_chapter_of_a_gpu_that_is_not_here_stops_with_one_sentence_instead_of_frames(tmp_path):
+    chapter, params = ROOT / "notebooks" / "04_speedup.ipynb", ROOT / "notebooks" / "params" / "a10g.yaml"
+    command = [sys.executable, "-m", "papermill", str(chapter), str(tmp_path / "out.ipynb"), "-f", str(params)]
+    done = subprocess.run([*command, "-k", "python3"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    cell = done.stderr.split("Exception encountered at")[1].strip().splitlines()
+    assert len(cell) == 2, "where, and the sentence"
+    assert "no recorded run of a10g" in cell[1]
+
+
 @pytest.mark.parametrize("file", PARAMS, ids=lambda path: path.stem)
 def test_parameter_file_names_its_gpu_and_only_parameters_that_exist(file):
     parameters = yaml.safe_load(file.read_text(encoding="utf-8"))

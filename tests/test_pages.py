@@ -2,10 +2,9 @@
 
 import dataclasses
 
-import pytest
 import synthetic
 
-from tinygemm.problem import STUDY_SHAPES, GemmProblem
+from tinygemm.problem import GemmProblem
 from tinygemm.report import pages, tables
 from tinygemm.runs import load_run
 
@@ -19,21 +18,6 @@ def test_the_walk_of_the_simple_kernel_is_told_by_three_times(tmp_path):
             abs(float(word) - expected) < 0.02 * expected for word in said.split() if word[0].isdigit() and "." in word
         )
     assert "16 times the weights" in said
-
-
-def test_the_speedup_without_overlap_stands_beside_the_one_with_it(tmp_path):
-    truth = synthetic.Truth(noise=0.001, drift=0.0)
-    backends = ("fp16-cublas", "int4", "int4-serial")
-    run = synthetic.load(tmp_path, truth=truth, m_list=(1,), shapes=STUDY_SHAPES, backends=backends)
-    said = pages.without_overlap(tables.report_table(run)).data
-    expected = []
-    for name in ("int4", "int4-serial"):
-        problems = [GemmProblem(1, N, K) for K, N in STUDY_SHAPES]
-        ratios = [truth.latency_us("fp16-cublas", each) / truth.latency_us(name, each) for each in problems]
-        expected += [min(ratios), max(ratios)]
-    assert [float(word.rstrip("×.")) for word in said.split() if "×" in word] == pytest.approx(expected, abs=0.02)
-    without = tables.only(run, run.cases["backend"] != "int4-serial")
-    assert "did not time" in pages.without_overlap(tables.report_table(without)).data
 
 
 def test_a_run_without_those_shapes_says_so(tmp_path):

@@ -244,6 +244,8 @@ def test_the_page_shows_every_case_and_marks_what_is_quoted(plain):
     assert len(table) == 16
     assert table["marlin"].str.contains("quoted").all()
     assert not table["aten-int4mm"].str.contains("quoted").any()
+    assert "Marlin" in pages.peers.quoted(rows).data
+    assert pages.peers.quoted(rows[rows["kind"] == "measured"]).data == "", "what was measured is not called quoted"
     reads = pages.peers.reads(plain)
     assert reads["serial_value"].isna().all()
     assert reads["overlap_value"].notna().all()

@@ -9,7 +9,8 @@ import pytest
 import synthetic
 from conftest import ROOT
 
-from tinygemm.report import readme
+from tinygemm.hardware import gpu_spec
+from tinygemm.report import advice, answer, costmodel, one_token, readme, tables
 from tinygemm.runs import latest_run, load_run, recorded_runs
 
 README = ROOT / "README.md"
@@ -27,6 +28,20 @@ def test_figure_and_findings_are_those_of_the_newest_run(tmp_path):
     readme.write(tmp_path, latest_run())
     assert block((tmp_path / "README.md").read_text(encoding="utf-8")) == block(TEXT), "run `make headline`"
     assert (tmp_path / readme.FIGURE).read_bytes() == (ROOT / readme.FIGURE).read_bytes(), "run `make headline`"
+
+
+@needs_run
+def test_numbers_of_the_first_screen_are_those_of_the_newest_run():
+    run = latest_run()
+    fitted = costmodel.fit(run)
+    token = one_token.times(run, tables.report_table(run), fitted).set_index("backend")
+    totals = advice.advise(fitted, one_token.MODEL, gpu_spec("a10g")).totals
+    for backend in ("fp16-cublas", "int4"):
+        assert f"{token.loc[backend, 'ms']:.1f} ms" in block(TEXT)
+    assert f"**{token.loc['int4', 'speedup']:.1f} times**" in block(TEXT)
+    assert f"{totals['fp16'] / 1e3:.1f} ms → {totals['advised'] / 1e3:.1f} ms" in block(TEXT)
+    for row in answer.ways(run, tables.report_table(run)).itertuples():
+        assert f"{row.low:.1f}× to {row.high:.1f}×" in block(TEXT)
 
 
 @pytest.mark.skipif(bool(recorded_runs()), reason="there is a recorded run to show")
@@ -52,8 +67,8 @@ def test_findings_follow_the_run_and_are_written_the_same_twice(tmp_path):
     assert files[0] == files[1]
     assert files[0][0] != files[2][0]
     assert files[0][1] != files[2][1]
-    assert "| A. INT4 helps wide FFN shapes | **holds**: " in files[0][0]
-    assert "| A. INT4 helps wide FFN shapes | **does not hold**: " in files[2][0]
+    assert "**Yes" in files[0][0]
+    assert "**No" in files[2][0]
     assert worse.run_id in files[2][0]
     assert run.run_id not in files[2][0]
     outside = [text.replace(block(text), "").split() for text, _ in files]
@@ -62,7 +77,7 @@ def test_findings_follow_the_run_and_are_written_the_same_twice(tmp_path):
 
 def test_readme_is_one_screen_and_shows_the_figure_first():
     lines = TEXT.splitlines()
-    assert len(lines) <= 50
+    assert len(lines) <= 55
     assert lines[2] == readme.BEGIN
 
 

@@ -92,7 +92,7 @@ def test_every_step_gains_until_one_loses_and_is_named(run):
     lost = slowed(run, at(run, "int4-step-early", NARROW), 2)
     verdict = judge(lost)["steps"]
     assert verdict.state == FAILS
-    assert "4096×1024, M = 1 (early start)" in verdict.sentence
+    assert "4096×1024, M = 1 (overlap)" in verdict.sentence
     assert verdict.numbers["n_failed"] == 1
 
 
@@ -171,7 +171,7 @@ def test_a_ladder_without_its_reads_and_fp16_is_drawn_and_told(tmp_path):
     assert len(figures.ladder(rows).axes) == len(STUDY_SHAPES)
     said = pages.steps.whole(rows).data
     assert "a factor of" in said
-    assert "reading alone" not in said
+    assert "weight-read" not in said
     assert "FP16" not in said
     with pytest.raises(ValueError, match="M = 3"):
         figures.ladder(rows, M=3)

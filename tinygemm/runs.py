@@ -36,6 +36,10 @@ PARTIAL = ".partial"
 class RunError(ValueError):
     """A run that cannot be read or written; the message names the file and what was expected."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Show one line in a notebook, where the frames would bury it: IPython asks for this."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def column(unit: str, meaning: str, default=dataclasses.MISSING, since: int = 1):
     """A column with its unit and meaning, the two things its name cannot say.

@@ -1,35 +1,91 @@
-"""What Jupyter Book lacks for this report: folded notebook parameters, and MathJax served by the site itself."""
+"""What Jupyter Book lacks for this report: alt texts that follow the data, the code of a page at its foot and out of
+the search, tables that the keyboard can scroll, and MathJax served by the site itself."""
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import shutil
 from importlib import metadata
 from pathlib import Path
 
-FOLD = {"code_prompt_show": "Show the run's parameters", "code_prompt_hide": "Hide the run's parameters"}
+from docutils import nodes
+
+FOLDED = {"tag_hide-input", "tag_injected-parameters", "tag_parameters"}  # classes of cells whose code goes to the foot
+SCROLLED = re.compile(r'<div class="pst-scrollable-table-container">(<table.*?>)(\s*<caption>.*?</caption>)?', re.S)
+
+
+class HowMade(nodes.General, nodes.Element):
+    """The code of a page, folded; an attribute and not text, because the search index holds every text."""
 
 
 def setup(app):
-    app.connect("source-read", fold_parameters)
+    app.add_node(HowMade, html=(visit_how_made, None))
+    app.connect("source-read", prepare_notebook)
+    app.connect("doctree-resolved", move_code_to_the_foot)
+    app.connect("html-page-context", let_tables_scroll)
+    app.connect("html-page-context", name_first_page_once)
     app.connect("build-finished", copy_mathjax)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def fold_parameters(app, docname: str, source: list[str]) -> None:
-    """Fold the cell that papermill injected; the defaults it overrides then need not show."""
+def prepare_notebook(app, docname: str, source: list[str]) -> None:
+    """Drop the defaults of parameters that papermill overrode, and give each image the alt text of its output."""
     if not app.env.doc2path(docname).endswith(".ipynb"):
         return
     notebook = json.loads(source[0])
     tagged = {tag: cell for cell in notebook["cells"] for tag in cell["metadata"].get("tags", [])}
-    shown = tagged.get("injected-parameters", tagged.get("parameters"))
-    if shown is None:
-        return
-    if shown is not tagged.get("parameters"):
+    if "injected-parameters" in tagged:
         tagged["parameters"]["metadata"]["tags"].append("remove-cell")
-    shown["metadata"]["tags"].append("hide-input")
-    shown["metadata"]["mystnb"] = FOLD
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", []):
+            for of_kind in output.get("metadata", {}).values():
+                if isinstance(of_kind, dict) and "alt" in of_kind:  # MyST-NB takes from an output only the size
+                    options = cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})
+                    options["alt"] = of_kind["alt"]
     source[0] = json.dumps(notebook)
+
+
+def move_code_to_the_foot(app, doctree, docname: str) -> None:
+    """Put the code that opens the run, which the reader need not see first, into one fold at the end of the page."""
+    cells = [cell for cell in doctree.findall(nodes.container) if FOLDED & set(cell["classes"])]
+    blocks = [block for cell in cells for block in cell.findall(nodes.literal_block)]
+    if not blocks:
+        return
+    code = "\n".join(block.astext() for block in blocks)
+    for cell in cells:
+        cell.parent.remove(cell)
+    doctree[0].append(HowMade(code=code, language=blocks[0]["language"]))
+
+
+def visit_how_made(translator, node) -> None:
+    code = translator.highlighter.highlight_block(node["code"], node["language"], location=node)
+    summary = "<summary>How this page was made</summary>"
+    translator.body.append(f'<details class="how-made">{summary}{code}</details>\n')
+    raise nodes.SkipNode
+
+
+def let_tables_scroll(app, page: str, template: str, context: dict, doctree) -> None:
+    """Let the keyboard reach the box that a wide table scrolls in, and keep the caption out of the box."""
+    if "body" in context:
+        context["body"] = SCROLLED.sub(_scroller, context["body"])
+
+
+def _scroller(found: re.Match) -> str:
+    table, caption = found[1], (found[2] or "").strip()
+    outside = caption.replace("<caption>", '<div class="table-caption">').replace("</caption>", "</div>")
+    spoken = re.sub(r"<a class=\"headerlink.*?</a>|<[^>]*>", "", caption, flags=re.DOTALL)
+    label = html.escape(html.unescape(spoken).strip() or "Table", quote=True)
+    return (
+        f'{outside}<div class="pst-scrollable-table-container" tabindex="0" role="region" aria-label="{label}">{table}'
+    )
+
+
+def name_first_page_once(app, page: str, template: str, context: dict, doctree) -> None:
+    """Keep the browser from showing the name of the book twice: the first page bears it, too."""
+    if page == app.config.root_doc:
+        context["title"] = "The answer"
 
 
 def copy_mathjax(app, exception) -> None:

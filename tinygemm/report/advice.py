@@ -11,6 +11,7 @@ from tinygemm.hardware import GpuSpec
 from tinygemm.models import Model, projections
 from tinygemm.problem import GemmProblem
 from tinygemm.report import costmodel, costterms, extrapolate
+from tinygemm.report.limiters import limited_by_bytes
 from tinygemm.report.tables import BASELINE, speedups
 from tinygemm.runs import case_id
 
@@ -21,6 +22,7 @@ LIMITERS = {
     "start": "launch", "token": "launch", "serial": "serial walk", "memory": "memory", "unpack": "dequantisation",
     "multiply": "tensor cores",
 }  # fmt: skip
+MEMORY, WAITING = "memory", "latency"
 HOST = "Python's launch"
 LM_HEAD = "lm_head"
 
@@ -76,11 +78,13 @@ def advise(
     table["fp16_us"], table["int4_us"] = (
         costmodel.predict(fitted, problems, spec, (name,), (launch,))["latency_us"] for name in (BASELINE, INT4)
     )
-    table = pd.concat([table, _bands(fitted, problems, spec, launch)], axis=1)
+    table = pd.concat([table, bands(fitted, problems, spec, launch)], axis=1)
     table = table.assign(limiter=_limiters(fitted, problems, spec, launch), kind=costmodel.PREDICTED)
     if spec.key == fitted.spec.key:
         measured = _measured(fitted.run, problems, launch)
         table.loc[measured.index, measured.columns] = measured
+        if launch == "graph":
+            table["limiter"] = _by_the_clock(fitted, table, problems)
     numbers = ["int4_us", "speedup", "speedup_low", "speedup_high"]
     table[numbers] = table[numbers].where(quantised)
     table["limiter"] = table["limiter"].where(quantised, "–")
@@ -142,7 +146,19 @@ def _limiters(fitted, problems, spec: GpuSpec, launch: str) -> list[str]:
     return longest.tolist()
 
 
-def _bands(fitted, problems, spec: GpuSpec, launch: str) -> pd.DataFrame:
+def _by_the_clock(fitted, table: pd.DataFrame, problems) -> list[str]:
+    """The limits, where measured by the rule of `limiters.limited_by_bytes`: a run can tell memory from the rest."""
+    copy_gb_s, bits = costmodel.copy_gb_s(fitted.run), fitted.backends[INT4].bits
+    found = []
+    for problem, row in zip(problems, table.itertuples(), strict=True):
+        rate = problem.bytes_min(costmodel.bits_at(bits, problem)) / (row.int4_us * 1e3) / copy_gb_s
+        known = row.kind == costmodel.MEASURED and not np.isnan(rate)
+        by_rate = MEMORY if limited_by_bytes(rate) else WAITING if row.limiter == MEMORY else row.limiter
+        found.append(by_rate if known else row.limiter)
+    return found
+
+
+def bands(fitted, problems, spec: GpuSpec, launch: str) -> pd.DataFrame:
     """speedup, speedup_low, speedup_high of INT4 over FP16 as predicted."""
     left, right = (fitted.backends[name] for name in (BASELINE, INT4))
     shapes, bits = _arrays(problems, right)

@@ -11,6 +11,7 @@ from tinygemm.hardware import GpuSpec, find_gpu
 from tinygemm.problem import GemmProblem
 from tinygemm.report import extrapolate
 from tinygemm.report.costmodel import MAX_M, CostModel, bits_at
+from tinygemm.report.published import launch_of
 from tinygemm.report.tables import BASELINE, SHAPE
 
 # A kernel that the run did not time is held against ours: then a miss tells of the kernels as much as of the model.
@@ -35,7 +36,7 @@ def compare(model: CostModel, published: pd.DataFrame) -> pd.DataFrame:
         quantity = row["quantity"] == "latency_us" or (row["quantity"] == "speedup" and BASELINE in model.backends)
         elsewhere = spec and spec.key != model.spec.key  # of the GPU that the model is of, nothing is projected
         if elsewhere and backend and quantity and row["M"] <= MAX_M:
-            rows.append(row | _beside(model, row, backend, _as_measured(spec, row["method"])))
+            rows.append(row | _beside(model, row, backend, spec))
     columns = [*published.columns, "launch", "stand_in", "predicted", "low", "high", "off", "result"]
     return pd.DataFrame(rows, columns=columns).assign(base=model.spec.name, run_id=model.run_id)
 
@@ -55,6 +56,27 @@ def scores(
     return compared.groupby(list(keys), sort=False).agg(**columns).reset_index()
 
 
+def project(model: CostModel, row: dict, backend: str, spec: GpuSpec) -> tuple[str, float, float, float]:
+    """What the model says of a published latency or speedup, launched as its source launched it.
+
+    row:     of published.load()
+    spec:    the GPU of the source
+    returns: launch ("graph" where the run did not time the backend from Python), the value in the middle, low, high
+    """
+    problem = GemmProblem(row["M"], row["N"], row["K"])
+    shapes = {name: np.array([row[name]]) for name in SHAPE}
+    fitted, wanted, spec = model.backends[backend], launch_of(row["method"]), _as_measured(spec, row["method"])
+    launch = wanted if wanted in fitted.spread else "graph"
+    bits = np.array([bits_at(fitted.bits, problem)])
+    if row["quantity"] == "speedup":
+        fp16 = model.backends[BASELINE]
+        middle, low, high = extrapolate.ratio_band(model, fp16, fitted, shapes, (fp16.bits, bits), launch, spec)
+    else:
+        middle, down, up = extrapolate.band(model, fitted, shapes, bits, launch, spec)
+        low, high = middle * np.exp(-down), middle * np.exp(up)
+    return launch, float(middle[0]), float(low[0]), float(high[0])
+
+
 def _modelled(model: CostModel, backend: str) -> str | None:
     return next((name for name in (backend, STAND_IN.get(backend)) if name in model.backends), None)
 
@@ -69,18 +91,7 @@ def _as_measured(spec: GpuSpec, method: str) -> GpuSpec:
 
 
 def _beside(model: CostModel, row: dict, backend: str, spec: GpuSpec) -> dict:
-    problem = GemmProblem(row["M"], row["N"], row["K"])
-    shapes = {name: np.array([row[name]]) for name in SHAPE}
-    fitted = model.backends[backend]
-    launch = "eager" if "wall clock" in row["method"] and "eager" in fitted.spread else "graph"
-    bits = np.array([bits_at(fitted.bits, problem)])
-    if row["quantity"] == "speedup":
-        fp16 = model.backends[BASELINE]
-        middle, low, high = extrapolate.ratio_band(model, fp16, fitted, shapes, (fp16.bits, bits), launch, spec)
-    else:
-        middle, down, up = extrapolate.band(model, fitted, shapes, bits, launch, spec)
-        low, high = middle * np.exp(-down), middle * np.exp(up)
-    middle, low, high = (float(end[0]) for end in (middle, low, high))
+    launch, middle, low, high = project(model, row, backend, spec)
     reading = READING.get(row["quantity"], 0.0) if row["digitised"] else 0.0
     hit = low - reading <= row["value"] <= high + reading
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from tinygemm.report.host import steady_run
 from tinygemm.report.intervals import (
     RESAMPLES,
     interval_of,
@@ -30,11 +31,12 @@ def primary_cases(cases: pd.DataFrame) -> pd.DataFrame:
 
 
 def timed(run, M: int | None = None) -> pd.DataFrame:
-    """The cases of a run that were timed on random operands with a cold L2, and the problem of each.
+    """The cases of a run that were timed on random operands with a cold L2, and the problem of each; without the times
+    from Python of groups in which the host was slow.
 
     M: only these tokens; None for all
     """
-    cases = timed_cases(run.cases)
+    cases = timed_cases(steady_run(run).cases)
     cases = cases[(cases["l2_state"] == "cold") & (cases["operands"] == "random")]
     return (cases if M is None else cases[cases["M"] == M]).assign(problem=problem_of(cases))
 

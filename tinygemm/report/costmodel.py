@@ -11,6 +11,7 @@ from tinygemm.hardware import GPUS, GpuSpec
 from tinygemm.report import extrapolate
 from tinygemm.report.cache import remembered
 from tinygemm.report.costterms import DEVICE, HOST, META, Fitted, Terms, device_us, eager_us, usable_gb_s
+from tinygemm.report.host import steady
 from tinygemm.report.tables import LATENCY, NO_PRODUCT, SHAPE, copy_bandwidth_gb_s, summarize
 
 BACKENDS = (
@@ -126,7 +127,8 @@ def leave_one_out(run, spec: GpuSpec | None = None, backends=BACKENDS) -> pd.Dat
 
 
 def observations(run) -> pd.DataFrame:
-    """The cases that the model is about: cold L2, random operands, groups of 128 or no groups, M of 1 to 16.
+    """The cases that the model is about: cold L2, random operands, groups of 128 or no groups, M of 1 to 16; no
+    times from Python of a slow host.
 
     returns: backend, M, K, N, launch, latency_us (median), bits_per_weight, block_m, block_n, split_k, sm_clock_mhz,
              case_id, graph_us (latency of the same product as a CUDA graph; NaN where that was not timed)
@@ -134,6 +136,7 @@ def observations(run) -> pd.DataFrame:
     cases = run if isinstance(run, pd.DataFrame) else run.cases
     if "latency_us_p50" not in cases:
         cases = cases.assign(latency_us_p50=cases["case_id"].map(run.samples.groupby("case_id")["latency_us"].median()))
+    cases = steady(cases)
     keep = (cases["status"] == "ok") & (cases["l2_state"] == "cold") & cases["launch"].isin(["graph", "eager"])
     keep &= cases["M"].between(1, MAX_M) & cases["group_size"].isin([0, 128]) & ~cases["backend"].isin(NO_PRODUCT)
     if "operands" in cases:
@@ -154,7 +157,7 @@ def spec_of(run) -> GpuSpec:
         raise ValueError("a table does not say which GPU it is of: pass its GpuSpec")
     if gpu["key"] in GPUS:
         return GPUS[gpu["key"]]
-    if not np.isfinite(bandwidth := _copy_gb_s(run)):
+    if not np.isfinite(bandwidth := copy_gb_s(run)):
         raise ValueError(f"{gpu['name']} has no published figures here, and the run timed no copy to go by")
     major, minor = (int(part) for part in gpu["compute_capability"].split("."))
     clock = gpu["max_sm_clock_mhz"] or 1500
@@ -206,10 +209,10 @@ def _reach(run, rows: pd.DataFrame, spec: GpuSpec) -> float:
     graph = rows[(rows["launch"] == "graph") & (rows["M"] == rows["M"].min())]  # not all backends read all of x
     moved = graph["K"] * graph["N"] * graph["bits_per_weight"] / 8 + 2 * graph["M"] * (graph["K"] + graph["N"])
     best = float((moved / graph["latency_us"]).max()) / 1e3
-    return min(np.nanmax([best, _copy_gb_s(run)]) / usable_gb_s(spec), 1.0)
+    return min(np.nanmax([best, copy_gb_s(run)]) / usable_gb_s(spec), 1.0)
 
 
-def _copy_gb_s(run) -> float:
+def copy_gb_s(run) -> float:
     """Bandwidth of the copy of a run or table in 1e9 bytes/s; NaN where it has none."""
     cases = run if isinstance(run, pd.DataFrame) else run.cases
     copies = cases[(cases["backend"] == "copy") & (cases["launch"] == "graph") & (cases["status"] == "ok")]

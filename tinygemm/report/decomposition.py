@@ -11,14 +11,14 @@ from tinygemm.report.tables import BASELINE, origin
 PATH = {
     "launch": ((BASELINE, "eager"), (BASELINE, "graph")),
     "kernel": ((BASELINE, "graph"), ("fp16-triton", "graph")),
-    "fewer bytes": (("fp16-triton", "graph"), ("int4-load-only", "graph")),
+    "weight-read bound": (("fp16-triton", "graph"), ("int4-load-only", "graph")),
     "multiply, wait": (("int4-load-only", "graph"), ("int4-no-dequant", "graph")),
     "dequantise": (("int4-no-dequant", "graph"), ("int4", "graph")),
 }
-# several steps taken at once, and the same path over the other ceiling
+# several steps taken at once, and the same path over the serial weight-read bound
 BESIDE = {
     "dequantise, multiply": (("int4-load-only", "graph"), ("int4", "graph")),
-    "fewer bytes, serial": (("fp16-triton", "graph"), ("int4-load-only-serial", "graph")),
+    "weight-read bound, serial": (("fp16-triton", "graph"), ("int4-load-only-serial", "graph")),
     "multiply, wait, serial": (("int4-load-only-serial", "graph"), ("int4-no-dequant", "graph")),
     "dequantise, multiply, serial": (("int4-load-only-serial", "graph"), ("int4", "graph")),
     "fewer bits": (("fp16-triton", "graph"), ("int4", "graph")),
@@ -51,10 +51,10 @@ def path(rows: pd.DataFrame) -> pd.DataFrame:
     returns: plus the column `label`
     """
     there = rows.drop_duplicates("step").set_index("step", drop=False)
-    ceiling = ", serial" if "fewer bytes, serial" in there.index else ""
-    apart = [f"multiply, wait{ceiling}", "dequantise"]
-    together = [f"dequantise, multiply{ceiling}"]
-    wanted = ["launch", "kernel", f"fewer bytes{ceiling}", *(apart if set(apart) <= set(there.index) else together)]
+    bound = ", serial" if "weight-read bound, serial" in there.index else ""
+    apart = [f"multiply, wait{bound}", "dequantise"]
+    together = [f"dequantise, multiply{bound}"]
+    wanted = ["launch", "kernel", f"weight-read bound{bound}", *(apart if set(apart) <= set(there.index) else together)]
     wanted = wanted if "launch" in there.index else wanted[1:]
     if not set(wanted) <= set(there.index):
         return there.iloc[:0].assign(label=[])

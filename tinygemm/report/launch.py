@@ -7,7 +7,8 @@ import math
 import pandas as pd
 
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES
-from tinygemm.report.contrasts import compare, primary_cases, timed_cases
+from tinygemm.report.contrasts import compare, primary_cases, timed
+from tinygemm.report.host import slow_groups, steady
 from tinygemm.report.tables import BASELINE, SHAPE, at_shapes, copy_bandwidth_gb_s, empty_node_us, problem_of, usual
 from tinygemm.report.words import shape_names
 
@@ -24,7 +25,8 @@ def gains(table: pd.DataFrame, M: int = 1, backend: str = "int4") -> pd.DataFram
     """The speedup over FP16 per shape, both launched from Python, and both as graphs: one row per K and N.
 
     table:   report_table(run)
-    returns: M, K, N, gpu, run_id, and for each of graph and eager: <mode>, _low, _high (speedups) and <mode>_us
+    returns: M, K, N, gpu, run_id, and for each of graph and eager: <mode>, _low, _high (speedups) and <mode>_us; no
+             row where the host was slow
     """
     rows = _cold(table)
     rows = rows[(rows["backend"] == backend) & (rows["M"] == M)].dropna(subset=[SPEEDUP[0]])
@@ -49,7 +51,7 @@ def ends(rows: pd.DataFrame) -> list[tuple[int, int]]:
 def host_costs(table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
     """What a call costs the host: its eager time where the device has the least to do.
 
-    returns: one row per backend that was timed both ways at the shape with the smallest weight: backend, K, N,
+    returns: one row per backend that was timed both ways at the smallest weight of a steady host: backend, K, N,
              host_us (eager), _low, _high, device_us (graph); the host sets the eager time where it exceeds the device's
     """
     rows = _cold(table)
@@ -61,21 +63,6 @@ def host_costs(table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
     graph = rows.loc[rows["launch"] == "graph", ["backend", "K", "N", "latency_us_p50"]]
     both = eager.merge(graph.rename(columns={"latency_us_p50": "device_us"}), on=["backend", "K", "N"])
     return both.drop_duplicates("backend").reset_index(drop=True)
-
-
-def host_steadiness(table: pd.DataFrame, backend: str = "int4-load-only") -> pd.DataFrame:
-    """What a call from Python took in every group of the run, of a kernel whose work on the host is always alike.
-
-    returns: M, K, N, latency_us (from Python), ratio (to the median of all); only where the device needs less than half
-             of it, so that the host sets the time
-    """
-    rows = _cold(table)
-    rows = rows[rows["backend"] == backend]
-    sides = rows.pivot_table(index=[*SHAPE], columns="launch", values="latency_us_p50")
-    sides = sides.reindex(columns=["graph", "eager"]).dropna().reset_index()
-    sides = sides[sides["graph"] < sides["eager"] / 2].rename(columns={"eager": "latency_us"})
-    sides = sides.assign(ratio=sides["latency_us"] / sides["latency_us"].median())
-    return sides[[*SHAPE, "latency_us", "ratio"]].reset_index(drop=True)
 
 
 def host_bound(table: pd.DataFrame, backend: str = "int4", M: int = 1, K: int = 4096) -> dict[str, float]:
@@ -105,8 +92,9 @@ def host_bound(table: pd.DataFrame, backend: str = "int4", M: int = 1, K: int = 
 def decode_step(table: pd.DataFrame, M: int = 1, backends=(BASELINE, "int4")) -> pd.DataFrame:
     """What the matrix products of one layer of Llama-3-8B cost, and of all its layers; in us.
 
-    returns: projection, shape, then <backend>_graph and <backend>_eager; the last two rows are the sum of a layer and
-             that of all layers; empty where a projection was not timed
+    returns: projection, shape, then <backend>_graph and <backend>_eager, NaN where the host was slow, and so in the
+             sums, too; the last two rows are the sum of a layer and that of all layers; empty where a projection was
+             not timed
     """
     rows = _cold(table)
     rows = rows[(rows["M"] == M) & rows["backend"].isin(backends)].drop_duplicates(["backend", "launch", "K", "N"])
@@ -118,9 +106,11 @@ def decode_step(table: pd.DataFrame, M: int = 1, backends=(BASELINE, "int4")) ->
         for name, (K, N) in STEP.items()
     ]
     step = pd.DataFrame(found)
-    if step[list(columns)].isna().any(axis=None):
+    slow = [(M, *shape) in slow_groups(table) for shape in STEP.values()]
+    unknown = step[list(columns)].isna()
+    if unknown[~pd.Series(slow)].any(axis=None) or unknown.filter(like="_graph").any(axis=None):
         return step.iloc[:0]
-    total = step[list(columns)].sum()
+    total = step[list(columns)].sum(skipna=False)
     sums = [{"projection": "one layer", "shape": "–"} | total.to_dict()]
     sums.append({"projection": f"{LAYERS} layers", "shape": "–"} | (LAYERS * total).to_dict())
     return pd.concat([step, pd.DataFrame(sums)], ignore_index=True)
@@ -140,11 +130,10 @@ def overlaps(run, M: int = 1) -> pd.DataFrame:
 
 
 def host_comparison(run, backend: str = "int4", other: str = "aten-int4mm", M: int = 1) -> pd.DataFrame:
-    """Eager time of one backend over another's at the smallest weight of the run: M, K, N, left_us, right_us, value,
-    low, high; at most one row."""
-    cases = timed_cases(run.cases)
-    cases = cases[(cases["launch"] == "eager") & (cases["l2_state"] == "cold") & (cases["M"] == M)]
-    cases = cases.assign(problem=problem_of(cases))
+    """Eager time of one backend over another's at the smallest weight of the run that was timed on a steady host: M, K,
+    N, left_us, right_us, value, low, high; at most one row."""
+    cases = timed(run, M)
+    cases = cases[cases["launch"] == "eager"]
     sides = [cases[cases["backend"] == name] for name in (backend, other)]
     shared = sides[0].merge(sides[1], on=PROBLEM)
     if shared.empty:
@@ -171,5 +160,6 @@ def chain(table: pd.DataFrame, M: int = 1, backends=(BASELINE, "int4-serial", "i
 
 
 def _cold(table: pd.DataFrame) -> pd.DataFrame:
-    rows = usual(table)
+    """The rows with a cold L2, without the times from Python of groups in which the host was slow."""
+    rows = usual(steady(table))
     return rows[rows["l2_state"] == "cold"]

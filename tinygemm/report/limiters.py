@@ -10,12 +10,13 @@ import pandas as pd
 
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.counters import COUNTER_COLUMNS
-from tinygemm.report.tables import LAUNCH_CONFIG, counters_table
+from tinygemm.report.tables import LAUNCH_CONFIG, counters_table, primary
 from tinygemm.runs import DATA_ROOT
 
 # Nsight Compute's own rules (section SpeedOfLight): below 60 % of peak neither compute nor memory limits a kernel.
 BOUND = 0.60
 MARGIN = 0.02  # counters of a few calls have no interval: nearer than this to the line, the answer is not sure
+COPY_FRACTION = 2 / 3  # of the speed of a copy, which is below the datasheet's: near BOUND of the latter
 FEW_PROGRAMS = 0.9  # programs / SMs: a few idle SMs do not explain an idle DRAM
 FEW_WARPS = 0.25  # of those an SM can hold: with less than 4 of 16 per scheduler, waits are hardly hidden
 WARP = 32
@@ -105,6 +106,26 @@ def is_sure(busy: dict[str, float]) -> bool:
     return units[0] < BOUND or len(units) == 1 or units[0] - units[1] >= MARGIN
 
 
+def limited_by_bytes(rate: float) -> bool:
+    """Whether its bytes take most of the time of a call among others: the one rule for calls in a row.
+
+    rate: of the speed of a copy in the same run, in 0..1
+    """
+    return rate >= COPY_FRACTION
+
+
+def in_a_row(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """`readings` beside what the clock says of the same case among calls in a row.
+
+    table:   tables.report_table(run)
+    returns: plus rate (of the speed of a copy; NaN where not timed) and row_limiter ("memory" or "not memory")
+    """
+    timed = primary(table)[["case_id", "frac_peak_bw"]].rename(columns={"frac_peak_bw": "rate"})
+    rows = rows.merge(timed, on="case_id", how="left", validate="one_to_one")
+    words = ["" if pd.isna(rate) else "memory" if limited_by_bytes(rate) else "not memory" for rate in rows["rate"]]
+    return rows.assign(row_limiter=words)
+
+
 def readings(run) -> pd.DataFrame:
     """Every profiled case with what its counters say, in the order of the study's shapes, then M.
 
@@ -137,6 +158,12 @@ def readings(run) -> pd.DataFrame:
     return (
         rows.sort_values(["M", "order", "rank"], kind="stable").drop(columns=["order", "rank"]).reset_index(drop=True)
     )
+
+
+def marked(rows: pd.DataFrame) -> pd.Series:
+    """The limit of each row of `readings`, with (?) where its counters nearly say otherwise: no claim rests on it."""
+    unit, colon, why = (rows["limiter"].str.partition(":")[i] for i in range(3))
+    return unit + rows["sure"].map({True: "", False: " (?)"}) + colon + why
 
 
 def static_file(gpu_key: str, root: Path = DATA_ROOT) -> Path:

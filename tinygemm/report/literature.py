@@ -8,8 +8,11 @@ import pandas as pd
 from tinygemm.hardware import gpu_spec
 from tinygemm.problem import GemmProblem
 from tinygemm.report import extrapolate
+from tinygemm.report.against_published import project
 from tinygemm.report.costmodel import PREDICTED, CostModel, bits_at
-from tinygemm.report.tables import BASELINE, SHAPE, primary
+from tinygemm.report.host import steady
+from tinygemm.report.published import launch_of
+from tinygemm.report.tables import BASELINE, SHAPE, primary, usual
 
 PUBLISHED, MEASURED, PROJECTED = "published", "measured", "projected"
 OURS = "int4"
@@ -69,30 +72,34 @@ def latencies(table: pd.DataFrame, model: CostModel | None, published: pd.DataFr
     """Published latencies beside ours at the same shape and GPU, one row per published value.
 
     returns: gpu_name, M, K, N, backend, published_us, ours (the backend that stands beside it: the same where the run
-             has it, else the tuned kernel), ours_us, low_us, high_us, kind (measured; predicted on the run's own GPU;
-             projected to another), source_key; no row where the GPU is unknown or the run says nothing
+             has it, else the tuned kernel), launch (that of the source where the run knows it), ours_us, low_us,
+             high_us, kind (measured; predicted on the run's own GPU; projected to another), source_key; no row where
+             the GPU is unknown or the run says nothing
     """
     rows = []
-    timed = primary(table).set_index(["backend", *SHAPE])
+    timed = usual(steady(table))
+    timed = timed[timed["l2_state"] == "cold"].set_index(["backend", *SHAPE, "launch"])
     here = table["gpu"].iloc[0]
     for row in published[published["quantity"] == "latency_us"].to_dict("records"):
         name = _name(row["gpu"])
         ours = row["backend"] if model is not None and row["backend"] in model.backends else OURS
-        key = (ours, row["M"], row["K"], row["N"])
+        key = (ours, row["M"], row["K"], row["N"], launch_of(row["method"]))
         if name == here and key in timed.index:
             found = timed.loc[key]
-            times = (found["latency_us_p50"], found["latency_us_low"], found["latency_us_high"], MEASURED)
+            times = (key[-1], found["latency_us_p50"], found["latency_us_low"], found["latency_us_high"], MEASURED)
         elif name and model is not None and ours in model.backends and row["backend"] != "dequant-only":
-            times = (*_latency(model, ours, row), PREDICTED if name == here else PROJECTED)
+            times = (*project(model, row, ours, gpu_spec(row["gpu"])), PREDICTED if name == here else PROJECTED)
         else:
             continue
-        rows.append((name, *key[1:], row["backend"], row["value"], ours, *times, row["source_key"]))
-    return pd.DataFrame(rows, columns=["gpu_name", *SHAPE, "backend", "published_us", "ours", "ours_us", "low_us",
-                                       "high_us", "kind", "source_key"])  # fmt: skip
+        rows.append((name, *key[1:-1], row["backend"], row["value"], ours, *times, row["source_key"]))
+    return pd.DataFrame(rows, columns=["gpu_name", *SHAPE, "backend", "published_us", "ours", "launch", "ours_us",
+                                       "low_us", "high_us", "kind", "source_key"])  # fmt: skip
 
 
 def by_method(table: pd.DataFrame, backend: str = OURS, M: int = 1, K: int = 4096, N: int = 4096) -> pd.DataFrame:
-    """What the choice of method alone does to one speedup of this run: launch, l2_state, speedup, low, high."""
+    """What the choice of method alone does to one speedup of this run: launch, l2_state, speedup, low, high; not what a
+    slow host made of it."""
+    table = steady(table)
     rows = table[(table["backend"] == backend) & (table[SHAPE] == [M, K, N]).all(axis=1) & (table["status"] == "ok")]
     rows = rows[rows.get("operands", pd.Series("random", index=rows.index)) == "random"]
     rows = rows[rows["group_size"].isin(rows["group_size"].mode().head(1))].dropna(subset=["speedup_vs_fp16"])
@@ -128,14 +135,6 @@ def _projected(model: CostModel, gpu: str, shapes: pd.DataFrame) -> pd.DataFrame
         parts.append(shapes.assign(backend=name, value=value, low=low, high=high))
     rows = pd.concat(parts) if parts else pd.DataFrame(columns=COLUMNS)
     return rows.assign(gpu=gpu, gpu_name=spec.name, kind=PROJECTED, source_key="", method="cost model")
-
-
-def _latency(model: CostModel, backend: str, row: dict) -> tuple[float, float, float]:
-    fitted, problem = model.backends[backend], GemmProblem(row["M"], row["N"], row["K"])
-    shapes = {name: np.array([row[name]]) for name in SHAPE}
-    bits = np.array([bits_at(fitted.bits, problem)])
-    middle, down, up = extrapolate.band(model, fitted, shapes, bits, "graph", gpu_spec(row["gpu"]))
-    return float(middle[0]), float((middle * np.exp(-down))[0]), float((middle * np.exp(up))[0])
 
 
 def _name(gpu: str) -> str:

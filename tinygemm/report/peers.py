@@ -68,7 +68,7 @@ def mean_over_peers(run, best: pd.DataFrame) -> dict[str, float]:
 
 
 def fraction_of_reads(run, reads: str = OVERLAPPING) -> pd.DataFrame:
-    """How much of the speed of reading alone the tuned kernel reaches: problem, M, K, N, value = reads / READS[reads],
+    """How much of the weight-read bound the tuned kernel reaches: problem, M, K, N, value = reads / READS[reads],
     low, high, with left_us (reads) and right_us (kernel); every problem of the run at the group size of the peers for
     whose weight the reads were tuned."""
     cases = _primary(run)

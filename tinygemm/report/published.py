@@ -40,6 +40,11 @@ COLUMNS = [field.name for field in dataclasses.fields(Quoted)]
 CASE = ["source_key", "gpu", "M", "K", "N", "backend", "quantity", "method"]  # one value each
 
 
+def launch_of(method: str) -> str:
+    """How a source launched what it timed: a wall clock sees the host, "eager"; whatever else does not, "graph"."""
+    return "eager" if "wall clock" in method else "graph"
+
+
 def load(folder: Path | None = None, references: Path | None = None) -> pd.DataFrame:
     """Every published value, file after file in the order of their names.
 

@@ -94,8 +94,8 @@ def crossings(rows: pd.DataFrame) -> pd.DataFrame:
         wide = of.pivot(index="M", columns="backend", values="latency_us_p50").reindex(columns=list(CONTENDERS))
         found.append({
             "K": K, "N": N, "m_most": wide.index.max(),
-            "m_dequant": _crossing(wide["dequant-fp16"] / wide["int4-fused"]),
-            "m_fp16": _crossing(wide[BASELINE] / wide["int4-fused"]),
+            "m_dequant": crossing(wide["dequant-fp16"] / wide["int4-fused"]),
+            "m_fp16": crossing(wide[BASELINE] / wide["int4-fused"]),
         })  # fmt: skip
     return pd.DataFrame(found, columns=["K", "N", "m_most", "m_dequant", "m_fp16"])
 
@@ -116,7 +116,7 @@ def selected_over_better(fused: np.ndarray, dequant: np.ndarray, selected: np.nd
     return median(selected, axis) / np.minimum(median(fused, axis), median(dequant, axis))
 
 
-def _crossing(advantage: pd.Series) -> float:
+def crossing(advantage: pd.Series) -> float:
     """Where an advantage, by M, last falls through 1."""
     advantage = advantage.dropna().sort_index()
     logs, tokens = np.log(advantage.to_numpy()), np.log(advantage.index.to_numpy(dtype=float))

@@ -14,7 +14,7 @@ STEPS = {
     "int4-static": "simple kernel",
     "int4-step-naive": "K split, flat loads",
     "int4-step-lop3": "lop3 dequantisation",
-    "int4-step-early": "early start",
+    "int4-step-early": "overlap",
     "int4-splitk": "one barrier",
     "int4": "better of two forms",
 }
@@ -29,8 +29,8 @@ def rungs(run) -> pd.DataFrame:
     returns: problem, M, K, N, step (0, 1, ...), backend, label (of STEPS), latency_us, _low, _high; factor = time of
              the step before / time of this one, with _low and _high (NaN at the first); same: the kernel of the step
              before in the same launch config, as the library selects it or the GPU has no dependent launch; fp16_us,
-             reads_us and reads_serial_us (reading alone, calls overlapping or one after the other), NaN where not
-             timed; of_reads = time of those reads that start as this step does / time of the step; gpu, run_id
+             reads_us and reads_serial_us (the weight-read bound, with overlap and without), NaN where not timed;
+             of_reads = time of those reads that start as this step does / time of the step; gpu, run_id
     """
     cases = contrasts.timed(run)
     whole = contrasts.pairs(cases, {backend: (backend, "graph") for backend in STEPS}).sort_values(SHAPE)

@@ -57,7 +57,7 @@ NAMES = {
     "int4-no-dequant": "INT4, not dequantised",
     "int4-ring": "INT4, ring form",
     "int4-splitk": "INT4, split-K form",
-    "int4-load-only": "INT4, reads only",
+    "int4-load-only": "INT4, weight-read bound",
     "aten-int4mm": "INT4, PyTorch (aten)",
     "gemlite": "INT4, GemLite",
     "marlin": "INT4, Marlin",
@@ -66,15 +66,16 @@ NAMES = {
     "int4-naive-dequant": "INT4, naive dequantisation",
     "int4-no-split": "INT4, K not split",
     "int4-more-split": "INT4, K split twice as often",
-    "int4-load-only-serial": "INT4, reads only, no overlap",
+    "int4-load-only-serial": "weight-read bound, no overlap",
     "int4-step-naive": "INT4, K split, flat loads",
     "int4-step-lop3": "… and lop3 dequantisation",
-    "int4-step-early": "… and an early start",
+    "int4-step-early": "… and overlap",
     "int4-bf16": "INT4, bfloat16 activations",
     "int4-asymmetric": "INT4, with zero points",
     "int4-one-row": "INT4, one row of activations",
     "int4-searched": "INT4, best config raced",
 }
+SHORT_NAMES = {"fp16-cublas": "FP16", "int4-static": "INT4 simple", "int4": "INT4 tuned"}  # where there is little room
 MARKERS = {
     "fp16-cublas": "s",
     "fp16-triton": "D",
@@ -130,6 +131,10 @@ def name(backend: str) -> str:
     return NAMES.get(backend, backend)
 
 
+def short_name(backend: str) -> str:
+    return SHORT_NAMES.get(backend, name(backend))
+
+
 def marker(backend: str) -> str:
     return MARKERS.get(backend, "o")
 
@@ -140,18 +145,31 @@ def in_order(backends) -> list[str]:
     return sorted(set(backends), key=lambda backend: (known.get(backend, len(known)), backend))
 
 
-def figure(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Decorator of a function that draws: applies the style and fixes the layout, which would creep with each save."""
+def figure(draw: Callable[..., tuple[Figure, str]]) -> Callable[..., Figure]:
+    """Decorator of a function that draws: applies the style and fixes the layout, which would creep with each save.
+
+    draw:    returns the figure and its alt text: one or two sentences that say what is seen to who does not see it,
+             with numbers from the same table (`return fig, f"INT4 is {low:.1f} to {high:.1f} times as fast …"`)
+    returns: a function that returns the figure alone; its alt text is `fig.get_label()`, and a notebook that displays
+             the figure hands it on to the page
+    """
 
     @functools.wraps(draw)
     def styled(*args, **kwargs) -> Figure:
         with mpl.rc_context(STYLE):
-            fig = draw(*args, **kwargs)
+            fig, alt = draw(*args, **kwargs)
             fig.draw_without_rendering()
         fig.set_layout_engine("none")
+        fig.set_label(alt)
+        fig._repr_mimebundle_ = functools.partial(_output_metadata, alt)  # IPython asks for it beside the image
         return fig
 
     return styled
+
+
+def _output_metadata(alt: str, include=None, exclude=None) -> tuple[dict, dict]:
+    """No data of its own, and the alt text for each kind of image; book/_ext/report_pages.py puts it on the page."""
+    return {}, {kind: {"alt": alt} for kind in ("image/svg+xml", "image/png")}
 
 
 def canvas(

@@ -3,12 +3,13 @@
 from tinygemm.report.figures.causes import dequant_breakdown, percent_of_peak, roofline
 from tinygemm.report.figures.decomposition import waterfall
 from tinygemm.report.figures.evidence import method_errors, run_to_run
-from tinygemm.report.figures.interventions import cause_along, cause_removed, fitted_terms, time_along
+from tinygemm.report.figures.interventions import cause_along, cause_removed, time_along
 from tinygemm.report.figures.launch import host_floor, launch_gain
 from tinygemm.report.figures.limiters import instruction_mix, limits, roofline_regimes, stalls
 from tinygemm.report.figures.literature import published_speedups
 from tinygemm.report.figures.method import cold_vs_hot, correctness, launch_cost, samples_spread
 from tinygemm.report.figures.models import never_slower
+from tinygemm.report.figures.one_token import one_token
 from tinygemm.report.figures.peers import fraction_of_reads, peer_times
 from tinygemm.report.figures.predict import (
     predicted_vs_measured,
@@ -17,7 +18,7 @@ from tinygemm.report.figures.predict import (
     terms_vs_n,
 )
 from tinygemm.report.figures.regimes import crossover, speedup_map
-from tinygemm.report.figures.speed import bandwidth_vs_n, decode_latency, frac_of_floor, headline, speedup_vs_n
+from tinygemm.report.figures.speed import bandwidth_vs_n, decode_latency, frac_of_floor, speedup_vs_n
 from tinygemm.report.figures.steps import ladder
 from tinygemm.report.style import save
 
@@ -30,10 +31,8 @@ __all__ = [
     "crossover",
     "decode_latency",
     "dequant_breakdown",
-    "fitted_terms",
     "frac_of_floor",
     "fraction_of_reads",
-    "headline",
     "host_floor",
     "instruction_mix",
     "ladder",
@@ -42,6 +41,7 @@ __all__ = [
     "limits",
     "method_errors",
     "never_slower",
+    "one_token",
     "peer_times",
     "percent_of_peak",
     "predicted_vs_measured",

@@ -12,8 +12,9 @@ from matplotlib.patches import Patch
 from tinygemm.hardware import GPUS, gpu_key
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import style
-from tinygemm.report.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, primary
-from tinygemm.report.verdicts.findings import BOUND_FRACTION
+from tinygemm.report.limiters import BOUND
+from tinygemm.report.tables import BASELINE, SHAPE, at_shapes, copy_bandwidth_gb_s, primary
+from tinygemm.report.words import spans
 
 NARROW, SQUARE, WIDE, TALL = STUDY_SHAPES
 COUNTERS = {
@@ -33,7 +34,7 @@ PARTS = {
 
 
 @style.figure
-def roofline(table: pd.DataFrame, shape=WIDE, backends=(BASELINE, "int4")) -> Figure:
+def roofline(table: pd.DataFrame, shape=WIDE, backends=(BASELINE, "int4")) -> tuple[Figure, str]:
     """Decode under the roofs: arithmetic rate against arithmetic intensity, one point per M, for one projection (K, N).
 
     table: report_table(run); the memory roof is the copy bandwidth of the run, the compute roof the published FP16 peak
@@ -71,7 +72,12 @@ def roofline(table: pd.DataFrame, shape=WIDE, backends=(BASELINE, "int4")) -> Fi
             text = ax.annotate(f"M = {row['M']:.0f}", (row["intensity"], row["tflop_s"]), **place)
             text.set(color=style.colour(backend), path_effects=style.HALO)
     ax.set(xlabel="arithmetic intensity (FLOP per byte that must move)", ylabel="arithmetic rate (TFLOP/s)")
-    return fig
+    alt = (
+        f"Arithmetic rate against intensity for {style.shape_name(shape)}, under the roof of the copy bandwidth, "
+        f"{copy / 1e3:.2f} TB/s. {spans(rows, 'tflop_s', '.1f', ' TFLOP/s')}, at {spans(rows, 'intensity', '.1f')} "
+        f"FLOP per byte, for M = {tokens}."
+    )
+    return fig, alt
 
 
 def rates(ax: Axes, rows: pd.DataFrame, backend: str, **look) -> None:
@@ -98,7 +104,7 @@ def _along_roof(ax: Axes, x: float, copy_gb_s: float, text: str) -> None:
 @style.figure
 def percent_of_peak(
     counters: pd.DataFrame, M: int = 1, shapes=(WIDE, NARROW), backends=(BASELINE, "int4-static", "int4")
-) -> Figure:
+) -> tuple[Figure, str]:
     """Finding B: how busy DRAM, SMs, issue slots and warps were, one panel per projection that was profiled.
 
     counters: counters_table(run), or any table with backend and frac_dram, frac_sm, ... in 0..1, where M, K and N are
@@ -131,18 +137,21 @@ def percent_of_peak(
                 values = 100 * at_shape.loc[backend, measures].astype("float64")
                 bars = ax.barh(y, values, 0.9 * thickness, color=style.colour(backend), zorder=2)
                 ax.bar_label(bars, [f"{value:.0f} %" for value in values], padding=3, size=9, path_effects=style.HALO)
-        ax.axvline(100 * BOUND_FRACTION, color=style.IDEAL, lw=1.2, ls=(0, (4, 3)), zorder=1)
+        ax.axvline(100 * BOUND, color=style.IDEAL, lw=1.2, ls=(0, (4, 3)), zorder=1)
         ax.set_yticks(range(len(measures)), [COUNTERS[column] for column in measures])
         if not one_problem:
             ax.set_title(f"K×N = {K}×{N}", loc="left", size=10.5, weight="bold", pad=4)
         ax.set(ylim=(len(measures) - 0.5, -0.5), xlim=(0, 100))
         ax.grid(axis="y", visible=False)
-    axes[-1, 0].set_xlabel(f"percent of peak (where all stay below {100 * BOUND_FRACTION:.0f}, latency is the limit)")
-    return fig
+    axes[-1, 0].set_xlabel(f"percent of peak (where all stay below {100 * BOUND:.0f}, latency is the limit)")
+    alt = f"Bars of how busy DRAM and SMs are, in percent of peak. DRAM: {spans(rows, 'frac_dram', '.0%')}. " + (
+        f"SM: {spans(rows, 'frac_sm', '.0%')}."
+    )
+    return fig, alt
 
 
 @style.figure
-def dequant_breakdown(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE)) -> Figure:
+def dequant_breakdown(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE)) -> tuple[Figure, str]:
     """Finding C: what dequantisation costs on its own, before a matmul, and inside the fused kernel.
 
     Below the tuned kernel stand its twins: without dequantisation, and without any arithmetic.
@@ -168,7 +177,10 @@ def dequant_breakdown(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE)) ->
         _breakdown_bars(ax, at_shape, [backend for backend in bars if backend in at_shape.index])
         ax.set_title(f"K×N = {K}×{N}", loc="left", size=10.5, weight="bold", pad=4)
     axes[-1, 0].set_xlabel("latency (µs)")
-    return fig
+    shown = rows[at_shapes(rows, panels)]
+    times = spans(shown, "latency_us_p50", ".1f", " µs")
+    alt = f"Bars of the time of one call at M = {M}, {', '.join(map(style.shape_name, panels))}: {times}."
+    return fig, alt
 
 
 def _parts_as_cases(parts: pd.DataFrame) -> pd.DataFrame:
@@ -192,7 +204,7 @@ def _breakdown_bars(ax: Axes, rows: pd.DataFrame, bars) -> None:
         "dequant-only": "dequantise to memory",
         "dequant-fp16": "… then FP16 matmul",
         "int4-no-dequant": "… not dequantised",
-        "int4-load-only": "… reads only",
+        "int4-load-only": "… weight-read bound",
     }
     ax.set_yticks(range(len(bars)), [names.get(backend, style.name(backend)) for backend in bars])
     ax.set_ylim(len(bars) - 0.5, -0.5)

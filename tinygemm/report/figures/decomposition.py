@@ -12,12 +12,13 @@ from matplotlib.patches import Patch
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import decomposition, style
 from tinygemm.report.tables import SHAPE, primary
+from tinygemm.report.words import span
 
 TICKS_US = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000)
 
 
 @style.figure
-def waterfall(steps: pd.DataFrame, table: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> Figure:
+def waterfall(steps: pd.DataFrame, table: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> tuple[Figure, str]:
     """The time of one product, step by step, from FP16 launched from Python to INT4 in a graph; a panel per projection.
 
     On the logarithmic axis the length of a bar is its factor, so that lengths add up to the speedup.
@@ -36,7 +37,7 @@ def waterfall(steps: pd.DataFrame, table: pd.DataFrame, M: int = 1, shapes=STUDY
     handles = [
         Patch(color=style.COLOURS["int4"], label="a gain"),
         Patch(color=style.COLOURS["aten-int4mm"], label="a cost"),
-        Line2D([], [], color=style.IDEAL, lw=2, label="floor of INT4 at copy speed"),
+        Line2D([], [], color=style.IDEAL, lw=2, label="INT4 bytes at copy speed + empty node"),
     ]
     where = style.conditions(rows, f"M = {M}", "groups of 128", "cold L2", "lengths are factors, lines 95 % intervals")
     height = 0.5 + sum(0.42 + 0.27 * (len(paths[shape]) + 1) for shape in shapes)
@@ -51,7 +52,7 @@ def waterfall(steps: pd.DataFrame, table: pd.DataFrame, M: int = 1, shapes=STUDY
         floor = floors.get(paths[shape]["problem"].iloc[0], np.nan)
         ax.axvline(floor, color=style.IDEAL, lw=2, zorder=4)
         between = paths[shape].drop(index="launch", errors="ignore")["value"].prod()
-        title = f"K×N = {style.shape_name(shape)}: {between:.2f}× between graphs"
+        title = f"K×N = {style.shape_name(shape)}: {between:.2f}× between graphs{_kernel_and_bits(paths[shape])}"
         ax.set_title(title, loc="left", size=10.5, weight="bold", pad=4)
     shown = pd.concat(paths[shape] for shape in shapes)
     times = np.concatenate([floors.reindex(shown["problem"]), shown["left_us"], shown["right_us"]])
@@ -60,7 +61,18 @@ def waterfall(steps: pd.DataFrame, table: pd.DataFrame, M: int = 1, shapes=STUDY
     axes[-1, 0].set(xscale="log", xlim=(low, high), xlabel="time of one call (µs, log scale)")
     axes[-1, 0].set_xticks(ticks, [f"{tick}" for tick in ticks])
     axes[-1, 0].minorticks_off()
-    return fig
+    factors = {step: span(of["value"], ".2f") for step, of in shown.groupby("label", sort=False)}
+    alt = (
+        f"Steps from the time of FP16 to that of INT4 at M = {M}, {', '.join(map(style.shape_name, shapes))}; their "
+        f"factors are: {'; '.join(f'{step} {factor}' for step, factor in factors.items())}."
+    )
+    return fig, alt
+
+
+def _kernel_and_bits(path: pd.DataFrame) -> str:
+    """` = kernel 2.10 · bits 1.85`, the factors that the cards name: bits are every step after the kernel's."""
+    values = path.set_index("label")["value"]
+    return f" = kernel {values['kernel']:.2f} · bits {values.drop(['launch', 'kernel'], errors='ignore').prod():.2f}"
 
 
 def _path(ax: Axes, path: pd.DataFrame) -> None:

@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from tinygemm.report import style
+from tinygemm.report.words import span, spans
 from tinygemm.runs import Run
 
 WORDS = {
@@ -24,7 +25,9 @@ TICKS = (0.5, 0.9, 1, 1.1, 1.5, 3, 9)
 
 
 @style.figure
-def method_errors(mean: pd.DataFrame, rows: pd.DataFrame, repeats: dict[str, pd.DataFrame], origin) -> Figure:
+def method_errors(
+    mean: pd.DataFrame, rows: pd.DataFrame, repeats: dict[str, pd.DataFrame], origin
+) -> tuple[Figure, str]:
     """Every other way to time a call over the primary number, a bar per error; and how far repeats lie apart.
 
     mean:    evidence.mean_errors: the bars with their intervals
@@ -67,11 +70,17 @@ def method_errors(mean: pd.DataFrame, rows: pd.DataFrame, repeats: dict[str, pd.
         xlabel="time over the primary number (linear near 1, then logarithmic)",
     )
     ax.grid(axis="y", visible=False)
-    return fig
+    of = {way: span(mean.loc[mean["way"] == way, "value"], ".2f", "×") for way in ways}
+    apart = {name: span(frame["ratio"].quantile([0.025, 0.975]), ".2f", "×") for name, frame in repeats.items()}
+    alt = "Bars of time measured in another way over the primary number: " + (
+        "; ".join([*(f"{WORDS[way]} {value}" for way, value in of.items()),
+                   *(f"{name}, 95 of 100 cases {value}" for name, value in apart.items())]) + "."
+    )  # fmt: skip
+    return fig, alt
 
 
 @style.figure
-def run_to_run(rows: pd.DataFrame, newer: Run, older: Run) -> Figure:
+def run_to_run(rows: pd.DataFrame, newer: Run, older: Run) -> tuple[Figure, str]:
     """Every case that two runs share, by backend: how many percent the newer run is off the older one.
 
     rows:         evidence.agreement
@@ -102,7 +111,9 @@ def run_to_run(rows: pd.DataFrame, newer: Run, older: Run) -> Figure:
     ax.set(xlim=(-1.3 * reach, 1.3 * reach), ylim=(len(shown) - 0.5, -0.5))
     ax.set_xlabel("percent that the newer run is off (linear within 1 %)")
     ax.grid(axis="y", visible=False)
-    return fig
+    off = spans(rows.assign(off=100 * (rows["ratio"] - 1)), "off", "+.1f", " %")
+    alt = f"Dots of how far each case of a newer run is off the same case of an older one, by backend: {off}."
+    return fig, alt
 
 
 def _bar(ax, mean, rows, way, backend, at, thickness) -> None:

@@ -1,4 +1,4 @@
-"""Finding C: what removing one cause saves, along N and K and in each regime, and the terms the time is made of."""
+"""Finding C: what removing one cause saves, along N and K and in each regime."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from tinygemm.report import style
 from tinygemm.report.causes import CAUSES, LEFTOVERS, REGIMES
 from tinygemm.report.tables import BASELINE, LATENCY, in_mode
+from tinygemm.report.words import span, spans
 
 CAUSE_COLOURS = {
     "dequantisation": style.COLOURS["dequant-fp16"],
@@ -25,21 +25,12 @@ SHORT = {
     "K split over twice the programs": "twice the programs",
     "all but the reads": "all but the reads",
 }
-TERM_COLOURS = {
-    "start": style.COLOURS["fp16-cublas"],
-    "walk": style.COLOURS["int4-static"],
-    "adding up programs": style.COLOURS["aten-int4mm"],
-    "bytes": style.COLOURS["int4-load-only"],
-    "dequantisation": style.COLOURS["dequant-fp16"],
-    "bytes and dequantisation": style.COLOURS["int4-no-dequant"],
-}
-TERM_NAMES = {"start": "start of a call", "walk": "walk along K"}
 SWEPT = (("N", "K", 4096), ("K", "N", 4096))  # what varies, what stays, and at which value
 SWEPT_BACKENDS = (BASELINE, "int4-static", "int4")
 
 
 @style.figure
-def cause_removed(removals: pd.DataFrame, M: int = 1) -> Figure:
+def cause_removed(removals: pd.DataFrame, M: int = 1) -> tuple[Figure, str]:
     """What happens when one cause is removed: the share of the time it saves, a panel per regime.
 
     removals: causes.removals(run, M)
@@ -73,7 +64,17 @@ def cause_removed(removals: pd.DataFrame, M: int = 1) -> Figure:
     axes[0, 0].set_xlim(least - (0.35 if least < 0 else 0.03) * span, most + 0.35 * span)
     for ax in axes[-1]:
         ax.set_xlabel("time saved (%)")
-    return fig
+    saved = {
+        f"{name}, {style.shape_name(REGIMES[name])}": ", ".join(
+            f"{SHORT.get(row.removal, row.removal)} {100 * row.value:.0f} %"
+            for row in at.itertuples()
+            if row.cause and row.value == row.value
+        )
+        for name, at in panels.items()
+    }
+    told = "; ".join(f"{panel}: {shares or 'nothing measured'}" for panel, shares in saved.items())
+    alt = f"Bars of the time saved when one cause is removed, M = {M}. {told}."
+    return fig, alt
 
 
 def _at(rows: pd.DataFrame, shape) -> pd.DataFrame:
@@ -93,7 +94,7 @@ def _saved_bar(ax: Axes, y: int, row: pd.Series, colour: str) -> None:
 
 
 @style.figure
-def cause_along(removals: pd.DataFrame, M: int = 1) -> Figure:
+def cause_along(removals: pd.DataFrame, M: int = 1) -> tuple[Figure, str]:
     """Which cause moves the time where: the share that each removal saves against N at one K, and against K at one N.
 
     removals: causes.removals(run, M)
@@ -124,11 +125,15 @@ def cause_along(removals: pd.DataFrame, M: int = 1) -> Figure:
         ax.set_title(f"along {axis}", loc="left", size=10.5, weight="bold", pad=4)
         _size_axis(ax, rows.loc[rows[fixed] == at, axis], f"{axis}, with {fixed} = {at}")
     axes[0].set_ylabel("time saved by removing it (%)")
-    return fig
+    told = {cause: span(100 * rows.loc[rows["cause"] == cause, "value"], ".0f", " %") for cause in causes}
+    alt = f"Curves of the time saved by removing one cause, against N and against K at M = {M}: " + (
+        "; ".join(f"{cause} {share}" for cause, share in told.items()) + "."
+    )
+    return fig, alt
 
 
 @style.figure
-def time_along(table: pd.DataFrame, M: int = 1, backends=SWEPT_BACKENDS) -> Figure:
+def time_along(table: pd.DataFrame, M: int = 1, backends=SWEPT_BACKENDS) -> tuple[Figure, str]:
     """The time of one product against N at one K, and against K at one N, in a graph and launched from Python.
 
     table: report_table(run)
@@ -151,7 +156,7 @@ def time_along(table: pd.DataFrame, M: int = 1, backends=SWEPT_BACKENDS) -> Figu
     handles += [
         Line2D([], [], color=style.INK, lw=1.6, label="CUDA graph"),
         Line2D([], [], color=style.INK, lw=1.6, ls=(0, (2, 1.5)), label="from Python"),
-        Line2D([], [], color=style.IDEAL, lw=1.2, ls=(0, (6, 3)), label="floor of INT4"),
+        Line2D([], [], color=style.IDEAL, lw=1.2, ls=(0, (6, 3)), label="INT4 bytes + empty node"),
     ]
     where = style.conditions(rows[["gpu", "run_id"]] if "gpu" in rows else rows.iloc[:0], f"M = {M}", "cold L2")
     fig, axes = style.canvas("What the time follows", where, legend=handles, height=3.6, ncols=2, sharey=True)
@@ -176,48 +181,12 @@ def time_along(table: pd.DataFrame, M: int = 1, backends=SWEPT_BACKENDS) -> Figu
         ax.set_yticks(ticks, [str(tick) for tick in ticks])
         ax.minorticks_off()
     axes[0].set_ylabel("time of one call (µs, log scale)")
-    return fig
-
-
-@style.figure
-def fitted_terms(contributions: pd.DataFrame, origin: pd.DataFrame) -> Figure:
-    """What the time is made of by the fit: the terms end to end, and the time measured.
-
-    contributions: causes.contributions(run, terms)
-    origin:        columns gpu and run_id of the run
-    """
-    style.require(contributions, ["kernel", "K", "N", "term", "fitted_us", "measured_us"], "fitted_terms")
-    kernels = list(dict.fromkeys(contributions["kernel"]))
-    terms = [term for term in TERM_COLOURS if (contributions["term"] == term).any()]
-    terms = [term for term in terms if contributions.loc[contributions["term"] == term, "fitted_us"].any()]
-    handles = [Patch(color=TERM_COLOURS[term], label=TERM_NAMES.get(term, term)) for term in terms]
-    handles.append(Line2D([], [], lw=0, marker="d", ms=7, color=style.IDEAL, label="measured"))
-    shapes = [
-        shape
-        for shape in REGIMES.values()
-        if ((contributions["K"] == shape[0]) & (contributions["N"] == shape[1])).any()
-    ]
-    where = style.conditions(origin, "M = 1", "cold L2", "CUDA graph", "terms of a least-squares fit")
-    fig, axes = style.canvas(
-        "What the time is made of", where, legend=handles, height=len(kernels) * (0.5 + 0.32 * len(shapes)),
-        nrows=len(kernels), squeeze=False,
-    )  # fmt: skip
-    for ax, kernel in zip(axes[:, 0], kernels, strict=True):
-        mine = contributions[contributions["kernel"] == kernel]
-        for y, (K, N) in enumerate(shapes):
-            here = mine[(mine["K"] == K) & (mine["N"] == N)].set_index("term")
-            right = left = 0.0
-            for term in (term for term in terms if term in here.index):
-                value = here.loc[term, "fitted_us"]  # a term below zero takes from the left
-                ax.barh(y, value, 0.62, left=right if value >= 0 else left, color=TERM_COLOURS[term], zorder=2)
-                right, left = right + max(value, 0), left + min(value, 0)
-            ax.plot(here["measured_us"].iloc[:1], [y], "d", ms=7, color=style.IDEAL, mec="white", zorder=3)
-        ax.set_yticks(range(len(shapes)), [style.shape_name(shape) for shape in shapes])
-        ax.set_ylim(len(shapes) - 0.5, -0.5)
-        ax.set_title(f"the {kernel} kernel", loc="left", size=10.5, weight="bold", pad=4)
-        ax.grid(axis="y", visible=False)
-    axes[-1, 0].set_xlabel("time of one call (µs)")
-    return fig
+    graphs = rows[rows["launch"] == "graph"]
+    alt = (
+        f"Curves of the time of one call against N at K = 4096 and against K at N = 4096, M = {M}, in a graph and from "
+        f"Python. In a graph: {spans(graphs, 'latency_us_p50', '.1f', ' µs')}."
+    )
+    return fig, alt
 
 
 def _size_axis(ax: Axes, values: pd.Series, label: str) -> None:

@@ -8,15 +8,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from tinygemm.report import style
+from tinygemm.report.host import slow_groups, steady
 from tinygemm.report.launch import gains
 from tinygemm.report.tables import BASELINE, LATENCY, usual
+from tinygemm.report.words import span, spans
 
 LOST = "#C5221F"
 HOST_LINES = (BASELINE, "aten-int4mm", "int4")
 
 
 @style.figure
-def launch_gain(table: pd.DataFrame, M: int = 1) -> Figure:
+def launch_gain(table: pd.DataFrame, M: int = 1) -> tuple[Figure, str]:
     """The speedup of the tuned kernel over FP16, both as graphs and both launched from Python, one line per shape.
 
     table: report_table(run)
@@ -27,7 +29,8 @@ def launch_gain(table: pd.DataFrame, M: int = 1) -> Figure:
     colour = style.colour("int4")
     handles = [_mark(colour, "white", "both from Python"), _mark(colour, colour, "both in a CUDA graph")]
     handles.append(Line2D([], [], color=LOST, lw=2.5, label="gain lost"))
-    where = style.conditions(rows, f"M = {M}", "cold L2")
+    slow = sum(of[0] == M for of in slow_groups(table))
+    where = style.conditions(rows, f"M = {M}", "cold L2", f"without {slow} timed on a slow host" if slow else "")
     fig, ax = style.canvas("What launching leaves of the gain", where, legend=handles, height=0.7 + 0.31 * len(rows))
     for y, (_, row) in enumerate(rows.iterrows()):
         lost = row["eager_high"] < 1 < row["graph_low"]
@@ -55,17 +58,21 @@ def launch_gain(table: pd.DataFrame, M: int = 1) -> Figure:
         xlim=(left, right), ylim=(len(rows) - 0.5, -0.5), xlabel="speedup of INT4 over FP16 (log scale)", ylabel="K×N"
     )
     ax.grid(axis="y", visible=False)
-    return fig
+    alt = (
+        f"Speedup of tuned INT4 over FP16 for {len(rows)} weights at M = {M}: in a graph "
+        f"{span(rows['graph'], '.2f', '×')}, from Python {span(rows['eager'], '.2f', '×')}."
+    )
+    return fig, alt
 
 
 @style.figure
-def host_floor(table: pd.DataFrame, K: int = 4096, M: int = 1, backends=HOST_LINES) -> Figure:
+def host_floor(table: pd.DataFrame, K: int = 4096, M: int = 1, backends=HOST_LINES) -> tuple[Figure, str]:
     """Time per call against N, from Python and in a graph: where the dashed line is flat, the host sets it.
 
     table: report_table(run)
     """
     style.require(table, ["backend", "M", "K", "N", "launch", "l2_state", *LATENCY], "host_floor")
-    rows = usual(table)
+    rows = usual(steady(table))
     rows = rows[(rows["K"] == K) & (rows["M"] == M) & (rows["l2_state"] == "cold") & rows["backend"].isin(backends)]
     rows = rows.drop_duplicates(["backend", "launch", "N"]).sort_values("N")
     if not {"eager", "graph"} <= set(rows["launch"]):
@@ -97,7 +104,11 @@ def host_floor(table: pd.DataFrame, K: int = 4096, M: int = 1, backends=HOST_LIN
     ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200) if ax.get_ylim()[0] < tick < ax.get_ylim()[1]]
     ax.set_yticks(ticks, [f"{tick}" for tick in ticks])
     ax.minorticks_off()
-    return fig
+    of = {mode: spans(rows[rows["launch"] == mode], "latency_us_p50", ".1f", " µs") for mode in ("eager", "graph")}
+    alt = (
+        f"Curves of time per call against N at K = {K}, M = {M}. {of['eager']}, from Python. {of['graph']}, in a graph."
+    )
+    return fig, alt
 
 
 def _mark(edge: str, fill: str, label: str) -> Line2D:

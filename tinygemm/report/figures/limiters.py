@@ -14,8 +14,9 @@ from tinygemm.hardware import GPUS, gpu_key
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import style
 from tinygemm.report.figures.causes import rates
-from tinygemm.report.limiters import BOUND, NOT_A_STALL, ROUTE, STALLS
+from tinygemm.report.limiters import BOUND, NOT_A_STALL, ROUTE, STALLS, marked
 from tinygemm.report.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, primary, usual
+from tinygemm.report.words import spans
 
 READINGS = {
     "dram": "DRAM",
@@ -25,7 +26,6 @@ READINGS = {
     "issue": "issue\nslots",
     "warps": "warps",
 }
-SHORT = {BASELINE: "FP16", "int4-static": "INT4 simple", "int4": "INT4 tuned"}
 REGIMES = ("narrow", "square", "wide", "tall")
 SHADES = mpl.colors.LinearSegmentedColormap.from_list("busy", ["#FFFFFF", "#F6C9A8", "#D55E00"])
 ROW, HEADING = 0.27, 0.95  # inches of one case; and rows kept free above each problem, for its name
@@ -50,16 +50,16 @@ REST = "#D5D8DB"
 
 
 @style.figure
-def limits(rows: pd.DataFrame) -> Figure:
+def limits(rows: pd.DataFrame) -> tuple[Figure, str]:
     """Every profiled case: how busy each part of the GPU was, and what that makes the limit by the rule.
 
-    rows: limiters.readings(run)
+    rows: limiters.readings(run); (?) marks an answer that no claim rests on
     """
-    style.require(rows, ["backend", *SHAPE, *READINGS, "limiter"], "limits")
+    style.require(rows, ["backend", *SHAPE, *READINGS, "limiter", "sure"], "limits")
     shown = [name for name in READINGS if rows[name].notna().any()]
     y = _places(rows)
     where = style.conditions(rows[["gpu", "run_id"]], "percent of peak, from Nsight Compute")
-    fig, ax = style.canvas("What limits each kernel", where, height=0.5 + ROW * (y[-1] + 1))
+    fig, ax = style.canvas("What limits a call alone", where, height=0.5 + ROW * (y[-1] + 1))
     for x, name in enumerate(shown):
         for at, value in zip(y, rows[name].astype(float), strict=True):
             if not np.isnan(value):
@@ -68,9 +68,7 @@ def limits(rows: pd.DataFrame) -> Figure:
                 )
                 look = {"weight": "bold" if value >= BOUND else "normal"}
                 ax.text(x, at, f"{100 * value:.0f}", ha="center", va="center", size=9.5, **look)
-    for at, (_, row) in zip(y, rows.iterrows(), strict=True):
-        head, _, why = row["limiter"].partition(": ")
-        text = f"{head}: {why}" if why else head
+    for at, text in zip(y, marked(rows), strict=True):
         ax.text(len(shown) - 0.35, at, _wrapped(text), va="center", size=8.5, linespacing=0.95)
     _name_cases(ax, rows, y)
     ax.set_xticks(range(len(shown)), [READINGS[name] for name in shown])
@@ -82,11 +80,17 @@ def limits(rows: pd.DataFrame) -> Figure:
     ax.grid(visible=False)
     for spine in ax.spines.values():
         spine.set_visible(False)
-    return fig
+    count = rows["limiter"].str.partition(":")[0].value_counts()
+    alt = (
+        f"A grid of {len(rows)} profiled cases: how busy each part of the GPU was, and the limit by the "
+        f"rule: {', '.join(f'{name} {times} times' for name, times in count.items())}. DRAM is busy: "
+        f"{spans(rows, 'dram', '.0%')}."
+    )
+    return fig, alt
 
 
 @style.figure
-def stalls(rows: pd.DataFrame) -> Figure:
+def stalls(rows: pd.DataFrame) -> tuple[Figure, str]:
     """What the resident warps of each profiled case spend their time on.
 
     rows: limiters.readings(run), with columns stall_<reason>
@@ -104,13 +108,13 @@ def stalls(rows: pd.DataFrame) -> Figure:
     if (rest > 0.005).any():
         parts, colours = parts.assign(other=rest.clip(lower=0)), colours | {"other": REST}
     where = style.conditions(rows[["gpu", "run_id"]], "counters from Nsight Compute")
-    return _stack(
-        "What the warps wait for", where, rows, 100 * parts, colours, "percent of the time of a resident warp"
-    )
+    fig = _stack("What the warps wait for", where, rows, 100 * parts, colours, "percent of the time of a resident warp")
+    told = ", ".join(f"{name} {share:.0%}" for name, share in parts.mean().items())
+    return fig, f"Stacked bars of what resident warps wait for in {len(rows)} profiled cases; on average {told}."
 
 
 @style.figure
-def instruction_mix(rows: pd.DataFrame) -> Figure:
+def instruction_mix(rows: pd.DataFrame) -> tuple[Figure, str]:
     """Thread instructions per weight, by what executes them, and the range that the machine code allows.
 
     rows: limiters.with_static(readings, file), with per_weight, pipe_<name>, static_low and static_high
@@ -137,11 +141,15 @@ def instruction_mix(rows: pd.DataFrame) -> Figure:
                 [row["static_low"], row["static_high"]], [at, at], color=style.INK, lw=1.6, marker="|", ms=9, zorder=4
             )
     ax.set_xlim(0, 1.06 * np.nanmax([rows["per_weight"].max(), rows["static_high"].max(), parts.sum(axis=1).max()]))
-    return fig
+    executed = spans(rows, "per_weight", ".2f")
+    alt = f"Stacked bars of thread instructions per weight in {len(rows)} cases, by what executes them: {executed}."
+    return fig, alt
 
 
 @style.figure
-def roofline_regimes(table: pd.DataFrame, shapes=STUDY_SHAPES, backends=(BASELINE, "int4-static", "int4")) -> Figure:
+def roofline_regimes(
+    table: pd.DataFrame, shapes=STUDY_SHAPES, backends=(BASELINE, "int4-static", "int4")
+) -> tuple[Figure, str]:
     """Every regime under the roofs, a line over M for each kernel, up to the largest M that was timed.
 
     table: report_table(run); the memory roof is the copy bandwidth of the run, the compute roof the published FP16 peak
@@ -191,7 +199,11 @@ def roofline_regimes(table: pd.DataFrame, shapes=STUDY_SHAPES, backends=(BASELIN
         ax.set_ylabel("TFLOP/s")
     for ax in axes[-1]:
         ax.set_xlabel("FLOP per byte")
-    return fig
+    alt = (
+        f"Arithmetic rate against intensity for {', '.join(map(style.shape_name, panels))}, {tokens}, below the "
+        f"roof of the copy bandwidth, {copy / 1e3:.2f} TB/s: {spans(rows, 'tflop_s', '.1f', ' TFLOP/s')}."
+    )
+    return fig, alt
 
 
 def _stack(title, where, rows, parts: pd.DataFrame, colours: dict, label: str, marks=()) -> Figure:
@@ -216,7 +228,7 @@ def _places(rows: pd.DataFrame) -> np.ndarray:
 
 def _name_cases(ax: Axes, rows: pd.DataFrame, y: np.ndarray) -> None:
     """Kernels as tick labels, and above those of each problem its regime, shape and M."""
-    names = rows["backend"].map(lambda backend: SHORT.get(backend, style.name(backend)))
+    names = rows["backend"].map(style.short_name)
     if "form" in rows:
         names = names.where(rows["form"] != ROUTE, "dequantise first")
     ax.set_yticks(y, names, size=9.5)

@@ -9,7 +9,9 @@ from matplotlib.lines import Line2D
 
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import style, tables
+from tinygemm.report.host import steady
 from tinygemm.report.tables import BASELINE, LATENCY, NO_PRODUCT
+from tinygemm.report.words import span, spans
 
 NARROW, _, WIDE, _ = STUDY_SHAPES
 LADDER = (BASELINE, "dequant-fp16", "int4-static", "aten-int4mm", "int4")
@@ -18,12 +20,12 @@ MAX_ERR_BOUND = {"float16": 2e-2, "bfloat16": 6e-2}
 
 
 @style.figure
-def launch_cost(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE), backends=LADDER) -> Figure:
+def launch_cost(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE), backends=LADDER) -> tuple[Figure, str]:
     """What Python adds to each call: device time in a CUDA graph, and launched one by one.
 
     table: report_table(run), or the CSV of `tinygemm bench` with both launch modes
     """
-    rows = tables.launch_cost(_required(table, "launch_cost"))
+    rows = tables.launch_cost(steady(_required(table, "launch_cost")))
     title = "What launching from Python adds to a call"
     return _dumbbells(
         table, rows[rows["l2_state"] == "cold"], ("graph", "eager"), title, M, shapes, backends, "cold L2"
@@ -31,7 +33,7 @@ def launch_cost(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE), backends
 
 
 @style.figure
-def cold_vs_hot(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE), backends=LADDER) -> Figure:
+def cold_vs_hot(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE), backends=LADDER) -> tuple[Figure, str]:
     """What a weight that is still in L2 saves: the same call with a hot and with a cold cache.
 
     table: report_table(run), or the CSV of `tinygemm bench` with both cache states
@@ -46,7 +48,7 @@ def _required(table: pd.DataFrame, figure: str) -> pd.DataFrame:
     return table
 
 
-def _dumbbells(table, rows, ends, title, M, shapes, backends, fact) -> Figure:
+def _dumbbells(table, rows, ends, title, M, shapes, backends, fact) -> tuple[Figure, str]:
     rows = rows[(rows["M"] == M) & rows["backend"].isin(backends)]
     panels = [shape for shape in shapes if ((rows["K"] == shape[0]) & (rows["N"] == shape[1])).any()]
     if not panels:
@@ -85,11 +87,14 @@ def _dumbbells(table, rows, ends, title, M, shapes, backends, fact) -> Figure:
         ax.set_xlim(left=0)
         ax.grid(axis="y", visible=False)
     axes[-1, 0].set_xlabel("time per call (µs)")
-    return fig
+    there = rows[tables.at_shapes(rows, panels)]
+    told = [f"{words[end]}: {spans(there, f'{end}_us', '.1f', ' µs')}" for end in ends]
+    alt = f"Pairs of dots, time per call at M = {M}, {', '.join(map(style.shape_name, panels))}. {'. '.join(told)}."
+    return fig, alt
 
 
 @style.figure
-def correctness(table: pd.DataFrame) -> Figure:
+def correctness(table: pd.DataFrame) -> tuple[Figure, str]:
     """The errors of every verified case against the float64 reference, and the bound each had to stay below.
 
     table: report_table(run), or cases.csv: max_err and rms_err in units of the RMS of the reference
@@ -123,14 +128,21 @@ def correctness(table: pd.DataFrame) -> Figure:
     ax.set(
         xscale="log", xlabel="error, in units of the RMS of the reference (log scale)", ylim=(len(shown) - 0.5, -0.5)
     )
-    return fig
+    alt = (
+        f"Errors of {len(rows)} cases against the float64 reference, in units of its RMS: largest error "
+        f"{span(rows['max_err'], '.1e')}, RMS error {span(rows['rms_err'], '.1e')}; the bound of the largest is "
+        f"{span(rows['dtype'].map(MAX_ERR_BOUND), '.2g')}."
+    )
+    return fig, alt
 
 
 @style.figure
-def samples_spread(table: pd.DataFrame, samples: pd.DataFrame, M: int = 1, shape=WIDE, backends=LADDER) -> Figure:
+def samples_spread(
+    table: pd.DataFrame, samples: pd.DataFrame, M: int = 1, shape=WIDE, backends=LADDER
+) -> tuple[Figure, str]:
     """The samples of one group, round by round, each backend relative to its own median.
 
-    What moves all of them together is the GPU (its clock), and cancels in a speedup.
+    Where all of them move together, the GPU moved (its clock), and that cancels in a speedup.
 
     table:   report_table(run)
     samples: run.samples
@@ -149,12 +161,16 @@ def samples_spread(table: pd.DataFrame, samples: pd.DataFrame, M: int = 1, shape
     ]
     where = style.conditions(rows[rows["backend"] != BASELINE], f"M = {M}", style.shape_name(shape))
     fig, ax = style.canvas("The samples of one group, round by round", where, legend=handles, height=3.3)
+    furthest = {}
     for backend in shown:
         case = rows[rows["backend"] == backend].iloc[0]
         mine = samples[samples["case_id"] == case["case_id"]].sort_values("sample")
         relative = 100 * (mine["latency_us"] / case["latency_us_p50"] - 1)
+        furthest[backend] = relative.abs().max()
         ax.plot(mine["sample"], relative, color=style.colour(backend), marker=style.marker(backend), ms=4, lw=1.2)
     ax.axhline(0, color=style.IDEAL, lw=1)
     ax.set(xlabel="round", ylabel="latency, % off its median")
     ax.xaxis.get_major_locator().set_params(integer=True)
-    return fig
+    told = "; ".join(f"{style.name(backend)} {percent:.1f} %" for backend, percent in furthest.items())
+    alt = f"Lines of latency, round by round, M = {M}, {style.shape_name(shape)}. Furthest off its own median: {told}."
+    return fig, alt

@@ -12,6 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from tinygemm.report import style
 from tinygemm.report.projections import FASTER, NOT_QUANTISABLE, NOT_TIMED, SLOWER, TIE
+from tinygemm.report.words import span
 
 LOSS, GAIN = style.COLOURS["aten-int4mm"], style.COLOURS["int4"]
 RANGE = (0.5, 1.0, 4.0)  # speedups at the ends and the middle of the colours; 4 bits allow less than 4×
@@ -20,7 +21,7 @@ GAP = 0.35  # between models and between degrees, in cells
 
 
 @style.figure
-def never_slower(table: pd.DataFrame) -> Figure:
+def never_slower(table: pd.DataFrame) -> tuple[Figure, str]:
     """A map of all cases: one row per projection of a model, one column per degree and M, the speedup in each cell.
 
     table: projections.every_projection(run)
@@ -54,7 +55,13 @@ def never_slower(table: pd.DataFrame) -> Figure:
     ax.tick_params(length=0)
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
-    return fig
+    states = table["state"].value_counts()
+    told = ", ".join(f"{state} {count}" for state, count in states.items())
+    alt = (
+        f"A map of {len(table)} cases: projections of {len(models)} models, by GPUs and tokens in flight. INT4 against "
+        f"the best FP16: {told}. Speedups are {span(table['speedup'], '.2f', '×')}."
+    )
+    return fig, alt
 
 
 def _cell(ax: Axes, x: float, y: float, row, shades, scale) -> None:

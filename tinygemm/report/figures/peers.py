@@ -11,13 +11,14 @@ from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import style
 from tinygemm.report.peers import OVERLAPPING, SERIAL
 from tinygemm.report.verdicts.peers import LEAST_OF_READS, LEAST_OVER_PEERS, MEAN_OVER_PEERS
+from tinygemm.report.words import span, spans
 
 ROW = 0.215  # inches of one case
 LIMIT = {"color": style.IDEAL, "lw": 1.2, "ls": (0, (4, 3)), "zorder": 1}
 
 
 @style.figure
-def peer_times(rows: pd.DataFrame, mean: dict[str, float], origin: pd.DataFrame) -> Figure:
+def peer_times(rows: pd.DataFrame, mean: dict[str, float], origin: pd.DataFrame) -> tuple[Figure, str]:
     """How many times as long every other INT4 kernel takes as ours, one line per case; quoted times are hollow.
 
     rows:   peers.contest(run)
@@ -55,12 +56,17 @@ def peer_times(rows: pd.DataFrame, mean: dict[str, float], origin: pd.DataFrame)
     ax.minorticks_off()
     ax.set_xlabel("time of the other / time of the tuned kernel (log scale)")
     ax.grid(axis="y", visible=False)
-    return fig
+    alt = (
+        f"Dots of the time of other INT4 kernels over ours, M = {', '.join(map(str, tokens))}, "
+        f"{', '.join(map(style.shape_name, shapes))}: {spans(rows, 'value', '.2f', '×')}. The mean over the best of "
+        f"each case is {mean['value']:.2f}×."
+    )
+    return fig, alt
 
 
 @style.figure
-def fraction_of_reads(by_reads: dict[str, pd.DataFrame], origin: pd.DataFrame) -> Figure:
-    """How much of the speed of reading alone the tuned kernel reaches, per shape, with the target.
+def fraction_of_reads(by_reads: dict[str, pd.DataFrame], origin: pd.DataFrame) -> tuple[Figure, str]:
+    """How much of the weight-read bound the tuned kernel reaches, per shape, with the target.
 
     by_reads: backend of the reads -> peers.fraction_of_reads(run, backend); empty ones are left out
     origin:   report_table(run), for the GPU and the run
@@ -75,7 +81,7 @@ def fraction_of_reads(by_reads: dict[str, pd.DataFrame], origin: pd.DataFrame) -
     handles = [_dot(style.colour("int4"), "o", words[reads], reads != OVERLAPPING) for reads in shown]
     where = style.conditions(origin[["gpu", "run_id"]].head(1), "groups of 128", "cold L2", "CUDA graph")
     height = 0.4 + len(tokens) * (0.45 + 0.24 * len(shapes))
-    title = "How close the tuned kernel comes to reading its bytes"
+    title = "How close the tuned kernel comes to the weight-read bound"
     fig, axes = style.canvas(
         title, where, legend=handles, legend_columns=2, height=height, nrows=len(tokens), sharex=True, squeeze=False
     )
@@ -95,8 +101,13 @@ def fraction_of_reads(by_reads: dict[str, pd.DataFrame], origin: pd.DataFrame) -
         ax.set_ylim(len(shapes) - 0.5, -0.5)
         ax.set_title(f"M = {M}: target {LEAST_OF_READS[M]:.0%}", loc="left", size=10.5, weight="bold", pad=4)
         ax.set_xlim(0, 100 * max(1.05, 1.05 * every["value"].max()))
-    axes[-1, 0].set_xlabel("percent of the speed of reading alone")
-    return fig
+    axes[-1, 0].set_xlabel("percent of the weight-read bound")
+    told = {words[reads]: span(rows["value"], ".0%") for reads, rows in shown.items()}
+    alt = (
+        f"Dots of how much of the weight-read bound the tuned kernel reaches, M = {', '.join(map(str, tokens))}: "
+        f"{'; '.join(f'{way} {share}' for way, share in told.items())}."
+    )
+    return fig, alt
 
 
 def _dot(colour: str, marker: str, label: str, hollow: bool = False) -> Line2D:

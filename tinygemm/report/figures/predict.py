@@ -18,7 +18,8 @@ from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import style
 from tinygemm.report.against_published import HIT
 from tinygemm.report.costterms import device_us, parts_us
-from tinygemm.report.tables import BASELINE, SHAPE
+from tinygemm.report.tables import BASELINE, SHAPE, at_shapes
+from tinygemm.report.words import span, spans
 
 NARROW, WIDE = STUDY_SHAPES[0], STUDY_SHAPES[2]
 PROJECTED = {"facecolor": "white", "ls": (0, (3, 2)), "lw": 1.3}
@@ -33,7 +34,7 @@ WITHIN, WITHIN_WORST = 0.10, 0.25
 
 
 @style.figure
-def predicted_vs_measured(left_out: pd.DataFrame, launch: str = "graph") -> Figure:
+def predicted_vs_measured(left_out: pd.DataFrame, launch: str = "graph") -> tuple[Figure, str]:
     """Every case against its prediction by a fit that never saw its shape, log-log, with bands of 10 and 25 %.
 
     left_out: costmodel.leave_one_out(run)
@@ -66,11 +67,17 @@ def predicted_vs_measured(left_out: pd.DataFrame, launch: str = "graph") -> Figu
     ax.set(xscale="log", yscale="log", xlim=tuple(line), ylim=tuple(line))
     ax.set(xlabel="measured latency (µs)", ylabel="predicted latency (µs)")
     _plain_ticks(ax.xaxis), _plain_ticks(ax.yaxis)
-    return fig
+    off = (rows["predicted_us"] / rows["measured_us"] - 1).abs()
+    alt = (
+        f"Predicted against measured latency of {len(rows)} cases, each predicted without its shape: "
+        f"{(off <= WITHIN).mean():.0%} lie within {WITHIN:.0%} and {(off <= WITHIN_WORST).mean():.1%} within "
+        f"{WITHIN_WORST:.0%}; the worst is {off.max():.0%} off."
+    )
+    return fig, alt
 
 
 @style.figure
-def terms_vs_n(model, K: int = 4096, M: int = 1, backends=(BASELINE, "int4-static", "int4")) -> Figure:
+def terms_vs_n(model, K: int = 4096, M: int = 1, backends=(BASELINE, "int4-static", "int4")) -> tuple[Figure, str]:
     """Which term decides where: the terms of the model over N, one panel per backend, and what was measured.
 
     model: costmodel.fit(run)
@@ -104,11 +111,16 @@ def terms_vs_n(model, K: int = 4096, M: int = 1, backends=(BASELINE, "int4-stati
     ticks = [tick for tick in (256, 512, 1024, 2048, 4096, 8192, 14336, 28672, 57344) if tick in set(mine["N"])]
     axes[-1, 0].set_xticks(ticks, [f"{tick:.0f}" for tick in ticks], rotation=45)
     axes[-1, 0].minorticks_off()
-    return fig
+    there = rows[rows["backend"].isin(shown)]
+    alt = (
+        f"Curves of the terms of the latency model against N at K = {K}, M = {M}, a panel per kernel, with what was "
+        f"measured: {spans(there, 'latency_us', '.1f', ' µs')}."
+    )
+    return fig, alt
 
 
 @style.figure
-def projected_speedups(speedups: pd.DataFrame, shapes=(NARROW, WIDE)) -> Figure:
+def projected_speedups(speedups: pd.DataFrame, shapes=(NARROW, WIDE)) -> tuple[Figure, str]:
     """INT4 over FP16 on GPUs, one panel per projection: filled where measured, hollow and dashed where projected.
 
     speedups: pages.predict.speedups(model, specs)
@@ -140,7 +152,15 @@ def projected_speedups(speedups: pd.DataFrame, shapes=(NARROW, WIDE)) -> Figure:
         ax.grid(axis="y", visible=False)
     axes[-1, 0].set_xlim(0, 1.12 * speedups["high"].max())
     axes[-1, 0].set_xlabel("speedup of INT4 over FP16 (cuBLAS)")
-    return fig
+    there = speedups[at_shapes(speedups, panels)]
+    told = [f"{style.shape_name(shape)} {_by_gpu(there, shape)}" for shape in panels]
+    alt = f"Bars of the speedup of INT4 over FP16 per GPU, measured on one and projected for others: {'; '.join(told)}."
+    return fig, alt
+
+
+def _by_gpu(rows: pd.DataFrame, shape) -> str:
+    mine = rows[(rows["K"] == shape[0]) & (rows["N"] == shape[1])]
+    return ", ".join(f"{row.gpu.removeprefix('NVIDIA ')} {row.speedup:.1f}×" for row in mine.itertuples())
 
 
 def _speedup_bar(ax: Axes, y: int, row: pd.Series, colour: str) -> None:
@@ -155,7 +175,7 @@ def _speedup_bar(ax: Axes, y: int, row: pd.Series, colour: str) -> None:
 
 
 @style.figure
-def published_vs_projected(compared: pd.DataFrame) -> Figure:
+def published_vs_projected(compared: pd.DataFrame) -> tuple[Figure, str]:
     """Projections as a share of what others published, with their bands: a hit covers 1.
 
     compared: against_published.compare(model, published), of one kind: backends that the run timed, or stand-ins
@@ -210,7 +230,12 @@ def published_vs_projected(compared: pd.DataFrame) -> Figure:
     ax.minorticks_off()
     ax.set(xlim=(left, right), xlabel="projected / published")
     ax.grid(axis="y", visible=False)
-    return fig
+    ratio = compared["predicted"] / compared["value"]
+    alt = (
+        f"Dots of projected over published, {len(compared)} values of {compared['source_key'].nunique()} sources: "
+        f"{span(ratio, '.2f')}; the band covers {(compared['result'] == HIT).sum()} of them."
+    )
+    return fig, alt
 
 
 def _from(gpu: str | None, run_id: str) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import regimes, style
+from tinygemm.report.words import span
 
 # orange for a loss, blue for a gain, white at 1: told apart with the common colour-vision deficiencies, and in grey by
 # the break-even line
@@ -24,7 +25,7 @@ NOT_TIMED = "#D5D8DB"
 
 
 @style.figure
-def speedup_map(rows: pd.DataFrame, against: str = "cuBLAS", m_list=(1, 8)) -> Figure:
+def speedup_map(rows: pd.DataFrame, against: str = "cuBLAS", m_list=(1, 8)) -> tuple[Figure, str]:
     """Speedup of the simple and the tuned INT4 kernel over FP16 on a grid of K and N, a row of panels per M.
 
     rows:    regimes.speedups(run)
@@ -60,11 +61,18 @@ def speedup_map(rows: pd.DataFrame, against: str = "cuBLAS", m_list=(1, 8)) -> F
     ticks = np.array([0.25, 0.5, 0.71, 1, 1.41, 2, 4])
     bar.set_ticks(np.log2(ticks), labels=["¼×", "½×", "0.7×", "1×", "1.4×", "2×", "4×"])
     bar.ax.set_title("speedup over FP16", loc="left", size=10.5, pad=4)
-    return fig
+    shown = rows[(rows["against"] == against) & rows["M"].isin(grids)]
+    told = "; ".join(
+        f"{KERNEL_NAMES[kernel]}, M = {M}: {span(mine['value'], '.2f', '×')}"
+        for (M, kernel), mine in shown.groupby(["M", "kernel"], sort=False)
+        if kernel in KERNEL_NAMES
+    )
+    alt = f"Maps over K and N of the speedup of INT4 over FP16 ({against}). {told}."
+    return fig, alt
 
 
 @style.figure
-def crossover(rows: pd.DataFrame) -> Figure:
+def crossover(rows: pd.DataFrame) -> tuple[Figure, str]:
     """Latency against the tokens in flight, a panel per projection, and where the fused kernel stops paying.
 
     rows: regimes.by_tokens(report_table(run))
@@ -107,7 +115,12 @@ def crossover(rows: pd.DataFrame) -> Figure:
         ax.set_xlabel("M, tokens in flight")
     for ax in axes[:, 0]:
         ax.set_ylabel("time (µs)")
-    return fig
+    stops = "; ".join(
+        f"{style.shape_name(shape)} " + (f"at M ≈ {at:.0f}" if np.isfinite(at) else "nowhere")
+        for shape, at in crossings.reindex(panels).items()
+    )
+    alt = f"Curves of latency against the tokens in flight. The fused INT4 kernel stops paying: {stops}."
+    return fig, alt
 
 
 def _log2(rows: pd.DataFrame, heights, widths) -> np.ndarray:

@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import style
 from tinygemm.report.tables import BASELINE, copy_bandwidth_gb_s, primary
+from tinygemm.report.words import spans
 
 CASE = ["backend", "M", "K", "N", "launch", "l2_state", "status"]
 SPEEDUP = ["speedup_vs_fp16", "speedup_vs_fp16_low", "speedup_vs_fp16_high"]
@@ -29,28 +30,7 @@ LAYER_NAMES = {
 
 
 @style.figure
-def headline(table: pd.DataFrame, M: int = 1, backends=CONTENDERS, shapes=STUDY_SHAPES) -> Figure:
-    """The one figure of the report: INT4 over FP16 at the four projections of the study, each with the ideal.
-
-    table:  report_table(run), or the CSV of `tinygemm bench` (cases with latencies and speedups)
-    shapes: (K, N); where the table has none of them, the first four that it has
-    """
-    style.require(table, [*CASE, *SPEEDUP, LATENCY[0], "bits_per_weight"], "headline")
-    rows, shapes = _at(table, M, (*backends, BASELINE), shapes, "headline")
-    shown = [backend for backend in backends if backend in set(rows["backend"])]
-    handles = [Patch(color=style.colour(backend), label=style.name(backend)) for backend in shown]
-    where = style.conditions(rows[rows["backend"].isin(shown)], f"M = {M}")
-    fig, ax = style.canvas("What INT4 gains over FP16 in decode", where, legend=handles, height=3.5)
-    _bars(ax, rows, shown, shapes, "speedup_vs_fp16", "{:.1f}×".format, lines=(1.0, _ideal(rows)))
-    _speedup_axis(ax, rows, "ideal: 16 bits / {bits:.4g} bits = {ideal:.2f}×")
-    _name_shapes(ax, shapes, [_gain(rows, shape, "int4") for shape in shapes])
-    ax.set(ylabel="speedup over FP16", xlim=(-0.5, len(shapes) - 0.5))
-    ax.grid(axis="x", visible=False)
-    return fig
-
-
-@style.figure
-def speedup_vs_n(table: pd.DataFrame, K: int | None = None, m_list=(1, 8), backends=CONTENDERS) -> Figure:
+def speedup_vs_n(table: pd.DataFrame, K: int | None = None, m_list=(1, 8), backends=CONTENDERS) -> tuple[Figure, str]:
     """Finding A: the speedup over FP16 against N at one K, one panel per M.
 
     table:  report_table(run), or the CSV of `tinygemm bench`
@@ -83,11 +63,16 @@ def speedup_vs_n(table: pd.DataFrame, K: int | None = None, m_list=(1, 8), backe
         ax.set_title(f"M = {M}", loc="left", size=10.5, weight="bold", pad=4)
         ax.set_ylabel("speedup")
     _n_axis(axes[-1, 0], sorted(set(rows["N"])))
-    return fig
+    at_ends = [rows[rows["N"] == end] for end in (rows["N"].min(), rows["N"].max())]
+    ends = [f"At N = {at['N'].iloc[0]}: {spans(at, 'speedup_vs_fp16', '.2f', '×')}" for at in at_ends]
+    alt = f"Curves of speedup over FP16 against N at K = {K}, M = {_listed(panels)}. {'. '.join(ends)}."
+    return fig, alt
 
 
 @style.figure
-def decode_latency(table: pd.DataFrame, M: int = 1, backends=(BASELINE, *CONTENDERS), shapes=STUDY_SHAPES) -> Figure:
+def decode_latency(
+    table: pd.DataFrame, M: int = 1, backends=(BASELINE, *CONTENDERS), shapes=STUDY_SHAPES
+) -> tuple[Figure, str]:
     """Latency of one call per projection, and where the table knows it the floor: every byte once at copy bandwidth.
 
     table:  report_table(run), or the CSV of `tinygemm bench`
@@ -99,7 +84,7 @@ def decode_latency(table: pd.DataFrame, M: int = 1, backends=(BASELINE, *CONTEND
     handles = [Patch(color=style.colour(backend), label=style.name(backend)) for backend in shown]
     floors = "floor_us" in rows and rows["floor_us"].notna().any()
     if floors:
-        handles.append(Line2D([], [], color=style.IDEAL, lw=2, label="floor at copy speed"))
+        handles.append(Line2D([], [], color=style.IDEAL, lw=2, label="bytes at copy speed + empty node"))
     quantised = rows[rows["backend"] != BASELINE]
     where = style.conditions(quantised if len(quantised) else rows, f"M = {M}")
     fig, ax = style.canvas("Latency of one decode GEMM", where, legend=handles, height=3.5)
@@ -108,11 +93,15 @@ def decode_latency(table: pd.DataFrame, M: int = 1, backends=(BASELINE, *CONTEND
     ax.set(ylabel="latency (µs)", xlim=(-0.5, len(shapes) - 0.5))
     ax.margins(y=0.1)
     ax.grid(axis="x", visible=False)
-    return fig
+    times = spans(rows, "latency_us_p50", ".1f", " µs")
+    alt = f"Bars of the latency of one call at M = {M}, {_listed(shapes)}, some with a line for their floor: {times}."
+    return fig, alt
 
 
 @style.figure
-def bandwidth_vs_n(table: pd.DataFrame, K: int = 4096, M: int = 1, backends=(BASELINE, *CONTENDERS)) -> Figure:
+def bandwidth_vs_n(
+    table: pd.DataFrame, K: int = 4096, M: int = 1, backends=(BASELINE, *CONTENDERS)
+) -> tuple[Figure, str]:
     """Achieved bandwidth, every byte counted once, against N, under the copy bandwidth measured in the same run.
 
     table: report_table(run)
@@ -128,16 +117,20 @@ def bandwidth_vs_n(table: pd.DataFrame, K: int = 4096, M: int = 1, backends=(BAS
     top = np.nanmax([copy, rows["achieved_gb_s"].max()])
     ax.set(ylabel="achieved bandwidth (GB/s)", ylim=(0, top * 1.12))
     ax.yaxis.set_major_formatter("{x:,.0f}")
-    return fig
+    reached = spans(rows, "achieved_gb_s", ",.0f", " GB/s")
+    alt = f"Curves of achieved bandwidth against N at K = {K}, M = {M}: {reached}; a copy reaches {copy:,.0f} GB/s."
+    return fig, alt
 
 
 @style.figure
-def frac_of_floor(table: pd.DataFrame, K: int = 4096, M: int = 1, backends=(BASELINE, *CONTENDERS)) -> Figure:
+def frac_of_floor(
+    table: pd.DataFrame, K: int = 4096, M: int = 1, backends=(BASELINE, *CONTENDERS)
+) -> tuple[Figure, str]:
     """How near each backend comes to its own floor (its bytes at copy bandwidth, plus one empty graph node), against N.
 
     table: report_table(run)
     """
-    fig, ax, _ = _against_n(
+    fig, ax, rows = _against_n(
         table, K, M, backends, "frac_floor", "How near the floor each kernel comes", "frac_of_floor"
     )
     ax.axhline(1, color=style.IDEAL, lw=1.2, ls=(0, (4, 3)))
@@ -145,7 +138,9 @@ def frac_of_floor(table: pd.DataFrame, K: int = 4096, M: int = 1, backends=(BASE
     _on_line(ax, 1, label)
     ax.set(ylabel="floor / latency", ylim=(0, 1.12))
     ax.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=0))
-    return fig
+    near = spans(rows, "frac_floor", ".0%")
+    alt = f"Curves of floor over latency against N at K = {K}, M = {M}; 100 % is the floor itself. {near}."
+    return fig, alt
 
 
 def _against_n(table, K, M, backends, column, title, figure):
@@ -178,14 +173,13 @@ def _at(table: pd.DataFrame, M: int, backends, shapes, figure: str) -> tuple[pd.
     return rows[pd.MultiIndex.from_frame(rows[["K", "N"]]).isin(shapes)], shapes
 
 
-def _bars(ax: Axes, rows: pd.DataFrame, backends, shapes, value: str, write, lines=(), floors=False) -> None:
+def _bars(ax: Axes, rows: pd.DataFrame, backends, shapes, value: str, write, floors=False) -> None:
     """Bars in groups of one shape, each with its interval and its number.
 
     write:  a number -> what stands at the bar
-    lines:  heights at which the caller draws one: numbers that would meet it stand inside their bar
     floors: draw the floor of each bar
     """
-    width, room = 0.84 / len(backends), 0.12 * max([*lines, rows[value].max()])
+    width = 0.84 / len(backends)
     for i, backend in enumerate(backends):
         mine = rows[rows["backend"] == backend].set_index(["K", "N"]).reindex(shapes)
         x = np.arange(len(shapes)) + (i - (len(backends) - 1) / 2) * width
@@ -194,21 +188,19 @@ def _bars(ax: Axes, rows: pd.DataFrame, backends, shapes, value: str, write, lin
         ax.errorbar(x, mine[value], spread, fmt="none", ecolor=style.INK, elinewidth=1, capsize=2, zorder=3)
         look = {"size": 9.5 if len(backends) < 4 else 8.5, "weight": "bold" if backend == "int4" else "normal"}
         for at, height in zip(x[mine[value].notna()], mine[value].dropna(), strict=True):
-            struck = any(line - room < height < line for line in lines)
-            inside = {"xytext": (0, -4), "va": "top", "color": _readable_on(style.colour(backend))}
-            place = inside if struck else {"xytext": (0, 4), "va": "bottom"}
+            place = {"xytext": (0, 4), "va": "bottom"}
             ax.annotate(write(height), (at, height), textcoords="offset points", ha="center", **place, **look)
         if floors:
             ax.hlines(mine["floor_us"], x - 0.46 * width, x + 0.46 * width, color=style.IDEAL, lw=2, zorder=4)
 
 
+def _listed(values) -> str:
+    """`1, 8` or `4096×1024, 4096×4096`."""
+    return ", ".join(style.shape_name(value) if isinstance(value, tuple) else str(value) for value in values)
+
+
 def _us(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def _readable_on(colour: str) -> str:
-    """White on dark colours, ink on light ones, by perceived brightness."""
-    return "white" if np.dot(mpl.colors.to_rgb(colour), (0.299, 0.587, 0.114)) < 0.5 else style.INK
 
 
 def _lines(ax: Axes, rows: pd.DataFrame, backends, column: str) -> None:
@@ -227,21 +219,11 @@ def _line_look(backend: str) -> dict:
     return look | {"color": style.colour(backend), "marker": style.marker(backend)}
 
 
-def _name_shapes(ax: Axes, shapes, notes=None) -> None:
+def _name_shapes(ax: Axes, shapes) -> None:
     labels = [f"{LAYER_NAMES.get(shape, '')}\n{shape[0]}×{shape[1]}".strip() for shape in shapes]
-    if notes:
-        labels = [f"{label}\n{note}" for label, note in zip(labels, notes, strict=True)]
     ax.set_xticks(range(len(shapes)), labels)
     ax.tick_params(axis="x", length=0)
-    ax.set_xlabel("projection, K×N" + (", time of FP16 → tuned INT4" if notes else ""))
-
-
-def _gain(rows: pd.DataFrame, shape, backend: str) -> str:
-    """`7.7 → 4.1 µs`; empty where a side is missing."""
-    mine = rows[(rows["K"] == shape[0]) & (rows["N"] == shape[1])].set_index("backend")["latency_us_p50"]
-    if not {BASELINE, backend} <= set(mine.index):
-        return ""
-    return f"{_us(mine[BASELINE])} → {_us(mine[backend])} µs"
+    ax.set_xlabel("projection, K×N")
 
 
 def _ideal(rows: pd.DataFrame) -> float:

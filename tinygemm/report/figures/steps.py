@@ -1,4 +1,4 @@
-"""How the kernel got fast: a staircase of times per projection, down to what reading alone takes."""
+"""How the kernel got fast: a staircase of times per projection, down to the weight-read bound."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ LOSS = style.COLOURS["aten-int4mm"]
 TICKS_US = (1, 3, 10, 30, 100, 300, 1000)
 LINES = {
     "fp16_us": (BASELINE, "FP16 (cuBLAS)", (0, (1, 1.2))),
-    "reads_us": (OVERLAPPING, "reads alone", "-"),
-    "reads_serial_us": (SERIAL, "reads alone, no overlap", (0, (4, 2))),
+    "reads_us": (OVERLAPPING, "weight-read bound", "-"),
+    "reads_serial_us": (SERIAL, "… without overlap", (0, (4, 2))),
 }
 
 
 @style.figure
-def ladder(rows: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> Figure:
+def ladder(rows: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> tuple[Figure, str]:
     """The time of each step of the ladder, one panel per projection; on the logarithmic axis lengths are factors.
 
     rows:   steps.rungs(run)
@@ -51,12 +51,14 @@ def ladder(rows: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> Figure:
     times = rows[["latency_us", *known]].to_numpy(dtype=float)
     low, high = 0.75 * np.nanmin(times), 3.2 * np.nanmax(times)  # room for the factors
     ticks = [tick for tick in TICKS_US if low < tick < high]
+    totals = {}
     for ax, shape in zip(axes.flat, shapes, strict=False):
         mine = rows[(rows["K"] == shape[0]) & (rows["N"] == shape[1])].sort_values("step")
         _stairs(ax, mine)
         for name in known:
             ax.axvline(mine[name].iloc[0], color=style.colour(LINES[name][0]), lw=1.8, ls=LINES[name][2], zorder=1)
-        total = mine["latency_us"].iloc[0] / mine["latency_us"].iloc[-1]
+        totals[shape] = mine["latency_us"].iloc[[0, -1]]
+        total = totals[shape].iloc[0] / totals[shape].iloc[-1]
         ax.set_title(f"{style.shape_name(shape)}: {total:.1f}× faster", loc="left", size=10.5, weight="bold", pad=4)
         ax.set(xscale="log", xlim=(low, high))
         ax.set_xticks(ticks, [f"{tick}" for tick in ticks])
@@ -68,7 +70,9 @@ def ladder(rows: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> Figure:
         ax.set_visible(False)
     for ax in axes[-1]:
         ax.set_xlabel("µs per call, log scale")
-    return fig
+    ends = [f"{style.shape_name(shape)} {first:.1f} to {last:.1f} µs" for shape, (first, last) in totals.items()]
+    alt = f"Stairs of the time of each step from the simple to the tuned kernel at M = {M}: {'; '.join(ends)}."
+    return fig, alt
 
 
 def _stairs(ax: Axes, rows: pd.DataFrame) -> None:

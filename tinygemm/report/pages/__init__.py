@@ -1,6 +1,17 @@
 """What chapters put on their pages beside figures: `shared` serves them all, each topic has a module of its own."""
 
-from tinygemm.report.pages import causes, decomposition, evidence, launch, limiters, peers, quality, regimes, steps
+from tinygemm.report.pages import (
+    answer,
+    causes,
+    decomposition,
+    evidence,
+    launch,
+    limiters,
+    peers,
+    quality,
+    regimes,
+    steps,
+)
 from tinygemm.report.pages.literature import all_published, latencies, method_moves_it
 from tinygemm.report.pages.models import advise, every_case
 from tinygemm.report.pages.predict import model_of
@@ -30,12 +41,12 @@ from tinygemm.report.pages.shared import (
     table,
     token_counts,
     twins,
-    without_overlap,
 )
 
 __all__ = [
     "advise",
     "all_published",
+    "answer",
     "by_rule",
     "by_tokens",
     "card",
@@ -74,5 +85,4 @@ __all__ = [
     "table",
     "token_counts",
     "twins",
-    "without_overlap",
 ]

@@ -48,26 +48,6 @@ def saving_columns() -> dict[str, tuple[str, str]]:
     return {"shape": ("K×N", "")} | {name: (name, "") for name in (CAUSES | LEFTOVERS)}
 
 
-def terms(fitted: pd.DataFrame) -> pd.DataFrame:
-    """The fitted terms for a table: kernel, launch, term, per (unit), text (value and interval), the errors.
-
-    fitted: causes.fit(run)
-    """
-    text = [f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})" for row in fitted.itertuples()]
-    return fitted.assign(text=text, launch=fitted["launch"].replace({"eager": "from Python"}))
-
-
-def term_columns() -> dict[str, tuple[str, str]]:
-    """The columns of `terms` for pages.table."""
-    words = {"kernel": "Kernel", "launch": "Launch", "term": "Term", "text": "Value (95 % interval)", "unit": "Unit"}
-    numbers = {
-        "problems": ("Shapes", ".0f"),
-        "median_error": ("Median error", ".1%"),
-        "worst_error": ("Worst error", ".1%"),
-    }
-    return {column: (heading, "") for column, heading in words.items()} | numbers
-
-
 def splits(run) -> pd.DataFrame:
     """The same bytes with K split more or less: one row per shape and split at the four regimes.
 

@@ -12,18 +12,18 @@ from tinygemm.report.words import shape_names
 FACTORS = {
     "launch": "launch",
     "kernel": "kernel",
-    "fewer bytes": "fewer bytes",
+    "weight-read bound": "weight-read bound",
     "multiply, wait": "multiply, wait",
     "dequantise": "dequantise",
     "total": "between graphs",
     "total with launch": "eager FP16 to graph INT4",
 }
 BESIDE = {
-    "fewer bytes": "fewer bytes",
-    "fewer bytes, serial": "fewer bytes, one call after the other",
+    "weight-read bound": "weight-read bound",
+    "weight-read bound, serial": "weight-read bound, one call after the other",
     "dequantise, multiply": "dequantise and multiply",
     "dequantise, multiply, serial": "the same, one call after the other",
-    "fewer bits": "fewer bits: both",
+    "fewer bits": "bits: all three",
     "launch of INT4": "launch of INT4",
     "eager total": "between eager calls",
 }

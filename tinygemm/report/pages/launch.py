@@ -7,6 +7,7 @@ import math
 import pandas as pd
 from IPython.display import Markdown
 
+from tinygemm.report import host as hosts
 from tinygemm.report import launch, style
 from tinygemm.report.tables import empty_node_us
 from tinygemm.report.words import interval_texts, shape_names
@@ -43,14 +44,11 @@ CHAIN = {
 }
 
 
-SLOW = 1.25  # times the median: the host was not what it was in most groups
-
-
 def narrowest(table: pd.DataFrame) -> Markdown:
     """One call of the tuned kernel at the narrow shape, from Python and in a graph."""
     rows = launch.gains(table)
     if rows.empty:
-        return Markdown("*This run did not time the tuned kernel both from Python and as a graph.*")
+        return Markdown("*This run did not time the tuned kernel both from Python, on a steady host, and as a graph.*")
     K, N = launch.ends(rows)[0]
     row = rows[(rows["K"] == K) & (rows["N"] == N)].iloc[0]
     return Markdown(
@@ -75,16 +73,16 @@ def host_bound(table: pd.DataFrame, K: int = 4096) -> Markdown:
             where = (
                 f"the device needs less up to N = {last:.0f}, and clearly longer from N = {found['first_free_N']:.0f}"
             )
-        sentences.append(f"{name} takes {host:.1f} µs at the narrowest N; {where}.")
+        sentences.append(f"{name} takes {host:.1f} µs at the narrowest N of a steady host; {where}.")
     return Markdown(" ".join(sentences) or f"*This run did not time K = {K} from Python and as a graph.*")
 
 
 def steadiness(table: pd.DataFrame) -> Markdown:
     """Whether the host was equally fast in every group, by a kernel whose work on the host is always the same."""
-    rows = launch.host_steadiness(table)
+    rows = hosts.steadiness(table)
     if len(rows) < 2:
         return Markdown("*This run did not time `int4-load-only` from Python in several groups.*")
-    slow = rows[rows["ratio"] > SLOW].sort_values("ratio", ascending=False)
+    slow = rows[rows["slow"]].sort_values("ratio", ascending=False)
     told = (
         f"Times from Python depend on how fast the host was while their group was timed, and no interval contains "
         f"that. `int4-load-only` asks the same of the host at every shape: its calls took "
@@ -93,8 +91,12 @@ def steadiness(table: pd.DataFrame) -> Markdown:
     )
     if len(slow):
         shapes = [f"{row.K}×{row.N}, M = {row.M}" for row in slow.itertuples()]
-        told += f" In {len(slow)} it took more than {SLOW:g} times the median, so every time from Python of these "
-        told += f"groups is of a slow host: {'; '.join(shapes)}."
+        told += (
+            f" In {len(slow)} it took more than {hosts.SLOW:g} times the median, so every time from Python of these "
+        )
+        told += (
+            f"groups is of a slow host, and none of them stands in a card, a table or a figure: {'; '.join(shapes)}."
+        )
     return Markdown(told)
 
 
@@ -135,7 +137,10 @@ def token(step: pd.DataFrame) -> Markdown:
     fp16, int4 = (
         [total[f"{backend}_{mode}"] / 1e3 for mode in ("eager", "graph")] for backend in ("fp16-cublas", "int4")
     )
-    return Markdown(
-        f"So a token's products take {fp16[0]:.2f} ms in FP16 and {int4[0]:.2f} ms in INT4 from Python, and "
-        f"{fp16[1]:.2f} ms and {int4[1]:.2f} ms in graphs."
-    )
+    graphs = f"{fp16[1]:.2f} ms in FP16 and {int4[1]:.2f} ms in INT4 in graphs"
+    if math.isnan(fp16[0] + int4[0]):
+        shapes = ", ".join(step.loc[step["int4_eager"].isna() & (step["shape"] != "–"), "shape"])
+        return Markdown(
+            f"So a token's products take {graphs}. From Python there is no sum: the host was slow at {shapes}."
+        )
+    return Markdown(f"So a token's products take {graphs}, and {fp16[0]:.2f} ms and {int4[0]:.2f} ms from Python.")

@@ -26,10 +26,13 @@ def latencies(rows: pd.DataFrame) -> Markdown:
     """
     if rows.empty:
         return Markdown("*This run has nothing to set beside the published latencies.*")
-    same = ["gpu_name", "K", "N", "ours", "ours_us", "low_us", "high_us", "kind"]
+    same = ["gpu_name", "K", "N", "ours", "launch", "ours_us", "low_us", "high_us", "kind"]
     shown = pd.DataFrame([_latency_row(group) for _, group in rows.groupby(same, sort=False)])
     columns = {"gpu": ("GPU", ""), "shape": ("K×N", ""), "theirs": ("published, µs", ""), "ours": ("ours, µs", "")}
-    caption = "Published latencies at M = 1, and ours at the same shape; what was not measured is in italics"
+    caption = (
+        "Published latencies at M = 1, and ours at the same shape, launched as the source launched; what was not "
+        "measured is in italics"
+    )
     return table(shown, columns, "tab-published-latencies", caption)
 
 
@@ -74,7 +77,8 @@ def all_published(values: pd.DataFrame) -> Markdown:
 def _latency_row(group: pd.DataFrame) -> dict[str, str]:
     """Every published latency that the same latency of ours stands beside."""
     row = group.iloc[0]
-    ours = f"{style.name(row['ours'])}: {row['ours_us']:,.1f} ({row['low_us']:,.1f} to {row['high_us']:,.1f})"
+    how = ", from Python" if row["launch"] == "eager" else ""
+    ours = f"{style.name(row['ours'])}{how}: {row['ours_us']:,.1f} ({row['low_us']:,.1f} to {row['high_us']:,.1f})"
     theirs = [
         f"{PUBLISHED_NAMES.get(backend, backend)}: {value:,.1f}"
         for backend, value in zip(group["backend"], group["published_us"], strict=True)

@@ -27,6 +27,22 @@ def contest(rows: pd.DataFrame) -> pd.DataFrame:
     return result.assign(**{name: wide[name].fillna("–").to_numpy() for name in others})
 
 
+def quoted(rows: pd.DataFrame) -> Markdown:
+    """What a quoted time is, for a run that has any; nothing for one that measured every peer.
+
+    rows: peers.contest(run)
+    """
+    names = sorted(set(rows.loc[rows["kind"] == "quoted", "backend"])) if len(rows) else []
+    if not names:
+        return Markdown("")
+    return Markdown(
+        f"The times of {', '.join(map(style.name, names))} are quoted: an earlier measurement on the same kind of GPU "
+        "(`data/earlier/` in the repository), made before runs were recorded, in the same rotation but other rounds, "
+        "without samples. Where M lies between two quoted values, the shorter of the two times stands for it, so the "
+        "comparison errs against our kernel. A quoted time has no interval, and its mark is hollow."
+    )
+
+
 def contest_columns(rows: pd.DataFrame) -> dict[str, tuple[str, str]]:
     """Columns of `contest` for pages.table: those kernels that were timed or quoted."""
     others = [backend for backend in (*peers.PEERS, peers.CONTEXT) if backend in set(rows["backend"])]

@@ -14,7 +14,7 @@ from tabulate import tabulate
 from tinygemm.digest import kernel_digest
 from tinygemm.hardware import GPUS
 from tinygemm.problem import LAYER_OF_SHAPE, STUDY_SHAPES
-from tinygemm.report import style, tables
+from tinygemm.report import host, style, tables
 from tinygemm.report.contrasts import primary_cases
 from tinygemm.report.tables import BASELINE
 from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED, Verdict
@@ -163,8 +163,12 @@ def intensities(table: pd.DataFrame, M: int = 1) -> dict[str, float]:
 
 
 def choices(table: pd.DataFrame, M: int = 1) -> dict:
-    """One call of the tuned kernel at the narrow shape, timed in every way: graph_us, eager_us, cold_us, hot_us."""
-    K, N = NARROW
+    """One call of the tuned kernel at the narrow shape, timed in every way: graph_us, eager_us, cold_us, hot_us, shape.
+
+    Where the host was slow there, it is the first projection of the study at which it was not.
+    """
+    slow = host.slow_groups(table)
+    K, N = next((shape for shape in STUDY_SHAPES if (M, *shape) not in slow), NARROW)
     rows = table[(table["M"] == M) & (table["K"] == K) & (table["N"] == N) & (table["operands"] == "random")]
     # at the group size of the comparison with FP16, if a run has others too
     beside = rows["problem"].isin(rows.loc[rows["backend"] == BASELINE, "problem"])
@@ -271,21 +275,6 @@ def by_tokens(table: pd.DataFrame, backend: str = "int4") -> pd.DataFrame:
     rows = rows[(rows["backend"] == backend) & tables.at_shapes(rows, STUDY_SHAPES)]
     wide = rows.pivot(index=["K", "N"], columns="M", values="speedup_vs_fp16").add_prefix("M").reset_index()
     return wide.assign(shape=shape_names(wide)).rename_axis(columns=None)
-
-
-def without_overlap(table: pd.DataFrame, M: int = 1) -> Markdown:
-    """The speedup of the tuned kernel at the study's projections, as it is and started only after the call before."""
-    rows = tables.primary(table)
-    rows = rows[(rows["M"] == M) & tables.at_shapes(rows, STUDY_SHAPES)].dropna(subset=["speedup_vs_fp16"])
-    both = [rows.loc[rows["backend"] == name, "speedup_vs_fp16"] for name in ("int4", "int4-serial")]
-    if any(len(side) < len(STUDY_SHAPES) for side in both):
-        return lacks("`int4` and `int4-serial` at the projections of the earlier study")
-    (low, high), (serial_low, serial_high) = ((side.min(), side.max()) for side in both)
-    return Markdown(
-        f"At the four projections above the tuned kernel is {low:.2f}× to {high:.2f}× as fast as FP16 in cuBLAS; "
-        f"started only when the call before has finished (`int4-serial`), "
-        f"{serial_low:.2f}× to {serial_high:.2f}×."
-    )
 
 
 def sanitizers(file: Path = DATA_ROOT / "checks" / "sanitizer.txt") -> Markdown:

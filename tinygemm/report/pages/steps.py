@@ -29,7 +29,7 @@ GAINS = {
 
 
 def rungs(rows: pd.DataFrame, M: int) -> pd.DataFrame:
-    """Every step at one M, for pages.table with RUNGS: time, factor to the step before, share of reading alone.
+    """Every step at one M, for pages.table with RUNGS: time, factor to the step before, share of the weight-read bound.
 
     rows: steps.rungs(run)
     """
@@ -56,7 +56,7 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def whole(rows: pd.DataFrame) -> Markdown:
-    """What the steps make together at each M, how near the last is to reading alone, and with which FP16 is passed."""
+    """What all steps make at each M, how near the last is to the weight-read bound, and with which FP16 is passed."""
     if rows.empty:
         return MISSING
     sentences = []
@@ -66,7 +66,7 @@ def whole(rows: pd.DataFrame) -> Markdown:
         sentences.append(f"At M = {M} the steps together make the kernel faster by a factor of {factors}.")
         if len(near := of["of_reads"].dropna()):
             reached = f"{100 * near.min():.0f} % to {100 * near.max():.0f} %"
-            sentences.append(f"The last one reaches {reached} of the speed of reading alone, calls overlapping.")
+            sentences.append(f"The last one reaches {reached} of the weight-read bound, calls overlapping.")
         if rows.loc[rows["M"] == M, "fp16_us"].notna().any():
             first = of.assign(shape=shape_names(of), passes=of["passes"].fillna("none")).groupby("passes", sort=False)
             told = [f"{label} ({', '.join(there['shape'])})" for label, there in first]

@@ -1,4 +1,4 @@
-"""Finding C decided per regime: the cause whose removal saves most of the time, and what the simple kernel awaits."""
+"""Finding C decided per regime: the cause whose removal saves most of the time."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ REMOVED = {
     "launch": "replaying a CUDA graph instead of launching from Python",
 }
 IN_GRAPH = tuple(cause for cause in CAUSES if cause != "launch")
-MOST = 1 / 2
 
 
 def of_run(run, M: int = 1) -> dict[str, Verdict]:
-    """cause_<regime>, called from Python; cause_<regime>_graph, with the launch gone already; and walk_narrow."""
-    rows, terms = causes.removals(run, M), causes.fit(run, M)
-    found = {"walk_narrow": simple_kernel_walks(terms, causes.contributions(run, terms, M))}
+    """cause_<regime>, called from Python; cause_<regime>_graph, with the launch gone already."""
+    rows, found = causes.removals(run, M), {}
     for regime in REGIMES:
         found[f"cause_{regime}"] = dequantisation_comes_first(rows, regime, tuple(CAUSES))
         found[f"cause_{regime}_graph"] = dequantisation_comes_first(rows, regime, IN_GRAPH)
@@ -46,7 +44,12 @@ def dequantisation_comes_first(rows: pd.DataFrame, regime: str, candidates: tupl
     here = rows[(rows["K"] == shape[0]) & (rows["N"] == shape[1]) & rows[kind].isin(candidates)]
     here = here.drop_duplicates(kind).set_index(kind).dropna(subset=["low"])
     if missing := [cause for cause in candidates if cause not in here.index]:
-        return Verdict(claim, UNDECIDED, f"The run did not vary {_and(missing)} at {name}.", {})
+        return Verdict(
+            claim,
+            UNDECIDED,
+            f"The run did not vary {_and(missing)} at {name}{'' if in_graph else ' on a steady host'}.",
+            {},
+        )
     here = here.sort_values("value", ascending=False)
     first, dequantisation = here.iloc[0], here.loc["dequantisation"]
     others = here.drop(index="dequantisation")
@@ -61,35 +64,6 @@ def dequantisation_comes_first(rows: pd.DataFrame, regime: str, candidates: tupl
     numbers = {f"{_key(cause)}_{end}": float(row[end]) for cause, row in here.iterrows()
                for end in ("value", "low", "high")}  # fmt: skip
     return Verdict(claim, state, sentence, numbers)
-
-
-def simple_kernel_walks(terms: pd.DataFrame, contributions: pd.DataFrame) -> Verdict:
-    """Most of the simple kernel's time at the narrow projection is the walk of each program along K, unpacking on it.
-
-    terms: causes.fit(run)        contributions: causes.contributions(run, terms)
-    """
-    claim = "At the narrow projection the simple kernel spends most of its time walking along K"
-    walk = terms[(terms["kernel"] == "simple") & (terms["launch"] == "graph") & (terms["term"] == "walk")]
-    if walk.empty or contributions.empty:
-        return Verdict(claim, UNDECIDED, "The run did not time int4-static at enough values of K and N for a fit.", {})
-    K, N = REGIMES["narrow"]
-    here = contributions[
-        (contributions["kernel"] == "simple") & (contributions["K"] == K) & (contributions["N"] == N)
-    ].set_index("term")
-    if here.empty:
-        return Verdict(claim, UNDECIDED, f"The run did not time int4-static at {K}×{N}.", {})
-    row, measured = walk.iloc[0], here.loc["walk", "measured_us"]
-    share, low, high = (
-        here.loc["walk", "fitted_us"] * row[end] / row["value"] / measured for end in ("value", "low", "high")
-    )
-    state = HOLDS if low > MOST else FAILS if high < MOST else UNDECIDED
-    sentence = (
-        f"At {K}×{N} the walk is {share:.0%} (95 % interval {low:.0%} to {high:.0%}) of its {measured:.1f} µs: "
-        f"each of the steps that a program takes along K, its unpacking included, costs {row['value']:.2f} µs, "
-        f"the same for every N in the fit."
-    )
-    numbers = {"share": share, "low": low, "high": high, "measured_us": measured, "walk_us": row["value"]}
-    return Verdict(claim, state, sentence, {name: float(value) for name, value in numbers.items()})
 
 
 def _answer(here: pd.DataFrame, where: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from tinygemm.report.limiters import COPY_FRACTION, limited_by_bytes
 from tinygemm.report.tables import BASELINE, SHAPE, in_mode, paired, primary
 from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED, Verdict, for_all, shape_name
 
@@ -11,15 +12,6 @@ from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED, Verdict, for
 # quarter or less (the KV projections of grouped-query attention). The rest, N close to K, belongs to neither claim.
 WIDE_N_PER_K = 2
 NARROW_N_PER_K = 1 / 4
-
-# Nsight Compute's own rules: below 60 % of peak neither compute nor memory limits a kernel, latency does; and two
-# utilisations less than 10 points apart are balanced (section SpeedOfLight, thresholds 60 and 10).
-BOUND_FRACTION = 0.60
-CLEAR_SHIFT = 0.10
-# Counters come from a few profiled calls and have no interval: within 2 points of a threshold they do not decide.
-COUNTER_MARGIN = 0.02
-# Of the speed of a copy in the same run: calls that move their bytes faster than that spend most of their time on it.
-COPY_FRACTION = 2 / 3
 
 SUBJECT = {"int4": "The tuned INT4 kernel", "int4-static": "The simple INT4 kernel", "aten-int4mm": "aten-int4mm"}
 
@@ -57,36 +49,38 @@ def bottleneck_shifts(
     N: int = 14336,
     table: pd.DataFrame | None = None,
 ) -> Verdict:
-    """B: the counters show the bottleneck move: DRAM limits FP16; INT4 keeps DRAM less busy and is limited elsewhere.
+    """B: the bottleneck moves: the bytes limit FP16, and something else limits INT4.
 
-    A profiler runs one call at a time. Where INT4 calls in a row move their bytes at more than COPY_FRACTION of the
-    speed of a copy, counters and clock disagree, and the claim is undecided.
+    Decided by the rate at which calls in a row move their bytes: from COPY_FRACTION of the speed of a copy on, the
+    bytes limit them. Counters are of one call alone, from an idle GPU to an idle GPU, so they stand beside it.
 
     counters: counters_table(run), or None for a run without counters
     table:    report_table(run), for the rate at which timed calls move their bytes
     """
-    claim = f"Hardware counters show the bottleneck shift, M = {M}, {K}×{N}"
-    pair = _counter_pair(counters, backend, (M, K, N))
-    if pair is None:
-        return Verdict(claim, UNDECIDED, f"The run has no counters of {BASELINE} and {backend} at {K}×{N}.", {})
-    fp16, int4 = pair
-    shift = fp16["frac_dram"] - int4["frac_dram"]
-    margins = pd.Series([fp16["frac_dram"] - BOUND_FRACTION, BOUND_FRACTION - int4["frac_dram"], shift - CLEAR_SHIFT])
-    state = for_all(margins > COUNTER_MARGIN, margins < -COUNTER_MARGIN)
-    subject = _subject(backend)
-    sentence = f"Profiled one call at a time, FP16 {_use(fp16)}. {subject} {_use(int4)}."
+    claim = f"The bottleneck shifts: the bytes limit FP16, something else limits INT4, M = {M}, {K}×{N}"
     rates = _rates(table, backend, (M, K, N))
-    if rates:
-        sentence += f" Timed in a row, FP16 moves its bytes at {rates[0]:.0%} of the speed of a copy, and "
-        sentence += f"{subject[0].lower()}{subject[1:]} at {rates[1]:.0%}"
-        if state == HOLDS and rates[1] > COPY_FRACTION:
-            state = UNDECIDED
-            sentence += ": there the bytes set most of its time"
-        sentence += "."
-    numbers = {f"{name}_{part}": float(row[f"frac_{part}"]) for name, row in zip(("fp16", "int4"), pair, strict=True)
-               for part in ("dram", "sm")}  # fmt: skip
-    numbers |= {"dram_shift": float(shift)}
-    return Verdict(claim, state, sentence, numbers | dict(zip(("fp16_rate", "int4_rate"), rates, strict=False)))
+    pair = _counter_pair(counters, backend, (M, K, N))
+    numbers = {}
+    if pair is not None:
+        for name, row in zip(("fp16", "int4"), pair, strict=True):
+            numbers |= {f"{name}_{part}": float(row[f"frac_{part}"]) for part in ("dram", "sm")}
+        numbers["dram_shift"] = numbers["fp16_dram"] - numbers["int4_dram"]
+    if rates is None:
+        missing = f"The run did not time {BASELINE}, {backend} and a copy at {K}×{N}."
+        return Verdict(claim, UNDECIDED, missing, numbers)
+    fp16, int4 = (rates.loc[name] for name in (BASELINE, backend))
+    margins = [(fp16["low"] - COPY_FRACTION, fp16["high"] - COPY_FRACTION)]
+    margins.append((COPY_FRACTION - int4["high"], COPY_FRACTION - int4["low"]))
+    state = for_all(pd.Series([least > 0 for least, _ in margins]), pd.Series([most < 0 for _, most in margins]))
+    subject = _subject(backend)
+    sentence = (
+        f"In a row, FP16 moves its bytes at {fp16['rate']:.0%} of the speed of a copy, and {subject[0].lower()}"
+        f"{subject[1:]} at {int4['rate']:.0%}: {_limited(fp16, int4)}."
+    )
+    if pair is not None:
+        sentence += f" Profiled alone, FP16 {_use(pair[0])}, and {subject[0].lower()}{subject[1:]} {_use(pair[1])}."
+    numbers |= {"fp16_rate": float(fp16["rate"]), "int4_rate": float(int4["rate"])}
+    return Verdict(claim, state, sentence, numbers)
 
 
 def narrow_loses(table: pd.DataFrame, backend: str = "int4", M: int = 1) -> Verdict:
@@ -250,24 +244,29 @@ def _counter_pair(counters: pd.DataFrame | None, backend: str, shape: tuple[int,
     return None if any(side.empty for side in sides) else [side.iloc[0] for side in sides]
 
 
-def _rates(table: pd.DataFrame | None, backend: str, shape: tuple[int, int, int]) -> tuple[float, ...]:
-    """At which fraction of the copy bandwidth FP16 and a backend move their bytes when timed; () where unknown."""
+def _rates(table: pd.DataFrame | None, backend: str, shape: tuple[int, int, int]) -> pd.DataFrame | None:
+    """At which fraction of the copy bandwidth FP16 and a backend move their bytes: rate, low, high; None if unknown."""
     if table is None or "frac_peak_bw" not in table:
-        return ()
+        return None
     rows = primary(table)
-    rows = rows[(rows[SHAPE] == list(shape)).all(axis=1)].dropna(subset=["frac_peak_bw"])
-    sides = [rows.loc[rows["backend"] == name, "frac_peak_bw"] for name in (BASELINE, backend)]
-    return () if any(side.empty for side in sides) else tuple(float(side.iloc[0]) for side in sides)
+    rows = rows[(rows[SHAPE] == list(shape)).all(axis=1) & rows["backend"].isin((BASELINE, backend))]
+    rows = rows.dropna(subset=["frac_peak_bw", "latency_us_low"]).drop_duplicates("backend").set_index("backend")
+    if len(rows) < 2:
+        return None
+    bytes_us = rows["frac_peak_bw"] * rows["latency_us_p50"]
+    low, high = bytes_us / rows["latency_us_high"], bytes_us / rows["latency_us_low"]
+    return pd.DataFrame({"rate": rows["frac_peak_bw"], "low": low, "high": high})
+
+
+def _limited(fp16: pd.Series, int4: pd.Series) -> str:
+    """What limits the two, in words."""
+    bytes_limit = {"FP16": limited_by_bytes(fp16["rate"]), "INT4": limited_by_bytes(int4["rate"])}
+    limited = [name for name, yes in bytes_limit.items() if yes]
+    return f"the bytes limit {' and '.join(limited)}" if limited else "the bytes limit neither"
 
 
 def _use(row: pd.Series) -> str:
-    return f"keeps DRAM {row['frac_dram']:.0%} busy and the SMs {row['frac_sm']:.0%}: {_limit(row)}"
-
-
-def _limit(row: pd.Series) -> str:
-    if max(row["frac_dram"], row["frac_sm"]) < BOUND_FRACTION:
-        return "neither limits it, latency does"
-    return "DRAM limits it" if row["frac_dram"] >= row["frac_sm"] else "the SMs limit it"
+    return f"keeps DRAM {row['frac_dram']:.0%} busy and the SMs {row['frac_sm']:.0%}"
 
 
 def _subject(backend: str) -> str:

@@ -28,7 +28,7 @@ def of_limiters(rows: pd.DataFrame) -> dict[str, Verdict]:
 
 def limiter_shifts_everywhere(rows: pd.DataFrame, backend: str = "int4", M: int = 1) -> Verdict:
     """The bottleneck shift of finding B in every regime: DRAM limits FP16 there, and something else limits INT4."""
-    claim = f"At M = {M}, DRAM limits FP16 and something else limits the tuned INT4 kernel, whatever the shape"
+    claim = f"Profiled alone, DRAM limits FP16 and something else the tuned INT4 kernel, whatever the shape, M = {M}"
     if rows.empty:
         return Verdict(claim, UNDECIDED, NO_COUNTERS, {})
     sides = [rows[(rows["backend"] == name) & (rows["M"] == M)] for name in (BASELINE, backend)]
@@ -49,7 +49,7 @@ def limiter_shifts_everywhere(rows: pd.DataFrame, backend: str = "int4", M: int 
 
 def latency_limits(rows: pd.DataFrame, backend: str = "int4", M: int = 1) -> Verdict:
     """No unit is busy for 60 % of the tuned kernel's time: it waits."""
-    claim = f"At M = {M}, latency limits the tuned INT4 kernel: no unit of the GPU is busy for most of its time"
+    claim = f"Profiled alone, the tuned INT4 kernel keeps no unit of the GPU busy for most of its time, M = {M}"
     mine = rows[(rows["backend"] == backend) & (rows["M"] == M)] if len(rows) else rows
     if mine.empty:
         return Verdict(claim, UNDECIDED, NO_COUNTERS, {})
