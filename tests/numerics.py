@@ -55,7 +55,7 @@ import torch  # noqa: E402
 from tinygemm.digest import kernel_digest  # noqa: E402
 from tinygemm.hardware import cuda_unavailable_reason, live_gpu_key  # noqa: E402
 from tinygemm.kernel import forms  # noqa: E402
-from tinygemm.kernel.configs import ROUTE, STATIC, LaunchConfig, select  # noqa: E402
+from tinygemm.kernel.configs import FORMS, ROUTE, STATIC, LaunchConfig, fitted, select, serves, table  # noqa: E402
 from tinygemm.kernel.gemm import fused_gemm, gemm  # noqa: E402
 from tinygemm.kernel.quant import PackedInt4, pack  # noqa: E402
 from tinygemm.problem import GROUP_SIZES, GemmProblem  # noqa: E402
@@ -90,7 +90,7 @@ TINY = Limits(M=20, N=48, K=512, weights=2**14)  # for the emulator
 class Problem:
     """What a seed stands for.
 
-    how:       selected by the library, or forced: fused, static
+    how:       selected by the library, or forced: fused, static, or any row of the GPU's table that serves the problem
     x:         what its numbers are: normal, uneven (every magnitude at once), one-hot rows, zeros, with NaN, with Inf
     magnitude: of x, 1e-6 to 5000
     layout:    of x: dense, strided (rows lie apart), offset (by one element), parts (rows at unequal distances)
@@ -129,6 +129,9 @@ def draw(seed: int, limits: Limits = REAL) -> Problem:
     N = log_uniform(min(limits.N, limits.weights // K))
     if N >= 32 and rng.random() < 0.6:
         N -= N % 32
+    how = rng.choices(("selected", "fused", "static", "table"), (45, 10, 10, 35 if limits == REAL else 0))[0]
+    if how == "table" and rng.random() < 0.6:  # what every form takes, the ring and a split of K among them
+        M, K, N = rng.randint(1, 8), 128 * -(-K // 128), 128 * -(-N // 128)
     x = rng.choices(("normal", "uneven", "one-hot", "zeros", "nan", "inf"), (50, 12, 12, 4, 11, 11))[0]
     # beside a planted Inf nothing else may overflow, for that could turn it into NaN
     magnitude = 10 ** rng.uniform(-6, 0 if x in ("nan", "inf") else math.log10(5000))
@@ -137,7 +140,7 @@ def draw(seed: int, limits: Limits = REAL) -> Problem:
         group_size=rng.choice([size for size in GROUP_SIZES if size == -1 or K % size == 0]),
         symmetric=rng.random() < 0.5,
         dtype=rng.choice(tuple(DTYPES)),
-        how=rng.choices(("selected", "fused", "static"), (70, 15, 15))[0],
+        how=how,
         x=x, magnitude=magnitude,
         layout=rng.choices(("dense", "strided", "offset", "parts"), (50, 20, 15, 15))[0],
         scales=rng.choices(("normal", "signed", "subnormal"), (60, 20, 20))[0],
@@ -222,14 +225,19 @@ def config_of(problem: Problem) -> LaunchConfig:
     """The launch config by which the problem is multiplied."""
     if problem.how == "static":
         return STATIC
-    form = "fused" if problem.how == "fused" else None
-    return select(problem.gemm, live_gpu_key() or "h200", form, problem.symmetric, problem.dtype == "float16")[0]
+    gpu, form = live_gpu_key() or "h200", None if problem.how == "selected" else "fused"
+    if problem.how == "table":
+        rows = [fitted(row["config"], problem.gemm) for row in table(gpu)[0] if row["config"].form in FORMS]
+        # a limit of registers is tuned with a format, and this is another one
+        served = [replace(config, max_registers=0) for config in rows if serves(config, problem.gemm)]
+        return random.Random(problem.seed).choice(served)
+    return select(problem.gemm, gpu, form, problem.symmetric, problem.dtype == "float16")[0]
 
 
 def multiply(problem: Problem, x: torch.Tensor, w: PackedInt4) -> torch.Tensor:
     if problem.how == "fused":
         return fused_gemm(x, w)
-    return gemm(x, w, STATIC if problem.how == "static" else None)
+    return gemm(x, w, None if problem.how == "selected" else config_of(problem))
 
 
 # --- the bound --------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from planted_kernel_faults import FAULTS as COMPILED
 from planter import Fault, run_all
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -501,7 +502,7 @@ PAGES = [
         "another peak of the A10G", "hardware.py", "(8, 6), 80, 600, 70,", "(8, 6), 80, 600, 125,", "test_hardware.py"
     ),
 ]  # fmt: skip
-FAULTS = [*KERNEL, *GEMM, *LAUNCH, *CONFIGS, *QUANT, *HARNESS, *RUNS, *REPORT, *PAGES]
+FAULTS = [*KERNEL, *COMPILED, *GEMM, *LAUNCH, *CONFIGS, *QUANT, *HARNESS, *RUNS, *REPORT, *PAGES]
 
 
 def main(words: list[str]) -> int:

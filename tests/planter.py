@@ -75,7 +75,7 @@ def outcome(fault: Fault, copy: Path) -> str:
     raises: PlantingError where the old text does not occur exactly once, or where pytest ends without a verdict
     """
     file = copy / fault.file
-    text = file.read_text() if file.is_file() else ""
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
     if (times := text.count(fault.old)) != 1:
         raise PlantingError(f"the old text occurs {times} times in {fault.file}, it must occur once")
     _write(file, text.replace(fault.old, fault.new))
@@ -90,7 +90,7 @@ def outcome(fault: Fault, copy: Path) -> str:
 
 def _write(file: Path, text: str) -> None:
     """Write a module and forget its byte code, which Python tells from that of another text by time and size only."""
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     for old in (file.parent / "__pycache__").glob(f"{file.stem}.*"):
         old.unlink()
 

@@ -161,8 +161,9 @@ def test_a_weight_by_full_range_is_multiplied_with_its_signed_scales():
 @pytest.mark.parametrize("shape", [(0, 256), (2, 0, 256), (0, 3, 256)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_no_rows_give_no_rows(shape, dtype, launched):
-    out = gemm.gemm(torch.zeros(shape, dtype=dtype), random_packed(40, 256))
-    assert (out.shape, out.dtype) == ((*shape[:-1], 40), dtype)
+    for product in (gemm.gemm, gemm.fused_gemm):
+        out = product(torch.zeros(shape, dtype=dtype), random_packed(40, 256))
+        assert (out.shape, out.dtype) == ((*shape[:-1], 40), dtype)
     assert not launched
 
 
