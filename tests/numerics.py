@@ -131,7 +131,7 @@ def draw(seed: int, limits: Limits = REAL) -> Problem:
         N -= N % 32
     how = rng.choices(("selected", "fused", "static", "table"), (45, 10, 10, 35 if limits == REAL else 0))[0]
     if how == "table" and rng.random() < 0.6:  # what every form takes, the ring and a split of K among them
-        M, K, N = rng.randint(1, 8), 128 * -(-K // 128), 128 * -(-N // 128)
+        M, K, N = rng.randint(1, 8), max(128, K - K % 128), max(128, N - N % 128)
     x = rng.choices(("normal", "uneven", "one-hot", "zeros", "nan", "inf"), (50, 12, 12, 4, 11, 11))[0]
     # beside a planted Inf nothing else may overflow, for that could turn it into NaN
     magnitude = 10 ** rng.uniform(-6, 0 if x in ("nan", "inf") else math.log10(5000))

@@ -75,13 +75,16 @@ def test_everything_is_drawn_that_the_kernels_promise():
     assert 2000 < max(p.magnitude for p in problems) <= 5000
     for name, values in {
         "group_size": {32, 64, 128, -1}, "symmetric": {True, False}, "dtype": {"float16", "bfloat16"},
-        "x": {"normal", "uneven", "one-hot", "zeros", "nan", "inf"}, "how": {"selected", "fused", "static"},
+        "x": {"normal", "uneven", "one-hot", "zeros", "nan", "inf"}, "how": {"selected", "fused", "static", "table"},
         "layout": {"dense", "strided", "offset", "parts"}, "scales": {"normal", "signed", "subnormal"},
     }.items():  # fmt: skip
         counts = Counter(getattr(p, name) for p in problems)
         assert set(counts) == values
         assert min(counts.values()) > 100
-    assert {numerics.config_of(p).form for p in problems if p.M} == {"static", "splitk", "ring", "dequantise"}
+    configs = [numerics.config_of(p) for p in problems if p.M]
+    assert {config.form for config in configs} == {"static", "splitk", "ring", "dequantise"}
+    for form in ("splitk", "ring"):
+        assert sum(config.form == form and config.split_k > 1 for config in configs) > 100
 
 
 def test_x_lies_as_it_should_with_nan_around_it():
