@@ -90,7 +90,8 @@ TINY = Limits(M=20, N=48, K=512, weights=2**14)  # for the emulator
 class Problem:
     """What a seed stands for.
 
-    how:       selected by the library, or forced: fused, static, or any row of the GPU's table that serves the problem
+    how:       selected by the library, or forced: fused, static, or any row of the GPU's table, with a split of K
+              that it may never have had
     x:         what its numbers are: normal, uneven (every magnitude at once), one-hot rows, zeros, with NaN, with Inf
     magnitude: of x, 1e-6 to 5000
     layout:    of x: dense, strided (rows lie apart), offset (by one element), parts (rows at unequal distances)
@@ -131,7 +132,7 @@ def draw(seed: int, limits: Limits = REAL) -> Problem:
         N -= N % 32
     how = rng.choices(("selected", "fused", "static", "table"), (45, 10, 10, 35 if limits == REAL else 0))[0]
     if how == "table" and rng.random() < 0.6:  # what every form takes, the ring and a split of K among them
-        M, K, N = rng.randint(1, 8), max(128, K - K % 128), max(128, N - N % 128)
+        M, K, N = rng.randint(1, 8), max(1024, K - K % 128), max(128, N - N % 128)
     x = rng.choices(("normal", "uneven", "one-hot", "zeros", "nan", "inf"), (50, 12, 12, 4, 11, 11))[0]
     # beside a planted Inf nothing else may overflow, for that could turn it into NaN
     magnitude = 10 ** rng.uniform(-6, 0 if x in ("nan", "inf") else math.log10(5000))
@@ -230,7 +231,8 @@ def config_of(problem: Problem) -> LaunchConfig:
         rows = [fitted(row["config"], problem.gemm) for row in table(gpu)[0] if row["config"].form in FORMS]
         # a limit of registers is tuned with a format, and this is another one
         served = [replace(config, max_registers=0) for config in rows if serves(config, problem.gemm)]
-        return random.Random(problem.seed).choice(served)
+        rng = random.Random(problem.seed)
+        return fitted(replace(rng.choice(served), split_k=rng.choice((1, 2, 3, 8))), problem.gemm)
     return select(problem.gemm, gpu, form, problem.symmetric, problem.dtype == "float16")[0]
 
 
