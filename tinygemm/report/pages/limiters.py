@@ -69,7 +69,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     words = rows["agrees"].map({True: "yes", False: "no"}).fillna("–")
     name = rows["backend"].map(style.short_name)
     name = name.where(rows["form"] != ROUTE, "dequantise first (as selected)")
-    rate = rows["rate"].map(f"{{:.0%}},{style.NO_BREAK}".format).where(rows["rate"].notna(), "–")
+    rate = rows["rate"].map("{:.0%}, ".format).where(rows["rate"].notna(), "–")
     return rows.assign(
         name=name,
         shape=shape_names(rows),
