@@ -158,7 +158,7 @@ def test_what_the_figure_calls_bits_is_what_the_card_calls_bits(load):
     found = verdicts.of_run(run)["kernel_narrow"]
     fig = figures.waterfall(decomposition.steps(run), tables.report_table(run))
     (title,) = [ax.get_title(loc="left") for ax in fig.axes if "4096×1024" in ax.get_title(loc="left")]
-    kernel, bits = (float(part.split()[1]) for part in title.split(" = ")[2].split(" · "))
+    kernel, bits = (float(part.split()[1]) for part in title.split(" = ")[1].split(" · "))
     assert kernel == pytest.approx(found.numbers["smallest_kernel"], abs=0.006)
     assert bits == pytest.approx(found.numbers["smallest_bits"], abs=0.006)
     names = {label.get_text() for ax in fig.axes for label in ax.get_yticklabels()}

@@ -52,7 +52,7 @@ def waterfall(steps: pd.DataFrame, table: pd.DataFrame, M: int = 1, shapes=STUDY
         floor = floors.get(paths[shape]["problem"].iloc[0], np.nan)
         ax.axvline(floor, color=style.IDEAL, lw=2, zorder=4)
         between = paths[shape].drop(index="launch", errors="ignore")["value"].prod()
-        title = f"K×N = {style.shape_name(shape)}: {between:.2f}× between graphs{_kernel_and_bits(paths[shape])}"
+        title = f"{style.shape_name(shape)}: {between:.2f}×{_kernel_and_bits(paths[shape])}"
         ax.set_title(title, loc="left", size=10.5, weight="bold", pad=4)
     shown = pd.concat(paths[shape] for shape in shapes)
     times = np.concatenate([floors.reindex(shown["problem"]), shown["left_us"], shown["right_us"]])
