@@ -239,7 +239,7 @@ def config_of(problem: Problem) -> LaunchConfig:
 def multiply(problem: Problem, x: torch.Tensor, w: PackedInt4) -> torch.Tensor:
     if problem.how == "fused":
         return fused_gemm(x, w)
-    return gemm(x, w, None if problem.how == "selected" else config_of(problem))
+    return gemm(x, w, None if problem.how == "selected" or problem.M == 0 else config_of(problem))
 
 
 # --- the bound --------------------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
     python3 tests/planted_gpu_faults.py [words of a name]
 
-What no GPU can be relied on to show, a relaxed counter or one for a CTA, the compiled PTX does: see
-planted_kernel_faults.py.
+What no GPU can be relied on to show, the compiled PTX does: a relaxed counter, one for a CTA, a share that is counted
+before every warp has written it. See planted_kernel_faults.py.
 """
 
 from __future__ import annotations
@@ -51,10 +51,6 @@ FAULTS = [
         "    wait_copies(0)\n", f"{SPLIT}[ring-1]", f"{SPLIT}[ring-2]", f"{SPLIT}[ring-3]", f"{STALE}[ring]"
     ),
     on_gpu(
-        "a share is counted before every warp has written it", KERNELS, "        tl.debug_barrier()  # every thread",
-        "        # every thread", f"{STALE}[splitk]", f"{STALE}[ring]"
-    ),
-    on_gpu(
         "a share is counted before it is written", KERNELS,
         """        tl.store(partial_ptr + pid_k.to(tl.int64) * M * N + offs_out, acc, mask=mask)
         tl.debug_barrier()  # every thread's share is written before one of them announces it
@@ -93,7 +89,7 @@ FAULTS = [
     ),
     on_gpu(
         "captured calls that share their counters", LAUNCH,
-        "taken, pool[0] = pool[0][:counters], pool[0][counters:]", "taken = pool[0][:counters]",
+        "held, pool[0] = pool[0][:count], pool[0][count:]", "held = pool[0][:count]",
         "test_kernels_gpu.py::test_two_graphs_replayed_at_once_do_not_share_counters"
     ),
     on_gpu(
