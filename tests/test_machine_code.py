@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from tinygemm.hardware import gpu_spec
 from tinygemm.harness import equivalence, machine_code
 from tinygemm.harness.equivalence import NotEquivalentError
 from tinygemm.kernel.configs import STATIC, table
+from tinygemm.runs import load_run, recorded_runs
 
 pytestmark = pytest.mark.aot
 
@@ -68,6 +70,15 @@ def test_another_operation_is_refused(checkout, listed):
 def test_another_table_is_refused(checkout):
     with pytest.raises(NotEquivalentError, match=r"h200\.json has other rows"):
         equivalence.prove("HEAD", "a" * 64, "h200", checkout("configs/h200.json", '"block_n": 16', '"block_n": 32'))
+
+
+def test_a_case_that_would_run_in_another_config_is_named():
+    run = load_run(recorded_runs("h100-80gb-hbm3")[-1])
+    assert equivalence.same_choices(run) > 100
+    int4 = run.cases["backend"] == "int4"
+    changed = run.cases.assign(num_warps=run.cases["num_warps"].where(~int4, run.cases["num_warps"] * 2))
+    with pytest.raises(NotEquivalentError, match=r"int4/M1-\S+ was measured in"):
+        equivalence.same_choices(replace(run, cases=changed))
 
 
 def test_a_commit_that_is_not_here_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -22,6 +23,8 @@ def equivalent(run):
     digest = recorded.provenance.get("kernel_sha256")
     if digest is None:
         raise ValueError(f"{run}: provenance.json has no kernel_sha256; runs of schema 1 cannot be compared")
+    n_cases = equivalence.same_choices(recorded)
     evidence = equivalence.prove(recorded.provenance["commit"], digest, recorded.gpu["key"])
+    evidence = replace(evidence, proof=f"{evidence.proof}; the same configs chosen for {n_cases} recorded cases")
     added = equivalence.record(evidence)
     click.echo(f"{evidence.proof}; {'noted in data/equivalent.csv' if added else 'already known'}")

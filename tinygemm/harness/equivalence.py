@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -15,6 +16,9 @@ from pathlib import Path
 
 from tinygemm.digest import CODE, EQUIVALENT, EQUIVALENT_COLUMNS, KERNEL, KERNELS, equivalents, kernel_digest
 from tinygemm.harness import machine_code
+from tinygemm.kernel.configs import LaunchConfig, select
+from tinygemm.problem import GemmProblem
+from tinygemm.runs import Run
 
 ROOT = KERNEL.parents[1]
 
@@ -55,6 +59,22 @@ def prove(commit: str, digest: str, gpu: str, root: Path = ROOT) -> Evidence:
         else:
             how = _equal_machine_code(gpu, old)
     return Evidence(digest, kernel_digest(gpu), f"commit {commit[:7]}: {how}")
+
+
+def same_choices(run: Run) -> int:
+    """The number of cases of the tuned kernel in a run, each of which would get the launch config of then.
+
+    raises: NotEquivalentError naming the first case that would run in another config
+    """
+    names = [field.name for field in dataclasses.fields(LaunchConfig)]
+    cases = run.cases[(run.cases["backend"] == "int4") & (run.cases["status"] == "ok")]
+    for case in cases.itertuples():
+        problem = GemmProblem(case.M, case.N, case.K, case.group_size)
+        chosen = select(problem, run.gpu["key"])[0]
+        recorded = LaunchConfig(case.form, *(int(getattr(case, name)) for name in names[1:]))
+        if chosen != recorded:
+            raise NotEquivalentError(f"{case.case_id} was measured in {recorded}, today it would run in {chosen}")
+    return len(cases)
 
 
 def record(evidence: Evidence, file: Path = EQUIVALENT) -> bool:
