@@ -567,10 +567,11 @@ def test_a_call_cut_into_pieces_has_room_for_the_largest_of_them(M, version, ker
 
 def test_no_call_that_may_overlap_another_shares_its_workspace(monkeypatch):
     """Captured calls, replayed at any time, and eager calls on two streams."""
-    gpu, stream = Counters(monkeypatch), [1]
-    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: stream[0], raising=False)
-    spaces = [gpu.eager(), gpu.captured(), gpu.captured()]
-    stream[0] = 2
+    gpu = Counters(monkeypatch)
+    spaces = [gpu.eager(), gpu.captured()]
+    gpu.capture = 2
+    spaces += [gpu.captured()]
+    gpu.stream = 8
     spaces += [gpu.eager(), gpu.captured()]
     for part in (0, 1):
         tensors = [space.tensors[part] for space in spaces]
