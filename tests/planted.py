@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from tinygemm.hardware import GPUS, GpuSpec
-from tinygemm.report.costterms import Fitted, Terms, device_us, eager_us
+from tinygemm.report.predict.terms import Fitted, Terms, device_us, eager_us
 
 H200 = GPUS["h200"]
 SHAPES = tuple(itertools.product((1024, 4096, 14336), (512, 2048, 8192, 28672)))

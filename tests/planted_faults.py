@@ -357,126 +357,127 @@ RUNS = [
 ]  # fmt: skip
 REPORT = [
     fault(
-        "A by the median alone", "report/verdicts/findings.py", 'for_all(rows["speedup_vs_fp16_low"] > 1,',
+        "A by the median alone", "report/speedup/claims.py", 'for_all(rows["speedup_vs_fp16_low"] > 1,',
         'for_all(rows["speedup_vs_fp16"] > 1,', "test_bounds.py::test_a_claim_turns_at_its_bound[A]"
     ),
     fault(
-        "a loss by the median alone", "report/verdicts/findings.py", 'for_all(rows["speedup_vs_fp16_high"] < 1,',
+        "a loss by the median alone", "report/speedup/claims.py", 'for_all(rows["speedup_vs_fp16_high"] < 1,',
         'for_all(rows["speedup_vs_fp16"] < 1,', "test_bounds.py::test_a_claim_turns_at_its_bound[C, loses]"
     ),
     fault(
-        "a cause by the median alone", "report/verdicts/findings.py", 'if row["speedup_without_dequant_low"] > 1:',
+        "a cause by the median alone", "report/speedup/claims.py", 'if row["speedup_without_dequant_low"] > 1:',
         'if row["speedup_without_dequant"] > 1:', "test_bounds.py::test_a_claim_turns_at_its_bound[C, cause]"
     ),
     fault(
-        "D where its interval covers 1", "report/verdicts/findings.py", 'for_all(rows["low"] > 1,',
+        "D where its interval covers 1", "report/speedup/claims.py", 'for_all(rows["low"] > 1,',
         'for_all(rows["value"] > 1,', "test_bounds.py::test_a_claim_turns_at_its_bound[D]"
     ),
     fault(
-        "D refuted where its interval covers 1", "report/verdicts/findings.py", '> 1, rows["high"] < 1)',
+        "D refuted where its interval covers 1", "report/speedup/claims.py", '> 1, rows["high"] < 1)',
         '> 1, rows["value"] < 1)', "test_bounds.py::test_a_claim_turns_at_its_bound[D]"
     ),
     fault(
-        "the larger factor by the median alone", "report/verdicts/decomposition.py",
+        "the larger factor by the median alone", "report/decomposition/claims.py",
         'rows["share_low"] > MOST, rows["share_high"] < MOST', 'rows["share"] > MOST, rows["share_high"] < MOST',
         "test_bounds.py::test_a_claim_turns_at_its_bound[kernel on narrow]"
     ),
     fault(
-        "a share of a gain that may be none", "report/verdicts/decomposition.py", 'gained = rows["gain_low"] > 1',
+        "a share of a gain that may be none", "report/decomposition/claims.py", 'gained = rows["gain_low"] > 1',
         'gained = rows["gain"] > 1', "test_bounds.py::test_a_claim_turns_at_its_bound[no gain to divide]"
     ),
     fault(
-        "a point of the map won by the median alone", "report/verdicts/regimes.py", 'state = for_all(at["low"] > 1,',
+        "a point of the map won by the median alone", "report/regimes/claims.py", 'state = for_all(at["low"] > 1,',
         'state = for_all(at["value"] > 1,', "test_bounds.py::test_a_claim_turns_at_its_bound[map]"
     ),
     fault(
-        "a choice that is good by the median alone", "report/verdicts/regimes.py", 'for_all(rows["high"] < LEEWAY',
+        "a choice that is good by the median alone", "report/regimes/claims.py", 'for_all(rows["high"] < LEEWAY',
         'for_all(rows["value"] < LEEWAY', "test_bounds.py::test_a_claim_turns_at_its_bound[switch]"
     ),
     fault(
-        "a gain hidden by the median alone", "report/verdicts/launch.py", 'hidden, kept = rows["eager_high"] < 1',
+        "a gain hidden by the median alone", "report/launch/claims.py", 'hidden, kept = rows["eager_high"] < 1',
         'hidden, kept = rows["eager"] < 1', "test_bounds.py::test_a_claim_turns_at_its_bound[launch hides]"
     ),
     fault(
-        "a bound that the median alone keeps", "report/verdicts/bounds.py",
+        "a bound that the median alone keeps", "report/base/bounds.py",
         'confirmed, refuted = sign * (rows["near"] - bound) >= 0',
         'confirmed, refuted = sign * (rows["value"] - bound) >= 0',
         "test_bounds.py::test_a_claim_turns_at_its_bound[at least]",
         "test_bounds.py::test_a_claim_turns_at_its_bound[at most]"
     ),
     fault(
-        "a lower bar for the least case against peers", "report/verdicts/peers.py",
+        "a lower bar for the least case against peers", "report/peers/claims.py",
         "MEAN_OVER_PEERS, LEAST_OVER_PEERS = 1.6, 1.25", "MEAN_OVER_PEERS, LEAST_OVER_PEERS = 1.6, 1.2",
         "test_bounds.py::test_a_claim_turns_at_its_bound[peers, least]"
     ),
     fault(
-        "the mean over peers without its interval", "report/verdicts/peers.py", 'mean["low"] >= MEAN_OVER_PEERS',
+        "the mean over peers without its interval", "report/peers/claims.py", 'mean["low"] >= MEAN_OVER_PEERS',
         'mean["value"] >= MEAN_OVER_PEERS', "test_bounds.py::test_a_claim_turns_at_its_bound[peers, mean]"
     ),
     fault(
-        "more than the bytes of the scales allowed", "report/verdicts/peers.py", 'rows[end] / rows["bytes_ratio"]',
+        "more than the bytes of the scales allowed", "report/peers/claims.py", 'rows[end] / rows["bytes_ratio"]',
         "rows[end]", "test_bounds.py::test_a_claim_turns_at_its_bound[groups]"
     ),
     fault(
-        "the first step first by the median alone", "report/verdicts/steps.py",
+        "the first step first by the median alone", "report/fast_kernel/claims.py",
         'first["factor_low"] > others["factor_high"]', 'first["factor"] > others["factor_high"]',
         "test_bounds.py::test_a_claim_turns_at_its_bound[first step]"
     ),
     fault(
-        "published values above by the median alone", "report/verdicts/literature.py",
+        "published values above by the median alone", "report/published/claims.py",
         'compared["ours_low"] >= compared["high"]', 'compared["ours"] >= compared["high"]',
         "test_bounds.py::test_a_claim_turns_at_its_bound[published]"
     ),
     fault(
-        "a projection that wins by the median alone", "report/projections.py", 'np.select([result["speedup_low"] > 1',
+        "a projection that wins by the median alone", "report/models/tables.py", 'np.select([result["speedup_low"] > 1',
         'np.select([result["speedup"] > 1', "test_bounds.py::test_a_claim_turns_at_its_bound[models]"
     ),
     fault(
-        "a way of timing that matters by the median alone", "report/verdicts/evidence.py",
+        "a way of timing that matters by the median alone", "report/evidence/claims.py",
         'off = (mine["low"] > 1 + MATTERS)', 'off = (mine["value"] > 1 + MATTERS)',
         "test_bounds.py::test_a_way_of_timing_matters_beyond_five_percent_on_either_side"
     ),
     fault(
-        "advice to quantise although the interval covers 1", "report/advice.py", 'clear = [table["speedup_low"] > 1',
+        "advice to quantise although the interval covers 1", "report/models/advice.py",
+        'clear = [table["speedup_low"] > 1',
         'clear = [table["speedup"] > 1', "test_advice.py::test_the_answer_is_that_of_the_whole_interval"
     ),
     fault(
-        "advice against it although the interval covers 1", "report/advice.py",
+        "advice against it although the interval covers 1", "report/models/advice.py",
         '> 1, table["speedup_high"] < 1, quantised]', '> 1, table["speedup"] < 1, quantised]',
         "test_advice.py::test_the_answer_is_that_of_the_whole_interval"
     ),
 ]  # fmt: skip
 PAGES = [
     fault(
-        "columns of the breakdown exchanged", "report/tables.py", "return result.assign(dequant_share=",
+        "columns of the breakdown exchanged", "report/base/tables.py", "return result.assign(dequant_share=",
         'swap = {"no_dequant_us": "load_only_us", "load_only_us": "no_dequant_us"}; '
         "return result.rename(columns=swap).assign(dequant_share=",
         "test_tables.py::test_every_column_of_the_breakdown_is_the_backend_that_it_names"
     ),
     fault(
-        "an interval of 90 %", "report/intervals.py", "((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)",
+        "an interval of 90 %", "report/base/intervals.py", "((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)",
         "((1 - CONFIDENCE), CONFIDENCE)",
         "test_tables.py::test_the_ends_of_an_interval_cut_off_two_and_a_half_percent_each"
     ),
     fault(
-        "rounds drawn for each side alone", "report/intervals.py", "paired=bool(paired)", "paired=False",
+        "rounds drawn for each side alone", "report/base/intervals.py", "paired=bool(paired)", "paired=False",
         "test_tables.py::test_what_a_whole_round_shares_cancels_in_a_speedup"
     ),
     fault(
-        "a floor without the empty node", "report/tables.py", " + empty_node_us(table)).where(product)",
+        "a floor without the empty node", "report/base/tables.py", " + empty_node_us(table)).where(product)",
         ").where(product)", "test_tables.py::test_the_floor_is_the_bytes_at_copy_speed_plus_an_empty_node"
     ),
     fault(
-        "milliseconds of a counter as microseconds", "report/counters.py", '"msecond": 1e3, "ms": 1e3',
+        "milliseconds of a counter as microseconds", "report/bottleneck/counters.py", '"msecond": 1e3, "ms": 1e3',
         '"msecond": 1e3, "ms": 1', "test_tables.py::test_one_duration_is_the_same_in_every_unit"
     ),
     fault(
-        "times of the simple and the tuned kernel exchanged", "report/pages/shared.py",
+        "times of the simple and the tuned kernel exchanged", "report/speedup/page.py",
         '"static_us": latency("int4-static"', '"static_us": latency("int4"',
         "test_rendered.py::test_the_table_of_projections_has_every_kernel_under_its_own_heading"
     ),
     fault(
-        "speedups of the simple and the tuned kernel exchanged", "report/pages/shared.py",
+        "speedups of the simple and the tuned kernel exchanged", "report/speedup/page.py",
         '"int4_speedup": speedup("int4",', '"int4_speedup": speedup("int4-static",',
         "test_rendered.py::test_the_table_of_projections_has_every_kernel_under_its_own_heading"
     ),
@@ -491,7 +492,7 @@ PAGES = [
         "test_rendered.py::test_the_table_of_what_is_left_out_has_every_kernel_under_its_own_heading"
     ),
     fault(
-        "colours of two badges exchanged", "report/pages/shared.py", '{HOLDS: "bdg-success", FAILS: "bdg-danger"',
+        "colours of two badges exchanged", "report/base/page.py", '{HOLDS: "bdg-success", FAILS: "bdg-danger"',
         '{HOLDS: "bdg-danger", FAILS: "bdg-success"', "test_rendered.py::test_a_state_has_the_badge_of_its_colour"
     ),
     fault(

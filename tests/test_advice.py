@@ -15,7 +15,11 @@ from test_models import LLAMA
 from tinygemm import cli, hardware, models
 from tinygemm.hardware import gpu_spec
 from tinygemm.problem import GemmProblem
-from tinygemm.report import advice, costmodel, costterms, limiters, tables
+from tinygemm.report.base import tables
+from tinygemm.report.bottleneck import tables as limiters
+from tinygemm.report.models import advice
+from tinygemm.report.predict import model as costmodel
+from tinygemm.report.predict import terms as costterms
 from tinygemm.runs import load_run
 
 LLAMA_3_8B = models.MODELS["llama-3-8b"]

@@ -7,9 +7,10 @@ import synthetic
 
 from tinygemm.hardware import gpu_spec
 from tinygemm.problem import REPORT_SHAPES
-from tinygemm.report import against_published, against_runs, costmodel
-from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
-from tinygemm.report.verdicts import costmodel as judge
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
+from tinygemm.report.predict import against_published, against_runs
+from tinygemm.report.predict import claims as judge
+from tinygemm.report.predict import model as costmodel
 
 BACKENDS = ("fp16-cublas", "int4", "int4-static", "aten-int4mm")
 

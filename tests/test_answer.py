@@ -8,8 +8,14 @@ import synthetic
 
 from tinygemm import models
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
-from tinygemm.report import answer, costmodel, figures, one_token, pages, readme, tables
-from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED, Verdict
+from tinygemm.report import readme
+from tinygemm.report.answer import figures as answer_figures
+from tinygemm.report.answer import page as answer_page
+from tinygemm.report.answer import tables as one_token
+from tinygemm.report.answer import words as answer
+from tinygemm.report.base import tables
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict
+from tinygemm.report.predict import model as costmodel
 
 LLAMA = models.MODELS["llama-3-8b"]
 MODES = (("graph", "cold"), ("primed", "cold"))
@@ -214,11 +220,11 @@ def test_the_sentence_leaves_out_what_the_run_lacks_and_marks_what_it_predicts(f
 
 def test_the_page_and_the_readme_say_the_same(found):
     readme_says = readme.first_screen(found, "")
-    assert answer.sentence(found) in pages.answer.sentence(found).data
+    assert answer.sentence(found) in answer_page.sentence(found).data
     assert answer.sentence(found) in readme_says
     for row in found.ways.itertuples():
         span = f"{row.low:.1f}× to {row.high:.1f}×"
-        assert span in pages.answer.ways(found).data
+        assert span in answer_page.ways(found).data
         assert span in readme_says
 
 
@@ -228,16 +234,16 @@ def test_a_run_that_timed_little_leaves_sentences(tmp_path):
     assert shown.case is None
     assert shown.token.empty
     assert "did not time" in answer.sentence(shown)
-    assert "did not time" in pages.answer.ways(shown).data
-    assert "did not time" in pages.answer.case(shown).data
+    assert "did not time" in answer_page.ways(shown).data
+    assert "did not time" in answer_page.case(shown).data
     assert len(shown.findings) == 3
-    assert small.run_id in pages.answer.conditions(shown, small).data
+    assert small.run_id in answer_page.conditions(shown, small).data
     assert small.run_id in readme.first_screen(shown, "")
 
 
 def test_bars_without_a_model_have_no_lm_head(run, table):
     rows = one_token.times(run, table, None)
-    assert len(figures.one_token(rows).axes[0].patches) == len(rows)
+    assert len(answer_figures.one_token(rows).axes[0].patches) == len(rows)
 
 
 def test_the_command_of_the_case_is_one_that_answers():

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, browser_path
 
-from tinygemm.report import answer, build, tables
+from tinygemm.report import build
+from tinygemm.report.answer import words as answer
+from tinygemm.report.base import tables
 from tinygemm.runs import latest_run
 
 pytestmark = pytest.mark.book

@@ -7,15 +7,22 @@ import pandas as pd
 import pytest
 
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
-from tinygemm.report import peers, projections
-from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED, bounds, evidence, findings, launch, limiters, literature
-from tinygemm.report.verdicts import causes as of_causes
-from tinygemm.report.verdicts import costmodel as of_costmodel
-from tinygemm.report.verdicts import decomposition as of_decomposition
-from tinygemm.report.verdicts import models as of_models
-from tinygemm.report.verdicts import peers as of_peers
-from tinygemm.report.verdicts import regimes as of_regimes
-from tinygemm.report.verdicts import steps as of_steps
+from tinygemm.report.base import bounds
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
+from tinygemm.report.bottleneck import claims as limiters
+from tinygemm.report.decomposition import claims as of_decomposition
+from tinygemm.report.dequantisation import claims as of_causes
+from tinygemm.report.evidence import claims as evidence
+from tinygemm.report.fast_kernel import claims as of_steps
+from tinygemm.report.launch import claims as launch
+from tinygemm.report.models import claims as of_models
+from tinygemm.report.models import tables as projections
+from tinygemm.report.peers import claims as of_peers
+from tinygemm.report.peers import tables as peers
+from tinygemm.report.predict import claims as of_costmodel
+from tinygemm.report.published import claims as literature
+from tinygemm.report.regimes import claims as of_regimes
+from tinygemm.report.speedup import claims as findings
 
 NEAR = 1e-3  # relative: how far from a bound "just inside" and "just outside" are
 WIDE, NARROW = (4096, 14336), (4096, 1024)

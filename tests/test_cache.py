@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinygemm.report import cache, intervals
+from tinygemm.report.base import cache, intervals
 
 
 @pytest.fixture

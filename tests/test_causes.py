@@ -4,9 +4,10 @@ import pytest
 import synthetic
 
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
-from tinygemm.report import causes, pages
-from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
-from tinygemm.report.verdicts import causes as verdicts
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
+from tinygemm.report.dequantisation import claims as verdicts
+from tinygemm.report.dequantisation import page as dequantisation_page
+from tinygemm.report.dequantisation import tables as causes
 
 NARROW, _, WIDE, TALL = STUDY_SHAPES
 EXPERIMENT = (
@@ -105,7 +106,7 @@ def test_the_answer_follows_the_planted_cause(load, factors, called, answer, in_
     assert (eager.state, graph.state) == (called, in_graph)
     assert answer in eager.sentence
     assert graph_answer in graph.sentence
-    card = pages.causes.card("narrow", found).data
+    card = dequantisation_page.card("narrow", found).data
     assert eager.sentence in card
     assert graph.sentence in card
 
@@ -172,11 +173,11 @@ def test_the_tables_of_a_run_without_the_experiment_are_empty(load):
     run = load(backends=("int4-static", "int4", "int4-no-dequant"))
     rows = causes.removals(run)
     assert set(rows["removal"]) == {"launch", "the lop3 dequantisation"}
-    assert pages.causes.savings(rows).empty
-    assert pages.causes.splits(run).empty
+    assert dequantisation_page.savings(rows).empty
+    assert dequantisation_page.splits(run).empty
 
 
 def test_the_table_of_savings_has_every_shape_of_the_sweep(load):
-    shown = pages.causes.savings(causes.removals(load(shapes=SWEEP)))
+    shown = dequantisation_page.savings(causes.removals(load(shapes=SWEEP)))
     assert len(shown) == len(SWEEP)
     assert shown.notna().all(axis=None)

@@ -15,7 +15,7 @@ import synthetic
 from tinygemm import cli, hardware, runs
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import bench_csv as bench_csv_reader
-from tinygemm.report import tables
+from tinygemm.report.base import tables
 
 ROOT = Path(__file__).parent.parent
 NCU = Path(__file__).parent / "data" / "ncu"
@@ -347,7 +347,7 @@ def test_counters_keeps_ncus_own_csvs_beside_the_table(gpu, tmp_path, monkeypatc
 def test_static_cost_is_of_the_gpu_that_a_name_stands_for(tmp_path, monkeypatch, capsys):
     """Configs and the file's name go by the key: under the name as typed, both would be another GPU's."""
     from tinygemm.harness import static_table
-    from tinygemm.report import limiters
+    from tinygemm.report.bottleneck import tables as limiters
 
     monkeypatch.setattr(static_table, "static_rows", lambda key: [{"gpu": key}])
     monkeypatch.setattr(limiters, "static_file", lambda key: tmp_path / f"{key}.csv")
@@ -626,7 +626,7 @@ def test_an_ncu_csv_that_cannot_be_read_is_refused_with_its_line(tmp_path, capsy
 
 
 def test_a_figure_that_fails_leaves_the_old_file_as_it_was(breakdown_csv, tmp_path, capsys, monkeypatch):
-    from tinygemm.report import figures
+    from tinygemm.report.base import style
 
     def torn(figure, path):
         path.write_text("half", encoding="utf-8")
@@ -634,7 +634,7 @@ def test_a_figure_that_fails_leaves_the_old_file_as_it_was(breakdown_csv, tmp_pa
 
     out = tmp_path / "P.svg"
     out.write_text("old", encoding="utf-8")
-    monkeypatch.setattr(figures, "save", torn)
+    monkeypatch.setattr(style, "save", torn)
     assert "No space left" in refuse(capsys, "plot", "breakdown", "--csv", breakdown_csv, "--out", out)
     assert out.read_text(encoding="utf-8") == "old"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["P.svg", "breakdown.csv"]

@@ -6,9 +6,9 @@ import synthetic
 from derived import also, primary
 
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
-from tinygemm.report.contrasts import compare, geometric_mean, primary_cases, timed_cases
-from tinygemm.report.intervals import sample_matrix
-from tinygemm.report.tables import problem_of
+from tinygemm.report.base.contrasts import compare, geometric_mean, primary_cases, timed_cases
+from tinygemm.report.base.intervals import sample_matrix
+from tinygemm.report.base.tables import problem_of
 
 MODES = (("graph", "cold"), ("eager", "cold"))
 

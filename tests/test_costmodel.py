@@ -11,10 +11,11 @@ from derived import also
 
 from tinygemm.hardware import gpu_spec
 from tinygemm.problem import GemmProblem
-from tinygemm.report import costmodel, extrapolate
-from tinygemm.report.costterms import Fitted, Terms, device_us, parts_us
-from tinygemm.report.verdicts import costmodel as judge
-from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
+from tinygemm.report.predict import claims as judge
+from tinygemm.report.predict import model as costmodel
+from tinygemm.report.predict import projection as extrapolate
+from tinygemm.report.predict.terms import Fitted, Terms, device_us, parts_us
 
 H200 = planted.H200
 LARGE = GemmProblem(1, 28672, 8192)

@@ -15,8 +15,8 @@ from fake_gpu import FakeClock, fake_backend
 from tinygemm.harness import backends, counters
 from tinygemm.harness.counters import CounterFileError, CountersUnavailableError, Target, ncu_command, read_file
 from tinygemm.problem import GemmProblem
-from tinygemm.report import counters as report_counters
-from tinygemm.report.counters import COUNTER_COLUMNS, summarize_counters
+from tinygemm.report.bottleneck import counters as report_counters
+from tinygemm.report.bottleneck.counters import COUNTER_COLUMNS, summarize_counters
 from tinygemm.runs import DATA_ROOT, Counter, load_run
 
 # long_fp16.csv and wide_int4.csv are written by hand after the documented layouts of `--csv` and `--csv --page raw`

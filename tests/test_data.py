@@ -7,9 +7,9 @@ import re
 import pytest
 import synthetic
 
-from tinygemm import dictionary
+from tinygemm import dictionary, published
 from tinygemm.hardware import GPUS
-from tinygemm.report import published, tables
+from tinygemm.report.base import tables
 from tinygemm.runs import DATA_ROOT, STATUS, TABLES, RunError, load_run, recorded_runs
 
 RUNS = recorded_runs()

@@ -5,10 +5,13 @@ import pytest
 import synthetic
 
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
-from tinygemm.report import contrasts, decomposition, figures, pages, tables
-from tinygemm.report.intervals import ratio_of_medians
-from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
-from tinygemm.report.verdicts import decomposition as verdicts
+from tinygemm.report.base import contrasts, tables
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
+from tinygemm.report.base.intervals import ratio_of_medians
+from tinygemm.report.decomposition import claims as verdicts
+from tinygemm.report.decomposition import figures as decomposition_figures
+from tinygemm.report.decomposition import page as decomposition_page
+from tinygemm.report.decomposition import tables as decomposition
 
 NARROW, _, WIDE, _ = STUDY_SHAPES
 BACKENDS = ("fp16-cublas", "fp16-triton", "int4", "int4-no-dequant", "int4-load-only")
@@ -56,7 +59,7 @@ def test_the_factors_of_a_path_multiply_to_the_total_within_its_interval(load):
 
 @pytest.mark.parametrize(("factor", "told"), [(1.0, "In none of 4 cases"), (1.5, "In 4 of 4 cases")])
 def test_where_the_kernel_is_slower_without_dequantisation_the_page_says_so(load, factor, told):
-    assert told in pages.decomposition.slower_without(decomposition.steps(load({"int4-no-dequant": factor}))).data
+    assert told in decomposition_page.slower_without(decomposition.steps(load({"int4-no-dequant": factor}))).data
 
 
 @pytest.mark.parametrize(
@@ -86,8 +89,8 @@ def test_a_path_without_eager_calls_starts_in_a_graph_and_one_with_a_gap_is_none
     gap = synthetic.load(tmp_path / "gap", m_list=(1,), shapes=[WIDE], backends=("fp16-cublas", "int4"), modes=MODES)
     steps = decomposition.steps(gap)
     assert decomposition.path(steps).empty
-    assert not pages.decomposition.has_path(steps, M=1)
-    assert pages.decomposition.factors(steps).empty
+    assert not decomposition_page.has_path(steps, M=1)
+    assert decomposition_page.factors(steps).empty
 
 
 def test_a_drift_that_rounds_share_cancels_between_contenders_and_not_between_launch_modes(load):
@@ -144,7 +147,7 @@ def test_kernel_or_bits_is_undecided_without_the_twin(load):
 
 def test_every_decode_case_is_in_the_table_with_its_interval(load):
     run = load()
-    shown = pages.decomposition.factors(decomposition.steps(run))
+    shown = decomposition_page.factors(decomposition.steps(run))
     assert len(shown) == len(STUDY_SHAPES)
     value, low, high = (decomposition.shares(run).set_index("problem").loc["M1-K4096-N14336-g128", f"gain{end}"]
                         for end in ("", "_low", "_high"))  # fmt: skip
@@ -156,7 +159,7 @@ def test_every_decode_case_is_in_the_table_with_its_interval(load):
 def test_what_the_figure_calls_bits_is_what_the_card_calls_bits(load):
     run = load()
     found = verdicts.of_run(run)["kernel_narrow"]
-    fig = figures.waterfall(decomposition.steps(run), tables.report_table(run))
+    fig = decomposition_figures.waterfall(decomposition.steps(run), tables.report_table(run))
     (title,) = [ax.get_title(loc="left") for ax in fig.axes if "4096×1024" in ax.get_title(loc="left")]
     kernel, bits = (float(part.split()[1]) for part in title.split(" = ")[1].split(" · "))
     assert kernel == pytest.approx(found.numbers["smallest_kernel"], abs=0.006)

@@ -6,20 +6,18 @@ import pytest
 import synthetic
 
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES
-from tinygemm.report import (
-    causes,
-    costmodel,
-    decomposition,
-    evidence,
-    figures,
-    host,
-    launch,
-    literature,
-    pages,
-    tables,
-    verdicts,
-)
-from tinygemm.report.verdicts import FAILS, UNDECIDED
+from tinygemm.report.base import host, page, tables
+from tinygemm.report.base.claims import FAILS, UNDECIDED
+from tinygemm.report.decomposition import tables as decomposition
+from tinygemm.report.dequantisation import claims as dequantisation_claims
+from tinygemm.report.dequantisation import tables as causes
+from tinygemm.report.evidence import tables as evidence
+from tinygemm.report.launch import claims as launch_claims
+from tinygemm.report.launch import figures as launch_figures
+from tinygemm.report.launch import page as launch_page
+from tinygemm.report.launch import tables as launch
+from tinygemm.report.predict import model as costmodel
+from tinygemm.report.published import tables as literature
 
 BACKENDS = (
     "fp16-cublas", "fp16-triton", "int4", "int4-serial", "int4-load-only", "int4-no-dequant", "int4-naive-dequant",
@@ -74,14 +72,14 @@ def test_without_the_kernel_that_tells_nothing_is_left_out(run):
 
 
 def test_cards_and_tables_of_the_chapter_take_other_groups(slow, table):
-    found = verdicts.of_launch(slow, table)
+    found = launch_claims.of_launch(slow, table)
     assert found["hides"].numbers["n"] == len(REPORT_SHAPES) - 2
     assert "4096×4096" in found["hides"].sentence.split("Left out")[1]
     assert not {NARROWEST, SQUARE} & set(launch.gains(table)[["K", "N"]].itertuples(index=False, name=None))
     for row in (launch.host_costs(table).iloc[0], launch.host_comparison(slow).iloc[0]):
         assert (row["K"], row["N"]) == REPORT_SHAPES[1], "the smallest weight of a steady host"
     assert launch.host_bound(table)["host_us"] == pytest.approx(14.0, rel=0.02)
-    assert "4096×512" not in pages.launch.narrowest(table).data
+    assert "4096×512" not in launch_page.narrowest(table).data
 
 
 def test_a_step_with_a_slow_group_has_no_sum_from_python_and_says_why(run, table):
@@ -89,8 +87,8 @@ def test_a_step_with_a_slow_group_has_no_sum_from_python_and_says_why(run, table
     assert steady.notna().all(axis=None)
     assert step.set_index("projection")["int4_eager"].isna().tolist() == [False, True, False, False, True, True]
     assert step["int4_graph"].notna().all()
-    assert "4096×4096" in pages.launch.token(step).data
-    assert "ms from Python" in pages.launch.token(steady).data
+    assert "4096×4096" in launch_page.token(step).data
+    assert "ms from Python" in launch_page.token(steady).data
 
 
 def test_where_every_group_of_a_question_is_slow_the_verdict_is_open(run):
@@ -99,16 +97,16 @@ def test_where_every_group_of_a_question_is_slow_the_verdict_is_open(run):
     asked = tables.only(
         every, (every.cases["backend"] == host.ALIKE) | tables.at_shapes(every.cases, (NARROWEST, SQUARE))
     )
-    found = verdicts.of_launch(asked, tables.report_table(asked))
-    assert verdicts.of_launch(run, tables.report_table(run))["hides"].state == FAILS
+    found = launch_claims.of_launch(asked, tables.report_table(asked))
+    assert launch_claims.of_launch(run, tables.report_table(run))["hides"].state == FAILS
     assert (found["hides"].state, found["host"].state) == (UNDECIDED, UNDECIDED)
 
 
 def test_other_chapters_leave_the_slow_groups_out_too(slow, table):
     rows = causes.removals(slow)
     assert not tables.at_shapes(rows[rows["from_python"] != ""], [SQUARE]).any()
-    assert verdicts.causes.of_run(slow)["cause_square"].state == UNDECIDED
-    assert verdicts.causes.of_run(slow)["cause_square_graph"].state != UNDECIDED
+    assert dequantisation_claims.of_run(slow)["cause_square"].state == UNDECIDED
+    assert dequantisation_claims.of_run(slow)["cause_square_graph"].state != UNDECIDED
     steps = decomposition.steps(slow)
     assert not tables.at_shapes(steps[steps["step"].str.contains("launch|eager")], [SQUARE]).any()
     errors = evidence.errors(slow)
@@ -117,11 +115,11 @@ def test_other_chapters_leave_the_slow_groups_out_too(slow, table):
     assert set(literature.by_method(table)["launch"]) == {"graph"}
     seen = costmodel.observations(slow)
     assert not tables.at_shapes(seen[seen["launch"] == "eager"], [SQUARE]).any()
-    assert pages.shared.choices(table)["eager_us"] == pytest.approx(14.0, rel=0.02)
+    assert page.choices(table)["eager_us"] == pytest.approx(14.0, rel=0.02)
 
 
 def test_no_figure_shows_a_time_of_a_slow_group(run, slow, table):
-    drawn, usual = (figures.launch_gain(of) for of in (table, tables.report_table(run)))
+    drawn, usual = (launch_figures.launch_gain(of) for of in (table, tables.report_table(run)))
     assert len(drawn.axes[0].get_yticks()) == len(usual.axes[0].get_yticks()) - 2
-    (ax,) = figures.host_floor(table).axes
+    (ax,) = launch_figures.host_floor(table).axes
     assert 512 not in {x for line in ax.lines for x in line.get_xdata()}

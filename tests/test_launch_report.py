@@ -7,8 +7,11 @@ import synthetic
 from derived import also, primary, slowed
 
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES, GemmProblem
-from tinygemm.report import host, launch, pages, tables, verdicts
-from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
+from tinygemm.report.base import host, tables
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
+from tinygemm.report.launch import claims as launch_claims
+from tinygemm.report.launch import page as launch_page
+from tinygemm.report.launch import tables as launch
 
 BACKENDS = ("fp16-cublas", "int4", "int4-serial", "aten-int4mm")
 MODES = (("graph", "cold"), ("eager", "cold"))
@@ -20,7 +23,7 @@ def load(root, shapes=REPORT_SHAPES, modes=MODES, **truth):
 
 
 def judge(run):
-    return verdicts.of_launch(run, tables.report_table(run))
+    return launch_claims.of_launch(run, tables.report_table(run))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,7 @@ def test_a_slow_host_bounds_every_call_and_the_page_says_so(tmp_path):
     slow = load(tmp_path, host_us=400.0)
     found = launch.host_bound(tables.report_table(slow))
     assert found["first_free_N"] != found["first_free_N"]
-    assert "and clearly longer at no N measured" in pages.launch.host_bound(tables.report_table(slow)).data
+    assert "and clearly longer at no N measured" in launch_page.host_bound(tables.report_table(slow)).data
 
 
 def test_a_call_as_long_as_the_host_takes_is_neither_bound_by_it_nor_free_of_it(run):
@@ -105,11 +108,11 @@ def test_the_host_cost_is_judged_against_pytorchs_kernel(run, factor, state):
 
 def test_the_narrow_call_is_told_in_both_modes(run, tmp_path):
     truth, problem = synthetic.Truth(), GemmProblem(1, 1024, 4096)
-    said = pages.launch.narrowest(tables.report_table(run)).data
+    said = launch_page.narrowest(tables.report_table(run)).data
     times = [float(word) for word in said.split() if word.replace(".", "").isdigit()]
     assert times == pytest.approx([truth.latency_us("int4", problem, mode) for mode in ("eager", "graph")], rel=0.02)
     graphs = load(tmp_path, shapes=STUDY_SHAPES[:1], modes=(("graph", "cold"),))
-    assert "did not time" in pages.launch.narrowest(tables.report_table(graphs)).data
+    assert "did not time" in launch_page.narrowest(tables.report_table(graphs)).data
 
 
 # --- the device -----------------------------------------------------------------------------------------------------
@@ -121,13 +124,13 @@ def test_a_step_is_the_sum_of_its_projections(run):
     planted = sum(truth.latency_us("int4", GemmProblem(1, N, K)) for K, N in launch.STEP.values())
     assert step.loc["one layer", "int4_graph"] == pytest.approx(planted, rel=0.01)
     assert step.loc["32 layers", "int4_graph"] == pytest.approx(32 * planted, rel=0.01)
-    assert f"{0.032 * step.loc['one layer', 'int4_graph']:.2f} ms in INT4 in graphs" in pages.launch.token(step).data
+    assert f"{0.032 * step.loc['one layer', 'int4_graph']:.2f} ms in INT4 in graphs" in launch_page.token(step).data
 
 
 def test_a_run_without_a_projection_of_the_step_has_no_step(tmp_path):
     step = launch.decode_step(tables.report_table(load(tmp_path, shapes=STUDY_SHAPES)))
     assert step.empty
-    assert "did not time" in pages.launch.token(step).data
+    assert "did not time" in launch_page.token(step).data
 
 
 def test_a_chain_splits_a_call_into_its_bytes_and_the_rest(run):
@@ -162,13 +165,13 @@ def test_a_slow_host_is_seen_by_a_kernel_that_asks_the_same_of_it_at_every_shape
         tmp_path, truth=truth, m_list=(1,), shapes=REPORT_SHAPES, backends=("fp16-cublas", "int4-load-only"),
         modes=MODES, counters=False,
     )  # fmt: skip
-    steady = pages.launch.steadiness(tables.report_table(run)).data
+    steady = launch_page.steadiness(tables.report_table(run)).data
     assert "slow host" not in steady
     slow = (run.cases["launch"] == "eager") & (run.cases["N"] == 4096) & (run.cases["K"] == 4096)
     table = tables.report_table(slowed(run, slow, 1.6))
     rows = host.steadiness(table)
     assert (rows["ratio"] > 1.5).sum() == 1
     assert not {28672} & set(rows["N"]), "there the device sets the time"
-    assert "4096×4096, M = 1" in pages.launch.steadiness(table).data
+    assert "4096×4096, M = 1" in launch_page.steadiness(table).data
     bare = tables.only(run, run.cases["backend"] == "fp16-cublas")
-    assert "did not time" in pages.launch.steadiness(tables.report_table(bare)).data
+    assert "did not time" in launch_page.steadiness(tables.report_table(bare)).data

@@ -5,8 +5,14 @@ from dataclasses import replace
 import pytest
 import synthetic
 
-from tinygemm.report import against_published, costmodel, figures, literature, published, tables
-from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED, at_least_published
+from tinygemm import published
+from tinygemm.report.base import tables
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
+from tinygemm.report.predict import against_published
+from tinygemm.report.predict import model as costmodel
+from tinygemm.report.published import figures as published_figures
+from tinygemm.report.published import tables as literature
+from tinygemm.report.published.claims import at_least_published
 
 KEYS = ["gpu", "M", "K", "N", "backend"]
 
@@ -67,7 +73,7 @@ def test_without_a_model_nothing_is_projected_and_the_figure_still_stands(table)
     assert set(rows["kind"]) == {"published", "measured"}
     verdict = at_least_published(literature.against(rows))
     assert (verdict.state, verdict.numbers) == (UNDECIDED, {})
-    assert figures.published_speedups(rows).axes
+    assert published_figures.published_speedups(rows).axes
 
 
 def test_on_a_gpu_of_the_literature_ours_is_measured_not_projected(tmp_path):

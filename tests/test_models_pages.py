@@ -5,8 +5,14 @@ import re
 import pytest
 import synthetic
 
-from tinygemm import models
-from tinygemm.report import costmodel, literature, pages, projections, published, tables
+from tinygemm import models, published
+from tinygemm.report.base import tables
+from tinygemm.report.models import page as models_page
+from tinygemm.report.models import tables as projections
+from tinygemm.report.predict import model as costmodel
+from tinygemm.report.predict import page as predict_page
+from tinygemm.report.published import page as published_page
+from tinygemm.report.published import tables as literature
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +31,7 @@ def fitted(run):
 
 def test_the_folded_table_has_every_case_and_marks_the_slower_ones(run):
     cases = projections.every_projection(run, m_list=(1, 8))
-    text = pages.every_case(cases).data
+    text = models_page.every_case(cases).data
     lines = [line for line in text.splitlines() if line.startswith("| ") and "K×N" not in line]
     assert len(lines) == len(cases[["model", "tp", "layer"]].drop_duplicates())
     assert text.count("**") == 2 * (cases["state"] == projections.SLOWER).sum() > 0
@@ -36,8 +42,8 @@ def test_the_folded_table_has_every_case_and_marks_the_slower_ones(run):
 
 
 def test_advice_shows_predicted_numbers_in_italics_and_measured_ones_upright(fitted):
-    here = pages.advise(fitted, "llama-3-8b", "tab-here").data
-    there = pages.advise(fitted, "llama-3-8b", "tab-there", gpu="a10g").data
+    here = models_page.advise(fitted, "llama-3-8b", "tab-here").data
+    there = models_page.advise(fitted, "llama-3-8b", "tab-there", gpu="a10g").data
     row = next(line for line in here.splitlines() if "`o_proj`" in line)
     assert "*" not in row
     row = next(line for line in there.splitlines() if "`o_proj`" in line)
@@ -46,27 +52,27 @@ def test_advice_shows_predicted_numbers_in_italics_and_measured_ones_upright(fit
 
 
 def test_advice_that_a_run_cannot_give_is_a_sentence(fitted):
-    assert "No advice from this run" in pages.advise(fitted, "qwen2.5-0.5b", "tab-x", tp=4).data
-    assert "shapes of every backend that this needs" in pages.advise(None, "llama-3-8b", "tab-x").data
+    assert "No advice from this run" in models_page.advise(fitted, "qwen2.5-0.5b", "tab-x", tp=4).data
+    assert "shapes of every backend that this needs" in models_page.advise(None, "llama-3-8b", "tab-x").data
 
 
 def test_a_small_run_leaves_sentences(tmp_path):
     small = synthetic.load(tmp_path, m_list=(1,), shapes=((4096, 1024),), modes=(("graph", "cold"),), n_samples=5)
     table = tables.report_table(small)
-    assert pages.model_of(small) is None
-    assert "nothing to set beside" in pages.latencies(literature.latencies(table, None, published.load())).data
-    assert "in one way only" in pages.method_moves_it(literature.by_method(table)).data
+    assert predict_page.model_of(small) is None
+    assert "nothing to set beside" in published_page.latencies(literature.latencies(table, None, published.load())).data
+    assert "in one way only" in published_page.method_moves_it(literature.by_method(table)).data
 
 
 def test_every_published_value_is_in_the_folded_table_with_its_source():
     values = published.load()
-    text = pages.all_published(values).data
+    text = published_page.all_published(values).data
     for key, rows in values.groupby("source_key"):
         assert text.count(f"{{cite:p}}`{key}`") == len(rows)
 
 
 def test_latencies_name_what_was_not_measured(fitted, run):
     rows = literature.latencies(tables.report_table(run), fitted, published.load())
-    text = pages.latencies(rows).data
+    text = published_page.latencies(rows).data
     assert "*, predicted" in text or "*, projected" in text
     assert "Marlin: 20.3" in text

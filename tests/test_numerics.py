@@ -13,7 +13,7 @@ from ptx import emulated
 
 from tinygemm.kernel import forms
 from tinygemm.kernel.configs import DEQUANTISE, STATIC, LaunchConfig
-from tinygemm.report import pages
+from tinygemm.report.kernel import page as kernel_page
 
 RECORDED = numerics.ROOT / "data" / "checks" / "numerics.json"
 SPLITK = LaunchConfig("splitk", block_m=8, block_n=32, block_k=512, split_k=2, num_warps=4, num_stages=1)
@@ -364,7 +364,7 @@ def page(tmp_path, records, **changed):
     summary = numerics.conditions() | {"seconds": 120.0} | numerics.summarise(records) | changed
     file = tmp_path / "numerics.json"
     file.write_text(json.dumps(summary), encoding="utf-8")
-    return pages.numerics(file).data
+    return kernel_page.numerics(file).data
 
 
 def test_the_page_shows_what_was_found(tmp_path):
@@ -385,7 +385,7 @@ def test_the_page_names_violations_and_kernels_that_have_changed(tmp_path):
 
 
 def test_without_a_recorded_run_the_page_says_so(tmp_path):
-    assert "No run" in pages.numerics(tmp_path / "numerics.json").data
+    assert "No run" in kernel_page.numerics(tmp_path / "numerics.json").data
 
 
 @pytest.mark.skipif(not RECORDED.is_file(), reason="no run is recorded")

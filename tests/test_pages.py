@@ -5,13 +5,14 @@ import dataclasses
 import synthetic
 
 from tinygemm.problem import GemmProblem
-from tinygemm.report import pages, tables
+from tinygemm.report.base import page, tables
+from tinygemm.report.dequantisation import page as dequantisation_page
 from tinygemm.runs import load_run
 
 
 def test_the_walk_of_the_simple_kernel_is_told_by_three_times(tmp_path):
     run = synthetic.load(tmp_path, m_list=(1,), backends=("fp16-cublas", "int4-static"))
-    said = pages.serial_walk(tables.report_table(run)).data
+    said = dequantisation_page.serial_walk(tables.report_table(run)).data
     for N, K in ((512, 4096), (8192, 4096), (4096, 14336)):
         expected = synthetic.Truth().latency_us("int4-static", GemmProblem(1, N, K))
         assert any(
@@ -22,7 +23,7 @@ def test_the_walk_of_the_simple_kernel_is_told_by_three_times(tmp_path):
 
 def test_a_run_without_those_shapes_says_so(tmp_path):
     run = synthetic.load(tmp_path, m_list=(1,), shapes=((4096, 1024),), backends=("fp16-cublas", "int4-static"))
-    assert "did not time" in pages.serial_walk(tables.report_table(run)).data
+    assert "did not time" in dequantisation_page.serial_walk(tables.report_table(run)).data
 
 
 def test_how_many_cases_ran_in_a_config_of_the_rule_is_counted(tmp_path):
@@ -33,6 +34,6 @@ def test_how_many_cases_ran_in_a_config_of_the_rule_is_counted(tmp_path):
     mine = run.cases[run.cases["backend"] == "int4"]
     source = run.cases["config_source"].mask(run.cases.index.isin(mine.index[::2]), "rule")
     run = dataclasses.replace(run, cases=run.cases.assign(config_source=source))
-    told = pages.by_rule(run, "crossover").data
+    told = page.by_rule(run, "crossover").data
     assert f"Of {len(mine)} cases of the tuned kernel here, {len(mine) // 2} ran" in told
-    assert "did not time" in pages.by_rule(run, "models").data
+    assert "did not time" in page.by_rule(run, "models").data

@@ -9,8 +9,12 @@ import synthetic
 from derived import also, primary, slowed
 
 from tinygemm.problem import STUDY_SHAPES
-from tinygemm.report import limiters, pages, peers, tables, verdicts
-from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
+from tinygemm.report.base import tables
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
+from tinygemm.report.bottleneck import tables as limiters
+from tinygemm.report.peers import claims as peers_claims
+from tinygemm.report.peers import page as peers_page
+from tinygemm.report.peers import tables as peers
 
 BACKENDS = ("fp16-cublas", "int4", "int4-load-only")
 MODES = (("graph", "cold"),)
@@ -33,7 +37,7 @@ def with_peers(run, **factors):
 
 
 def verdict_of(run, key):
-    return verdicts.of_peers(run)[key]
+    return peers_claims.of_peers(run)[key]
 
 
 def test_the_kernel_wins_where_every_best_peer_is_clearly_slower(plain):
@@ -71,11 +75,11 @@ def test_without_overlap_the_serial_kernel_stands_for_ours(plain):
 def test_without_a_contender_the_claim_cannot_hold_but_it_can_fail(plain):
     run = also(plain, primary(plain, "int4"), 2.0, backend="aten-int4mm")
     rows = peers.contest(run, quoted=None)
-    verdict = verdicts.peers.faster_than_peers(run, rows)
+    verdict = peers_claims.faster_than_peers(run, rows)
     assert verdict.state == UNDECIDED
     assert "all 16 cases: gemlite (0), marlin (0)" in verdict.sentence
     run = also(plain, primary(plain, "int4"), 1.2, backend="aten-int4mm")
-    assert verdicts.peers.faster_than_peers(run, peers.contest(run, quoted=None)).state == FAILS
+    assert peers_claims.faster_than_peers(run, peers.contest(run, quoted=None)).state == FAILS
     assert verdict_of(plain, "peers").state == UNDECIDED
 
 
@@ -142,11 +146,11 @@ def test_what_the_kernel_takes_beyond_its_reads_is_a_fixed_time_and_a_factor(pla
     assert found["times"] == pytest.approx(1.25, rel=0.01)
     assert abs(found["fixed_us"]) < 0.1
     assert found["least_us"] == pytest.approx(found["reads_least_us"] / 4, rel=0.02)
-    text = pages.peers.beyond_reads(run, (1,)).data
+    text = peers_page.beyond_reads(run, (1,)).data
     assert "it takes" in text
     assert "1.25 times its reads" in text
     assert peers.beyond_reads(tables.only(run, run.cases["K"] != 4096), 1) == {}
-    assert "did not time" in pages.peers.beyond_reads(reads).data
+    assert "did not time" in peers_page.beyond_reads(reads).data
 
 
 def test_a_slow_format_is_shown_beside_its_machine_code(plain, tmp_path, monkeypatch):
@@ -167,13 +171,13 @@ def test_a_slow_format_is_shown_beside_its_machine_code(plain, tmp_path, monkeyp
     monkeypatch.setattr(limiters, "static_file", lambda key: tmp_path / "counts.csv")
     slow = rows[rows["ratio"] > 1.1]
     assert set(slow.index.get_level_values("variant")) == {"bfloat16"}
-    said = pages.peers.machine_code(run).data
+    said = peers_page.machine_code(run).data
     assert (
         f"Of other formats, fewer warps fit in {len(slow)} cases, {len(slow)} of them more than 1.1 times as long; "
         "as many or more in 0, 0 of them. Of M = 16, fewer warps fit in 0 cases, 0 of them"
     ) in said
     monkeypatch.undo()
-    assert "no static counts" in pages.peers.machine_code(run_of_nowhere(run)).data
+    assert "no static counts" in peers_page.machine_code(run_of_nowhere(run)).data
 
 
 def run_of_nowhere(run):
@@ -200,14 +204,14 @@ def test_what_the_traffic_of_activations_costs_at_sixteen_tokens(plain, factor, 
     untimed = verdict_of(plain, "one_row")
     assert untimed.state == UNDECIDED
     assert untimed.sentence.endswith("M = 8 and M = 16, both with the activation traffic of one token.")
-    assert pages.peers.sixteen(plain).empty
+    assert peers_page.sixteen(plain).empty
     eight, at = (primary(plain, "int4") & (plain.cases["M"] == M) for M in (8, 16))
     run = also(slowed(plain, at, 1.4), eight, backend="int4-one-row")
     at = primary(run, "int4") & (run.cases["M"] == 16)
     run = also(run, at, factor / 1.4, backend="int4-one-row")
     assert verdict_of(run, "sixteen").state == FAILS
     assert verdict_of(run, "one_row").state == state
-    table = pages.peers.sixteen(run)
+    table = peers_page.sixteen(run)
     assert list(table["shape"]) == [f"{K}×{N}" for K, N in sorted(STUDY_SHAPES)]
     np.testing.assert_allclose(table["left_us"] / table["alike_left_us"], 1.4 / factor, rtol=0.01)
     np.testing.assert_allclose(table["right_us"], table["alike_right_us"], rtol=0.01)
@@ -240,12 +244,12 @@ def test_the_rule_is_judged_against_the_best_candidate(plain, factor, state):
 
 def test_the_page_shows_every_case_and_marks_what_is_quoted(plain):
     rows = peers.contest(also(plain, primary(plain, "int4"), 2.0, backend="aten-int4mm"))
-    table = pages.peers.contest(rows)
+    table = peers_page.contest(rows)
     assert len(table) == 16
     assert table["marlin"].str.contains("quoted").all()
     assert not table["aten-int4mm"].str.contains("quoted").any()
-    assert "Marlin" in pages.peers.quoted(rows).data
-    assert pages.peers.quoted(rows[rows["kind"] == "measured"]).data == "", "what was measured is not called quoted"
-    reads = pages.peers.reads(plain)
+    assert "Marlin" in peers_page.quoted(rows).data
+    assert peers_page.quoted(rows[rows["kind"] == "measured"]).data == "", "what was measured is not called quoted"
+    reads = peers_page.reads(plain)
     assert reads["serial_value"].isna().all()
     assert reads["overlap_value"].notna().all()

@@ -12,7 +12,7 @@ from tinygemm.harness import suites
 from tinygemm.harness.plan import Group, SweepPlan, groups
 from tinygemm.harness.suites import GRID_REP, NAMES, REP, REPORT_BACKENDS, Suite
 from tinygemm.problem import DECODE_M, REPORT_SHAPES, STUDY_SHAPES, GemmProblem
-from tinygemm.report import causes
+from tinygemm.report.dequantisation import tables as causes
 
 SMALL = (GemmProblem(1, 32, 128), GemmProblem(2, 32, 128), GemmProblem(1, 64, 128))
 REPORT = SweepPlan.from_parameters()

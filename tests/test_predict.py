@@ -9,10 +9,14 @@ import pytest
 import synthetic
 from test_cli import succeed, without_torch
 
-from tinygemm.report import against_published, costmodel, figures, published, tables
-from tinygemm.report.pages import predict
-from tinygemm.report.verdicts import costmodel as judge
-from tinygemm.report.verdicts.claim import FAILS, HOLDS, UNDECIDED
+from tinygemm import published
+from tinygemm.report.base import tables
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
+from tinygemm.report.predict import against_published
+from tinygemm.report.predict import claims as judge
+from tinygemm.report.predict import figures as predict_figures
+from tinygemm.report.predict import model as costmodel
+from tinygemm.report.predict import page as predict
 
 WALL = "wall clock of queued calls"
 
@@ -165,7 +169,7 @@ def test_projected_bars_are_hatched_and_hollow_and_measured_ones_filled(run):
     assert dict(rows.groupby("gpu_key")["kind"].first()) == {
         key: "measured" if key == "h200" else "projected" for key in rows["gpu_key"]
     }
-    fig = figures.projected_speedups(rows)
+    fig = predict_figures.projected_speedups(rows)
     for ax in fig.axes:
         labels = [text.get_text() for text in ax.get_yticklabels()]
         for label, bar in zip(labels, ax.patches, strict=True):
@@ -187,10 +191,10 @@ def test_the_measured_speedup_of_the_run_is_shown_as_it_was_measured(run):
 
 def test_every_figure_and_table_of_the_chapter_can_be_made_from_any_run(run):
     model, left_out = costmodel.fit(run), costmodel.leave_one_out(run)
-    assert len(figures.predicted_vs_measured(left_out).axes) == 1
-    assert len(figures.terms_vs_n(model).axes) == 3
+    assert len(predict_figures.predicted_vs_measured(left_out).axes) == 1
+    assert len(predict_figures.terms_vs_n(model).axes) == 3
     table = predict.compared(model)
-    assert figures.published_vs_projected(table[table["stand_in"] == ""]).axes
+    assert predict_figures.published_vs_projected(table[table["stand_in"] == ""]).axes
     assert len(predict.terms(model)) == len(model.backends)
     assert len(predict.errors(left_out)) == 2 * len(model.backends)
     assert predict.latencies(model)["4096×1024"].str.fullmatch(r"\*\S+\* \(\S+–\S+\)").all()

@@ -5,9 +5,9 @@ import pytest
 import synthetic
 
 from tinygemm import models
-from tinygemm.report import projections
-from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
-from tinygemm.report.verdicts.models import NAMED, never_slower
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
+from tinygemm.report.models import tables as projections
+from tinygemm.report.models.claims import NAMED, never_slower
 
 BACKENDS = ("fp16-cublas", "fp16-triton", "int4")
 SHAPES = models.decode_shapes()

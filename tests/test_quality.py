@@ -6,7 +6,7 @@ import torch
 
 from tinygemm.harness import quality
 from tinygemm.kernel.quant import dequantize, quantize
-from tinygemm.report import pages
+from tinygemm.report.kernel import quality as kernel_quality
 
 TABLE = pd.read_csv(quality.FILE)
 ERRORS = TABLE.set_index(["rule", "distribution"])["error_percent"]
@@ -69,7 +69,7 @@ def test_the_distributions_are_what_they_are_called(weights):
 
 
 def test_the_page_shows_every_rule_in_order_under_its_own_errors():
-    shown = pages.quality.rules()
+    shown = kernel_quality.rules()
     assert [rule.strip("`") for rule in shown["rule"]] == list(quality.RULES)
     for row in shown.to_dict("records"):
         for (rule, distribution), error in ERRORS.items():

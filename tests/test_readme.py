@@ -10,7 +10,12 @@ import synthetic
 from conftest import ROOT
 
 from tinygemm.hardware import gpu_spec
-from tinygemm.report import advice, answer, costmodel, one_token, readme, tables
+from tinygemm.report import readme
+from tinygemm.report.answer import tables as one_token
+from tinygemm.report.answer import words as answer
+from tinygemm.report.base import tables
+from tinygemm.report.models import advice
+from tinygemm.report.predict import model as costmodel
 from tinygemm.runs import latest_run, load_run, recorded_runs
 
 README = ROOT / "README.md"

@@ -9,9 +9,12 @@ import pytest
 import synthetic
 
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
-from tinygemm.report import figures, pages, regimes, tables
-from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED
-from tinygemm.report.verdicts import regimes as verdicts
+from tinygemm.report.base import tables
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
+from tinygemm.report.regimes import claims as verdicts
+from tinygemm.report.regimes import figures as regimes_figures
+from tinygemm.report.regimes import page as regimes_page
+from tinygemm.report.regimes import tables as regimes
 
 HEIGHTS, WIDTHS = (1024, 4096, 14336, 28672), (256, 1024, 4096, 14336)
 GRID = [(K, N) for K in HEIGHTS for N in WIDTHS]
@@ -74,9 +77,9 @@ def test_one_k_is_no_map(load):
     rows = regimes.speedups(load(shapes=[(4096, N) for N in WIDTHS]))
     assert len(rows)
     assert regimes.grid(rows, 1).empty
-    assert not pages.regimes.has_map(rows)
+    assert not regimes_page.has_map(rows)
     with pytest.raises(ValueError, match="speedup_map: no grid"):
-        figures.speedup_map(rows)
+        regimes_figures.speedup_map(rows)
 
 
 def test_reclaimed_is_what_the_simple_kernel_loses_and_the_tuned_one_wins(load):
@@ -95,7 +98,7 @@ def test_reclaimed_is_what_the_simple_kernel_loses_and_the_tuned_one_wins(load):
 
 
 def test_the_map_is_white_at_break_even_and_blue_and_orange_beside_it():
-    from tinygemm.report.figures.regimes import DIVERGING
+    from tinygemm.report.regimes.figures import DIVERGING
 
     assert DIVERGING(0.5)[:3] == pytest.approx((1, 1, 1), abs=0.01)
     loss, gain = DIVERGING(0.25)[:3], DIVERGING(0.75)[:3]
@@ -107,7 +110,7 @@ def test_the_map_is_white_at_break_even_and_blue_and_orange_beside_it():
 
 def test_the_cells_of_the_map_are_the_speedups(load):
     rows = regimes.speedups(load())
-    fig = figures.speedup_map(rows, m_list=(1,))
+    fig = regimes_figures.speedup_map(rows, m_list=(1,))
     right = fig.axes[1]
     (mesh,) = [c for c in right.collections if isinstance(c, mpl.collections.QuadMesh)]
     at = rows[(rows["kernel"] == "int4") & (rows["against"] == "cuBLAS")]
@@ -134,8 +137,8 @@ def test_a_kernel_that_never_stops_paying_has_no_crossing(load):
     run = load({"int4-fused": 0.01}, shapes=STUDY_SHAPES[:1], backends=PATHS, m_list=MANY)
     rows = regimes.by_tokens(tables.report_table(run))
     assert regimes.crossings(rows)[["m_dequant", "m_fp16"]].isna().all(axis=None)
-    assert set(pages.regimes.crossings(rows)["dequant"]) == {"none up to 256"}
-    assert figures.crossover(rows).axes[0].get_title(loc="left").endswith("no crossing")
+    assert set(regimes_page.crossings(rows)["dequant"]) == {"none up to 256"}
+    assert regimes_figures.crossover(rows).axes[0].get_title(loc="left").endswith("no crossing")
 
 
 def test_a_run_of_decode_alone_has_no_crossover(load):
@@ -177,10 +180,10 @@ def test_one_slow_point_is_named(load):
 
 def test_every_point_is_in_the_table(load):
     rows = regimes.speedups(load())
-    shown = pages.regimes.points(rows, 1)
+    shown = regimes_page.points(rows, 1)
     assert len(shown) == len(GRID)
-    assert shown[list(pages.regimes.point_columns())].notna().all(axis=None)
-    assert set(pages.regimes.reclaimed(rows, (1,))["against"]) == set(regimes.AGAINST)
+    assert shown[list(regimes_page.point_columns())].notna().all(axis=None)
+    assert set(regimes_page.reclaimed(rows, (1,))["against"]) == set(regimes.AGAINST)
 
 
 def test_another_group_size_of_a_shape_does_not_count_twice(load):

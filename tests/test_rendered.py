@@ -7,8 +7,10 @@ import synthetic
 from conftest import ROOT
 
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
-from tinygemm.report import pages, tables
-from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED, Verdict
+from tinygemm.report.base import page, tables
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict
+from tinygemm.report.dequantisation import page as dequantisation_page
+from tinygemm.report.speedup import page as speedup_page
 
 PLANTED = {
     "fp16-cublas": 40.0, "int4-static": 30.0, "int4": 20.0, "int4-no-dequant": 15.0, "int4-load-only": 10.0,
@@ -31,15 +33,16 @@ def table(tmp_path_factory):
 
 
 def shown(table, function):
-    """Headings and cells of the table on a page that is made by `pages.<function>`, cell by cell as text."""
+    """Headings and cells of the table on a page that is made by `<module>.<function>`, cell by cell as text."""
     cells = [
         "".join(cell["source"])
         for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
         for cell in json.loads(path.read_text())["cells"]
         if cell["cell_type"] == "code"
     ]
-    (source,) = [cell for cell in cells if f"pages.{function}(table)" in cell]
-    lines = [line for line in eval(source, {"pages": pages, "table": table}).data.splitlines() if line.startswith("|")]
+    (source,) = [cell for cell in cells if f".{function}(table)" in cell]
+    names = {"table": table, "page": page, "speedup_page": speedup_page, "dequantisation_page": dequantisation_page}
+    lines = [line for line in eval(source, names).data.splitlines() if line.startswith("|")]
     headings, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return headings, rows
 
@@ -73,5 +76,5 @@ def test_the_table_of_what_is_left_out_has_every_kernel_under_its_own_heading(ta
 def test_a_state_has_the_badge_of_its_colour(state, role):
     """The class of the badge on the page follows from the role: `{bdg-success}` is of class `sd-bg-success`."""
     other = Verdict("claim", HOLDS if state != HOLDS else FAILS, "Sentence.", {})
-    said = pages.card("A", {"A": Verdict("claim", state, "Sentence.", {}), "A_static": other}).data
+    said = page.card("A", {"A": Verdict("claim", state, "Sentence.", {}), "A_static": other}).data
     assert f"{{bdg-{role}}}`{state}` Sentence." in said

@@ -6,7 +6,7 @@ import pytest
 import sanitize
 
 from tinygemm.digest import kernel_digest
-from tinygemm.report import pages
+from tinygemm.report.kernel import page as kernel_page
 
 CLEAN = "38 passed in 50s\n========= ERROR SUMMARY: 0 errors\n"
 REPORTS = {
@@ -85,7 +85,7 @@ def test_the_page_says_whether_the_kernels_are_those_that_were_checked(kernels, 
     file.write_text(
         f"2026-11-25, NVIDIA H100, triton 3.6.0{kernels}\nmemcheck (x): no errors in 79 tests\n", encoding="utf-8"
     )
-    text = pages.sanitizers(file).data
+    text = kernel_page.sanitizers(file).data
     assert text.splitlines()[0].endswith(sentence)
     assert "* memcheck (x): no errors in 79 tests" in text
 

@@ -14,9 +14,9 @@ from tinygemm.harness.static_cost import config_cost
 from tinygemm.harness.static_table import FORMATS, MORE_TOKENS, OPCODES, PROBLEMS, static_row
 from tinygemm.kernel.configs import STATIC, LaunchConfig, select
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
-from tinygemm.report.limiters import STATIC as STATIC_COLUMNS
-from tinygemm.report.limiters import static_file
-from tinygemm.report.tables import LAUNCH_CONFIG
+from tinygemm.report.base.tables import LAUNCH_CONFIG
+from tinygemm.report.bottleneck.tables import STATIC as STATIC_COLUMNS
+from tinygemm.report.bottleneck.tables import static_file
 
 pytestmark = pytest.mark.aot
 HINT = "run `tinygemm static-cost --gpu {}`"

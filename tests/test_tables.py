@@ -8,9 +8,9 @@ import pytest
 import synthetic
 
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES, GemmProblem
-from tinygemm.report import tables
-from tinygemm.report.counters import summarize_counters
-from tinygemm.report.intervals import bootstrap_interval, interval_of, median, ratio_of_medians
+from tinygemm.report.base import tables
+from tinygemm.report.base.intervals import bootstrap_interval, interval_of, median, ratio_of_medians
+from tinygemm.report.bottleneck.counters import summarize_counters
 from tinygemm.runs import load_run
 
 NARROW, WIDE = GemmProblem(1, 1024, 4096), GemmProblem(1, 14336, 4096)
@@ -402,12 +402,12 @@ def test_a_run_without_suites_is_its_own_only_suite(run):
 
 
 def test_a_run_of_the_whole_plan_gives_a_table_and_verdicts_on_decode_alone(planned):
-    from tinygemm.report import verdicts
+    from tinygemm.report.speedup import claims as speedup_claims
 
     table = tables.report_table(planned)
     assert len(table) == len(planned.cases)
     assert tables.primary(table).groupby(["backend", "M", "K", "N"]).size().max() == 1
-    wide = verdicts.of_run(planned)["A"]
+    wide = speedup_claims.of_run(planned)["A"]
     assert wide.numbers["n_shapes"] == sum(N >= 2 * K for K, N in REPORT_SHAPES)
     assert len(tables.counters_table(planned)) > len(tables.counters_table(tables.suite(planned, "decode")))
 

@@ -5,8 +5,10 @@ import pytest
 import synthetic
 
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES
-from tinygemm.report import tables, verdicts
-from tinygemm.report.verdicts import FAILS, HOLDS, UNDECIDED, claim
+from tinygemm.report.base import claims as claim
+from tinygemm.report.base import tables
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
+from tinygemm.report.speedup import claims as speedup_claims
 
 NARROW, WIDE = STUDY_SHAPES[0], STUDY_SHAPES[2]
 BACKENDS = ("fp16-cublas", "int4-static", "int4", "int4-no-dequant", "int4-load-only", "fp16-triton")
@@ -22,7 +24,7 @@ def judge(tmp_path):
             tmp_path, truth=truth, m_list=(1,), shapes=shapes, backends=backends, counters=counters,
             modes=(("graph", "cold"),),
         )  # fmt: skip
-        return verdicts.of_run(run)
+        return speedup_claims.of_run(run)
 
     return judge
 

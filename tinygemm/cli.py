@@ -102,7 +102,7 @@ def bench(csv, shape_list, group_size, asymmetric, rep, warmup, skip_correctness
         counters=False,
     )
     _require_gpu()
-    from tinygemm.report import tables
+    from tinygemm.report.base import tables
 
     cases, samples = sweep.bench(plan)
     table = tables.report_table(SimpleNamespace(cases=cases, samples=samples))
@@ -135,7 +135,7 @@ def breakdown(csv, shape_list, group_size, asymmetric, rep, warmup, skip_correct
         counters=False,
     )
     _require_gpu()
-    from tinygemm.report import tables
+    from tinygemm.report.base import tables
 
     cases, samples = sweep.bench(plan)
     _write_csv(tables.breakdown(SimpleNamespace(cases=cases, samples=samples)), csv)
@@ -297,7 +297,7 @@ def static_cost(gpu, csv):
     """Count the instructions per weight of the kernels that get profiled, in their machine code; needs no GPU."""
     from tinygemm.hardware import gpu_spec
     from tinygemm.harness.static_table import static_rows
-    from tinygemm.report.limiters import static_file
+    from tinygemm.report.bottleneck.tables import static_file
 
     key = gpu_spec(gpu).key
     csv = csv or static_file(key)
@@ -319,14 +319,15 @@ def plot():
 @_option("format", type=click.Choice([suffix[1:] for suffix in IMAGE_SUFFIXES]), default="png", help="Kind of image.")
 def decode(csv, out_dir, format):
     """Plot A: speedup over FP16 against N, and the decode latencies."""
-    from tinygemm.report import bench_csv, figures
+    from tinygemm.report import bench_csv
+    from tinygemm.report.speedup import figures as speedup_figures
 
     table = bench_csv.read_bench(csv)
     products = table[(table["M"] > 0) & (table["K"] > 0)]
     K, M = int(products["K"].mode()[0]), int(products["M"].min())
     drawn = {
-        "speedup_vs_n": figures.speedup_vs_n(table, K=K),
-        "decode_latency": figures.decode_latency(table, M=M),
+        "speedup_vs_n": speedup_figures.speedup_vs_n(table, K=K),
+        "decode_latency": speedup_figures.decode_latency(table, M=M),
     }
     out_dir.mkdir(parents=True, exist_ok=True)
     for name, figure in drawn.items():
@@ -339,10 +340,11 @@ def decode(csv, out_dir, format):
 def plot_breakdown(csv, out):
     """Plot C: what dequantisation costs on its own and inside the fused kernel."""
     _check_image(out)
-    from tinygemm.report import bench_csv, figures
+    from tinygemm.report import bench_csv
+    from tinygemm.report.dequantisation import figures as dequantisation_figures
 
     table = bench_csv.read_breakdown(csv)
-    _save(figures.dequant_breakdown(table, M=int(table.loc[table["M"] > 0, "M"].min())), out)
+    _save(dequantisation_figures.dequant_breakdown(table, M=int(table.loc[table["M"] > 0, "M"].min())), out)
 
 
 @plot.command("peak-compute")
@@ -355,14 +357,14 @@ def peak_compute(fp16_csv, int4_csv, out):
     import pandas as pd
 
     from tinygemm.harness import counters as ncu
-    from tinygemm.report import counters as combine
-    from tinygemm.report import figures
+    from tinygemm.report.bottleneck import counters as combine
+    from tinygemm.report.bottleneck import figures as bottleneck_figures
 
     parts = []
     for backend, file in (("fp16-cublas", fp16_csv), ("int4", int4_csv)):
         rows = _frame([dataclasses.asdict(row) for row in ncu.read_file(file, backend)])
         parts.append(combine.summarize_counters(rows).assign(backend=backend))
-    _save(figures.percent_of_peak(pd.concat(parts, ignore_index=True)), out)
+    _save(bottleneck_figures.percent_of_peak(pd.concat(parts, ignore_index=True)), out)
 
 
 for command in (advise, predict, equivalent):
@@ -404,9 +406,9 @@ def _check_image(file: Path) -> None:
 
 
 def _save(figure, file: Path) -> None:
-    from tinygemm.report import figures
+    from tinygemm.report.base import style
 
-    _write(file, lambda aside: figures.save(figure, aside))
+    _write(file, lambda aside: style.save(figure, aside))
 
 
 def _report_refusals(cases) -> None:

@@ -39,7 +39,9 @@ def advise(model, gpu, m, tp, group_size, launch, csv, data_root):
     Measured where the GPU was recorded, else predicted from the newest run of any GPU.
     """
     from tinygemm import hardware, runs
-    from tinygemm.report import advice, costmodel, tables
+    from tinygemm.report.base import tables
+    from tinygemm.report.models import advice
+    from tinygemm.report.predict import model as costmodel
 
     if csv:
         check_writable(csv)

@@ -38,7 +38,7 @@ def predict(gpu, shape_list, csv, group_size, backend, launch, run, data_root):
     The run is the newest of that GPU, or where it was never recorded, the newest of all.
     """
     from tinygemm import hardware, runs
-    from tinygemm.report import costmodel
+    from tinygemm.report.predict import model as costmodel
 
     check_writable(csv)
     spec = hardware.gpu_spec(gpu)

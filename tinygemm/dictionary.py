@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tinygemm.report.published import Quoted
+from tinygemm.published import Quoted
 from tinygemm.runs import DATA_ROOT, SCHEMA_VERSION, TABLES
 
 README = DATA_ROOT / "README.md"
@@ -19,7 +19,7 @@ measured by others and are quoted, each with its source.
 A run is named by the UTC minute and the commit that measured it: `<gpu>/<minute>-<commit>/`. It is written
 once by `tinygemm record` and never edited: `provenance.json` holds the sha256 of every file. A run that differs from it
 is refused, and so is one measured from uncommitted code (`-dirty`). Rates, speedups and quantiles are not stored:
-`tinygemm/report/tables.py` derives them.
+`tinygemm/report/base/tables.py` derives them.
 
 The schema is version {version}. This page is generated from it: `python -m tinygemm.dictionary`. Runs of an older
 version stay readable: what they lack is filled in ({later}).
@@ -104,7 +104,7 @@ PUBLISHED = """\
 ## published/
 
 Values quoted from the literature, one file per source, one row per value. Unlike a run they may be corrected, when a
-source corrects itself or was misread. `tinygemm/report/published.py` reads them and refuses a source that
+source corrects itself or was misread. `tinygemm/published.py` reads them and refuses a source that
 `book/references.bib` does not have.
 """
 

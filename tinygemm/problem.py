@@ -80,6 +80,7 @@ LAYER_OF_SHAPE = {(layer.K, layer.N): layer for layer in LLAMA_3_8B}
 DECODE_M = (1, 2, 4, 8, 16)
 # the four projections of the earlier study, as (K, N): narrow, square, wide, tall
 STUDY_SHAPES = ((4096, 1024), (4096, 4096), (4096, 14336), (14336, 4096))
+NARROW, SQUARE, WIDE, TALL = STUDY_SHAPES
 N_SWEEP = (512, 1024, 2048, 4096, 6144, 8192, 14336, 28672)
 REPORT_SHAPES = tuple(dict.fromkeys([*((4096, n) for n in N_SWEEP), *STUDY_SHAPES]))
 

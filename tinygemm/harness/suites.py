@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tinygemm import models, runs
 from tinygemm.harness import backends as registry
-from tinygemm.problem import DECODE_M, REPORT_SHAPES, STUDY_SHAPES, GemmProblem
+from tinygemm.problem import DECODE_M, REPORT_SHAPES, STUDY_SHAPES, WIDE, GemmProblem
 
 NAMES = ("decode", "models", "regimes", "crossover", "causes", "formats", "heldout", "method", "ladder")
 IDEALS = ("copy", "empty-node")
@@ -61,7 +61,6 @@ LADDER_BACKENDS = (
     "int4-load-only", "int4-load-only-serial",
 )  # fmt: skip
 
-NARROW, SQUARE, WIDE, TALL = STUDY_SHAPES
 COUNTER_M = (8, 16, 64, 256)  # profiled at the wide projection, beside M = 1 everywhere
 COUNTER_BACKENDS = ("fp16-cublas", "int4-static", "int4")
 COUNTER_PROBLEMS = tuple(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tinygemm.report.tables import SHAPE
+from tinygemm.report.base.tables import SHAPE
 from tinygemm.text import read_unicode
 
 # columns of numbers that figures draw: those that a table must have, and those that it may have

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tinygemm.report import answer, figures
+from tinygemm.report.answer import figures as answer_figures
+from tinygemm.report.answer import words as answer
+from tinygemm.report.base import style
 
 FIGURE = "book/_static/headline.svg"
 BEGIN, END = "<!-- findings: written by `make headline` -->", "<!-- end of findings -->"
@@ -17,8 +19,8 @@ def write(root: Path, run) -> None:
     _, after = rest.split(END)
     found, alt = answer.of_run(run), ""
     if len(found.token):
-        figure = figures.one_token(found.token)
-        figures.save(figure, root / FIGURE)
+        figure = answer_figures.one_token(found.token)
+        style.save(figure, root / FIGURE)
         alt = figure.get_label()
     readme.write_text(f"{before}{BEGIN}\n{first_screen(found, alt)}{END}{after}", encoding="utf-8")
 

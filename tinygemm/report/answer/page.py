@@ -1,0 +1,54 @@
+"""What the first page puts on the screen: the answer, the reader's case, and the tables of findings and caveats."""
+
+from __future__ import annotations
+
+import pandas as pd
+from IPython.display import Markdown
+
+from tinygemm.report.answer import words as answer
+from tinygemm.report.base import page as shared
+from tinygemm.report.base import tables
+from tinygemm.report.base.page import lacks, table
+from tinygemm.report.predict.page import no_model
+
+FINDINGS = {"claim": ("Its claim", ""), "finding": ("What we find", ""), "why": ("Why", "")}
+WAYS = {"how": ("The same INT4 kernel over FP16, M = 1", ""), "range": ("Speedup at four projections", "")}
+
+
+def sentence(found: answer.Answer) -> Markdown:
+    """Whether, by how much and how far INT4 pays off, and the two words that this needs."""
+    return Markdown(f"{answer.sentence(found)}\n\n{answer.terms()}")
+
+
+def case(found: answer.Answer) -> Markdown:
+    """Llama-3-8B on an A10G as a card, with the way to a case of one's own."""
+    if found.case is None:
+        return no_model()
+    lines = [f"* {line}" for line in answer.case_lines(found.case)]
+    lines.append(f"* Another model or GPU: {{doc}}`13_models`, or\n  `{answer.COMMAND}`.")
+    body = "\n".join(lines)
+    return Markdown(f":::{{admonition}} {answer.case_title(found.case)}\n:class: case\n\n{body}\n:::")
+
+
+def findings(found: answer.Answer) -> Markdown:
+    """The earlier study's three findings as a table of three rows."""
+    return table(found.findings, FINDINGS, "tab-findings", "Three findings, tested with a tuned kernel")
+
+
+def ways(found: answer.Answer) -> Markdown:
+    """Both caveats, and the comparison with the faster FP16 kernel, under the number of the headline."""
+    if found.ways.empty:
+        return lacks("the projections of the earlier study")
+    rows = pd.DataFrame({
+        "how": found.ways["way"].str[0].str.upper() + found.ways["way"].str[1:],
+        "range": [f"{row.low:.1f}× to {row.high:.1f}×" for row in found.ways.itertuples()],
+    })  # fmt: skip
+    return table(rows, WAYS, "tab-ways", "The most favourable way is the first")
+
+
+def conditions(found: answer.Answer, run) -> Markdown:
+    """How the run was measured: one line, and everything in a fold."""
+    rows = shared.conditions(run, tables.report_table(tables.only(run, run.cases["backend"].isin(tables.IDEALS))))
+    columns = {"condition": ("Condition", ""), "value": ("Value", "")}
+    everything = table(rows, columns, "tab-conditions", "How the run of this report was measured")
+    return Markdown(f"{found.conditions}\n\n{shared.dropdown('All conditions', everything).data}")

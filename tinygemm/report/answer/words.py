@@ -1,0 +1,328 @@
+"""The answer of the first screen, from one run: numbers and words that the index page and README.md share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from tinygemm.hardware import gpu_spec
+from tinygemm.problem import STUDY_SHAPES, GemmProblem
+from tinygemm.report.answer import tables as one_token
+from tinygemm.report.base import tables
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict
+from tinygemm.report.base.tables import BASELINE, at_shapes, primary
+from tinygemm.report.bottleneck.tables import limited_by_bytes
+from tinygemm.report.dequantisation import claims as dequantisation_claims
+from tinygemm.report.evidence import tables as evidence
+from tinygemm.report.models import advice
+from tinygemm.report.models import tables as projections
+from tinygemm.report.predict import model as costmodel
+from tinygemm.report.predict import projection as extrapolate
+from tinygemm.report.speedup import claims as speedup_claims
+
+CASE_GPU = "a10g"  # the GPU of the earlier study
+COMMAND = f"tinygemm advise --model {one_token.MODEL.key} --gpu {CASE_GPU} --m 1"
+KV = GemmProblem(1, 1024, 4096)
+ALIKE = 0.10  # kernels whose projections differ by less are worth the same to a user
+LEVEL = 0.05  # speedups nearer to 1 are no gain and no loss: runs differ by almost as much
+STATE = {HOLDS: "Yes", FAILS: "No", UNDECIDED: "Open"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model on one GPU: Llama-3-8B on an A10G, one token in flight.
+
+    advice:        advice.advise of it, projected where the run is of another GPU
+    kv:            speedup, low, high of the KV projection, and the time saved by quantising nothing else: saved_ms of
+                   a token, and its share of one
+    peer:          time of PyTorch's INT4 kernel over ours: least and most of the four projections; () if unknown
+    overlaps:      the GPU has programmatic dependent launch
+    """
+
+    advice: advice.Advice
+    kv: dict[str, float]
+    peer: tuple[float, ...]
+    overlaps: bool
+
+    @property
+    def projected(self) -> bool:
+        return self.advice.gpu != self.advice.run_gpu
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What `of_run` returns.
+
+    conditions: of the measurement, in one sentence
+    token:      one_token.times
+    m_pays:     up to how many tokens in flight INT4 pays, and the largest M that was timed: one_token.most_tokens
+    case:       None where the run timed too few shapes for a projection
+    findings:   claim, finding, why: one row per finding of the earlier study
+    ways:       ways(run, table)
+    """
+
+    gpu: str
+    conditions: str
+    token: pd.DataFrame
+    m_pays: tuple[float, int]
+    case: Case | None
+    findings: pd.DataFrame
+    ways: pd.DataFrame
+
+
+def of_run(run) -> Answer:
+    """Everything that the first screen says of a run."""
+    cases, fitted = run.cases, _fit(run)
+    cold = cases["launch"].isin(("graph", "primed")) & (cases["l2_state"] == "cold")
+    few = tables.only(run, cold & (cases["M"].isin((0, 1)) | at_shapes(cases, STUDY_SHAPES)))
+    table, causes = tables.report_table(few), dequantisation_claims.of_run(run)
+    return Answer(
+        run.gpu["name"], _conditions(run), one_token.times(run, table, fitted), one_token.most_tokens(table),
+        _case(fitted), findings(speedup_claims.of_run(run), causes), ways(run, table),
+    )  # fmt: skip
+
+
+def ways(run, table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
+    """The speedup of the same INT4 kernel, timed or compared in several ways, over the projections of the study.
+
+    table:   report_table(run)
+    returns: way, low, high (least and most of the four projections); no row for a way that lacks one of them
+    """
+    rows = primary(table)
+    rows = rows[(rows["M"] == M) & at_shapes(rows, STUDY_SHAPES)]
+    primed = evidence.primed_speedups(table, M)["primed"]
+    best = projections.against_best_fp16(tables.only(run, (run.cases["M"] == M) & at_shapes(run.cases, STUDY_SHAPES)))
+    best = best[best["group_size"] == one_token.GROUP_SIZE]
+    told = {
+        "calls overlap": rows.loc[rows["backend"] == "int4", "speedup_vs_fp16"],
+        "no overlap": rows.loc[rows["backend"] == "int4-serial", "speedup_vs_fp16"],
+        "after a programmatic dependent launch": primed,
+        "against the faster of cuBLAS and our FP16 kernel": best["speedup"],
+    }
+    found = [(way, values.min(), values.max()) for way, values in told.items()
+             if values.notna().sum() == len(STUDY_SHAPES)]  # fmt: skip
+    return pd.DataFrame(found, columns=["way", "low", "high"])
+
+
+def findings(found: dict[str, Verdict], causes: dict[str, Verdict]) -> pd.DataFrame:
+    """The three findings of the earlier study: claim, finding and why, of the tuned kernel.
+
+    found: verdicts.of_run(run)        causes: verdicts.causes.of_run(run)
+    """
+    shift = found["B"]
+    rows = [
+        ("A. INT4 helps wide FFN projections.", _speedups(found["A"]), _bytes_decide(shift.numbers)),
+        ("B. With INT4 the bottleneck shifts away from memory.", f"{STATE[shift.state]}.", _profiled(shift.numbers)),
+        ("C. INT4 loses on narrow projections, to dequantisation.", _speedups(found["C"]),
+         _narrow(found, causes)),
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["claim", "finding", "why"])
+
+
+# --- words ----------------------------------------------------------------------------------------------------------
+
+
+def sentence(found: Answer) -> str:
+    """Whether INT4 pays off per token, by how much, and up to how many tokens in flight."""
+    rows = found.token.set_index("backend")
+    if not {BASELINE, "int4"} <= set(rows.index):
+        return "**Open.** This run did not time FP16 and INT4 at the linear layers of Llama 3 8B."
+    speedup, ms = rows["speedup"], rows["ms"]
+    serial = f", or {_times(speedup['int4-serial'])} where calls cannot overlap" if "int4-serial" in rows.index else ""
+    predicted = "" if rows.loc[[BASELINE, "int4"], "predicted"].sum() == 0 else ", partly predicted"
+    return (
+        f"**{_lead(speedup['int4'], *found.m_pays)}** The linear layers of one token of Llama 3 8B take "
+        f"{ms['int4']:.1f} ms in INT4 and {ms[BASELINE]:.1f} ms in FP16 on an {found.gpu}{predicted}: INT4 is "
+        f"**{_times(speedup['int4'])}** as fast{serial}. The accuracy of a model is not measured here."
+    )
+
+
+def terms() -> str:
+    """The terms that the sentence takes for granted."""
+    return (
+        "INT4 stores a weight in 4 bits; FP16 is what runs today, in cuBLAS. *Tokens in flight*, M, share one read of "
+        "the weights. Calls *overlap* when one requests its weights while the call before it still runs."
+    )
+
+
+def case_title(case: Case) -> str:
+    return f"Llama 3 8B on an {_short(case.advice.gpu)}, one token in flight: {_kind(case).upper()}"
+
+
+def case_lines(case: Case) -> list[str]:
+    """The case in short sentences, the most important first."""
+    totals, rows = case.advice.totals, case.advice.rows.dropna(subset=["speedup"])
+    each = ", ".join(f"{row.layer.removesuffix('_proj')} {row.speedup:.1f}×" for row in rows.itertuples())
+    kv = case.kv
+    bits = KV.int4_bits_per_weight()
+    lines = [
+        f"The linear layers of a token take **{totals['advised'] / 1e3:.1f} ms instead of {totals['fp16'] / 1e3:.1f} "
+        f"ms: {totals['speedup']:.1f}×** ({totals['speedup_low']:.1f} to {totals['speedup_high']:.1f}).",
+        f"By projection: {each.replace('gate_up', 'gate and up')}.",
+        f"KV alone: {kv['speedup']:.1f}× ({kv['low']:.1f} to {kv['high']:.1f}), {kv['saved_ms']:.1f} ms saved, "
+        f"{kv['share']:.0%} of a token.",
+        f"Memory of the weights: {one_token.weight_gb(bits=bits):.1f} GB instead of {one_token.weight_gb():.1f} GB.",
+        f"{'Calls can overlap on this GPU.' if case.overlaps else 'Calls cannot overlap on this GPU.'} {_peer(case)}",
+    ]
+    if case.projected:
+        lines.append(f"Projected from the {_short(case.advice.run_gpu)}, not timed; the ranges hold what that assumes.")
+    return lines
+
+
+def case_in_short(case: Case) -> str:
+    """The case in one sentence."""
+    totals, kv = case.advice.totals, case.kv
+    bits = KV.int4_bits_per_weight()
+    return (
+        f"Llama 3 8B on an {_short(case.advice.gpu)}, {_kind(case)}: {totals['fp16'] / 1e3:.1f} ms → "
+        f"{totals['advised'] / 1e3:.1f} ms per token, {totals['speedup']:.1f}× ({totals['speedup_low']:.1f} to "
+        f"{totals['speedup_high']:.1f}), weights {one_token.weight_gb():.1f} GB → {one_token.weight_gb(bits=bits):.1f} "
+        f"GB; the KV projection alone saves {kv['share']:.0%} of a token. {_peer(case)}"
+    )
+
+
+def caveats_in_short(found: Answer) -> str:
+    """Every way to time or compare the kernels, in one sentence; empty where the run has one way only."""
+    if len(found.ways) < 2:
+        return ""
+    told = [f"{row.low:.1f}× to {row.high:.1f}× ({row.way})" for row in found.ways.itertuples()]
+    return f"The same INT4 kernel over FP16 at M = 1 in four projections: {'; '.join(told)}."
+
+
+def findings_in_short(found: Answer) -> str:
+    told = [f"{row.claim.rstrip('.')}: **{row.finding.rstrip('.')}**" for row in found.findings.itertuples()]
+    return f"An earlier study's findings, tested again. {'. '.join(told)}."
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+
+def _fit(run) -> costmodel.CostModel | None:
+    """The latency model of the kernels that the answer names; None where the run timed too few shapes for one."""
+    try:
+        return costmodel.fit(run, backends=one_token.BACKENDS)
+    except ValueError:
+        return None
+
+
+def _case(fitted: costmodel.CostModel | None) -> Case | None:
+    spec = gpu_spec(CASE_GPU)
+    try:
+        found = advice.advise(fitted, one_token.MODEL, spec) if fitted else None
+    except ValueError:
+        return None
+    if found is None:
+        return None
+    latency = costmodel.predict(fitted, [KV], spec, (BASELINE, "int4"), ("graph",))["latency_us"]
+    band = advice.bands(fitted, [KV], spec, "graph").iloc[0]
+    saved = one_token.UNFUSED[KV.K, KV.N] * one_token.MODEL.layers * (latency.iloc[0] - latency.iloc[1])
+    kv = {"speedup": latency.iloc[0] / latency.iloc[1], "low": band["speedup_low"], "high": band["speedup_high"]}
+    kv |= {"saved_ms": saved / 1e3, "share": saved / found.totals["fp16"]}
+    overlaps = spec.compute_capability >= extrapolate.DEPENDENT_LAUNCH
+    return Case(found, {name: float(value) for name, value in kv.items()}, _peer_range(fitted, found, spec), overlaps)
+
+
+def _peer_range(fitted: costmodel.CostModel, found: advice.Advice, spec) -> tuple[float, ...]:
+    if "graph" not in getattr(fitted.backends.get("aten-int4mm"), "spread", {}):
+        return ()
+    rows = found.rows.dropna(subset=["int4_us"])
+    problems = [GemmProblem(1, row.N, row.K, int(row.group_size)) for row in rows.itertuples()]
+    theirs = costmodel.predict(fitted, problems, spec, ("aten-int4mm",), ("graph",))["latency_us"].to_numpy()
+    ratios = theirs / rows["int4_us"].to_numpy()
+    return float(ratios.min()), float(ratios.max())
+
+
+def _conditions(run) -> str:
+    return (
+        f"Measured on an {run.gpu['name']}: CUDA graph, weights not in L2, FP16 activations, one scale per 128 "
+        f"weights; run `{run.run_id}`, whose kernels are {tables.kernels(run)}."
+    )
+
+
+def _lead(speedup: float, m_pays: float, m_most: int) -> str:
+    if abs(speedup - 1) < LEVEL:
+        return "Hardly: one token takes as long."
+    if speedup < 1:
+        return "No, not at one token in flight."
+    if np.isnan(m_pays):
+        return "Yes, at one token in flight."
+    if np.isinf(m_pays):
+        return f"Yes, at up to {m_most} tokens in flight, the most that were timed."
+    return f"Yes, up to about {5 * round(m_pays / 5) if m_pays > 7.5 else round(m_pays)} tokens in flight."
+
+
+def _times(speedup: float) -> str:
+    return f"{speedup:.1f} times"
+
+
+def _kind(case: Case) -> str:
+    return "projected" if case.projected else "measured"
+
+
+def _short(gpu: str) -> str:
+    return gpu.removeprefix("NVIDIA ")
+
+
+def _peer(case: Case) -> str:
+    if not case.peer:
+        return ""
+    least, most = case.peer
+    ratio = (
+        f"{least - 1:.0%} to {most - 1:.0%} longer than ours"
+        if least > 1
+        else f"{least:.2f} to {most:.2f} times our time"
+    )
+    alike = max(abs(least - 1), abs(most - 1)) < ALIKE
+    takes = "is projected to take" if case.projected else "takes"
+    return f"PyTorch's own INT4 kernel {takes} {ratio}{': any decent INT4 kernel will do' if alike else ''}."
+
+
+def _speedups(verdict: Verdict) -> str:
+    numbers = verdict.numbers
+    if "worst_speedup" not in numbers:
+        return f"{STATE[verdict.state]}."
+    low, high = (_x(numbers[f"{end}_speedup"]) for end in ("worst", "best"))
+    return f"{STATE[verdict.state]}: {low if low == high else f'{low} to {high}'}."
+
+
+def _x(speedup: float) -> str:
+    return f"{speedup:.1f}×" if speedup >= 1 else f"{speedup:.2f}×"
+
+
+def _bytes_decide(numbers: dict[str, float]) -> str:
+    """What the rate of calls in a row says of the wide projection."""
+    if "int4_rate" not in numbers:
+        return ""
+    sets = "set" if limited_by_bytes(numbers["int4_rate"]) else "do not set"
+    return f"Calls in a row read at {numbers['int4_rate']:.0%} of the speed of a copy: the bytes {sets} the time."
+
+
+def _profiled(numbers: dict[str, float]) -> str:
+    """What calls in a row say of the bottleneck, and the counters of one call alone beside it."""
+    told = []
+    if "int4_rate" in numbers:
+        limited = {"FP16": limited_by_bytes(numbers["fp16_rate"]), "INT4": limited_by_bytes(numbers["int4_rate"])}
+        names = [name for name, yes in limited.items() if yes]
+        told.append(f"In a row, the bytes limit {' and '.join(names) if names else 'neither'}.")
+    if "fp16_dram" in numbers:
+        alone = f"FP16 keeps DRAM {numbers['fp16_dram']:.0%} busy, INT4 {numbers['int4_dram']:.0%}"
+        told.append(f"A profiler runs one call alone: there {alone}.")
+    return " ".join(told)
+
+
+def _narrow(found: dict[str, Verdict], causes: dict[str, Verdict]) -> str:
+    """The share of dequantisation in the tuned kernel, and what makes the simple one slow."""
+    cause, simple, regime = found["C_cause"].numbers, found["C_loses_static"], causes["cause_narrow_graph"]
+    told = []
+    if "dequant_share" in cause:
+        share = max(cause["dequant_share"], 0)
+        told.append(f"At {cause['K']:.0f}×{cause['N']:.0f} dequantisation is {share:.0%} of the time.")
+    if simple.state == HOLDS and regime.numbers:
+        split, unpacking = (regime.numbers[f"{name}_value"] for name in ("too_little_parallelism", "dequantisation"))
+        told.append(
+            f"A simple kernel loses, {_x(simple.numbers['worst_speedup'])}. In the tuned one splitting K saves "
+            f"{split:.0%} of the time, fast dequantisation {unpacking:.0%}."
+        )
+    return " ".join(told)
