@@ -443,7 +443,7 @@ def conditions() -> dict:
 
     def said(*command: str) -> str | None:
         try:
-            return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+            return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout.strip()
         except (FileNotFoundError, subprocess.CalledProcessError):
             return None
 

@@ -137,7 +137,9 @@ def _pytest(copy: Path, tests: Sequence[str], mark: str) -> tuple[int | str, str
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=short", "-p", "no:cacheprovider", *tests]
     command += ["-m", mark] if mark else []
     try:
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
+        done = subprocess.run(
+            command, cwd=copy, env=environment, capture_output=True, encoding="utf-8", timeout=LIMIT_S
+        )
     except subprocess.TimeoutExpired:
         return f"none, after {LIMIT_S} s", ""
     return done.returncode, done.stdout[-3000:] + done.stderr[-1000:]

@@ -52,7 +52,7 @@ def text_of(page: Path) -> str:
 
 
 def article_of(page: Path) -> str:
-    return re.search(r"<article.*?</article>", page.read_text(), re.DOTALL)[0]
+    return re.search(r"<article.*?</article>", page.read_text(encoding="utf-8"), re.DOTALL)[0]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,9 @@ def test_front_page_answers_in_its_first_sentence_and_shows_all_that_the_answer_
 
 
 def test_title_of_the_front_page_has_the_name_of_the_book_once(book):
-    (title,) = re.findall(r"<title>(.*?)</title>", (book / "executed" / "00_answer.html").read_text(), re.DOTALL)
+    (title,) = re.findall(
+        r"<title>(.*?)</title>", (book / "executed" / "00_answer.html").read_text(encoding="utf-8"), re.DOTALL
+    )
     assert title.count("INT4") == 1
 
 
@@ -130,7 +132,7 @@ def test_code_of_a_page_is_one_fold_at_its_foot_and_not_in_the_search(book):
         fold = page.index('<details class="how-made">')
         assert page.index("open_run") > fold > page.rindex("<h2>")
         assert not re.search(r"tag_(parameters|injected-parameters|hide-input)", page)
-    assert "inlinebackend" not in (book / "searchindex.js").read_text().lower()
+    assert "inlinebackend" not in (book / "searchindex.js").read_text(encoding="utf-8").lower()
 
 
 def test_every_figure_says_in_words_what_it_shows(book):
@@ -151,7 +153,8 @@ def test_every_figure_says_in_words_what_it_shows(book):
 def test_box_that_a_table_scrolls_in_has_a_name_and_takes_the_focus(book):
     for chapter in CHAPTERS:
         for box in re.findall(
-            r'<div class="pst-scrollable-table-container"[^>]*>', (book / "executed" / f"{chapter}.html").read_text()
+            r'<div class="pst-scrollable-table-container"[^>]*>',
+            (book / "executed" / f"{chapter}.html").read_text(encoding="utf-8"),
         ):
             assert re.search(r'tabindex="0" role="region" aria-label="[^"]{5,}"', box)
 

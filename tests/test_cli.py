@@ -352,7 +352,7 @@ def test_static_cost_is_of_the_gpu_that_a_name_stands_for(tmp_path, monkeypatch,
     monkeypatch.setattr(static_table, "static_rows", lambda key: [{"gpu": key}])
     monkeypatch.setattr(limiters, "static_file", lambda key: tmp_path / f"{key}.csv")
     succeed("static-cost", "--gpu", "H100 SXM")
-    assert (tmp_path / "h100-80gb-hbm3.csv").read_text() == "gpu\nh100-80gb-hbm3\n"
+    assert (tmp_path / "h100-80gb-hbm3.csv").read_text(encoding="utf-8") == "gpu\nh100-80gb-hbm3\n"
     assert "unknown GPU 'H100 PCIe'" in refuse(capsys, "static-cost", "--gpu", "H100 PCIe")
 
 
@@ -559,7 +559,9 @@ def test_a_number_that_no_measurement_has_is_refused_with_its_line(
     file = {"decode": bench_csv, "breakdown": breakdown_csv}[kind]
     table = pd.read_csv(file).astype({column: object})
     table.loc[3, column] = number
-    file.write_text("\n" + table.to_csv(index=False))  # a blank line before the header counts as a line
+    file.write_text(
+        "\n" + table.to_csv(index=False), encoding="utf-8"
+    )  # a blank line before the header counts as a line
     told = refuse(capsys, *plot(kind, file, tmp_path / "out"))
     assert re.search(rf"{file.name}:6: {column} must be .*'{re.escape(number)}'", told)
     assert not list(tmp_path.glob("out*"))
@@ -568,8 +570,8 @@ def test_a_number_that_no_measurement_has_is_refused_with_its_line(
 @pytest.mark.parametrize("kind", list(PLOTS))
 def test_what_stands_twice_is_named_with_both_lines(kind, bench_csv, breakdown_csv, tmp_path, capsys):
     file = {"decode": bench_csv, "breakdown": breakdown_csv}[kind]
-    header, *rows = file.read_text().splitlines(keepends=True)
-    file.write_text("".join([header, *rows[:4], "\n", rows[2], *rows[4:]]))
+    header, *rows = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text("".join([header, *rows[:4], "\n", rows[2], *rows[4:]]), encoding="utf-8")
     assert "stands in lines 4 and 7" in refuse(capsys, *plot(kind, file, tmp_path / "out"))
 
 
@@ -588,7 +590,7 @@ def test_harmless_oddities_of_a_csv_leave_the_table_as_it_is(kind, bench_csv, br
         "decode": (bench_csv, bench_csv_reader.read_bench),
         "breakdown": (breakdown_csv, bench_csv_reader.read_breakdown),
     }[kind]
-    text = source.read_text()
+    text = source.read_text(encoding="utf-8")
     blank = "," * text.partition("\n")[0].count(",")
     odd = (
         text.encode("utf-8-sig"),

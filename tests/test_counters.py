@@ -111,14 +111,17 @@ def test_what_ncu_writes_is_collected_per_target(tmp_path, monkeypatch):
 
 def test_ncu_prints_numbers_as_they_are_read_whatever_the_language_of_the_machine(tmp_path, monkeypatch):
     """An ncu that writes 13.504 for 13,504 where the environment asks for German."""
-    fake_ncu(tmp_path, monkeypatch, WIDE.read_text())
+    fake_ncu(tmp_path, monkeypatch, WIDE.read_text(encoding="utf-8"))
     program = (
-        (tmp_path / "bin" / "ncu").read_text().replace(".write(", ".write(german(", 1).replace(")\nprint", "))\nprint")
+        (tmp_path / "bin" / "ncu")
+        .read_text(encoding="utf-8")
+        .replace(".write(", ".write(german(", 1)
+        .replace(")\nprint", "))\nprint")
     )
     german = (
         "import os\ngerman = lambda text: text if os.environ.get('LC_ALL') == 'C' else text.replace(',504', '.504')\n"
     )
-    (tmp_path / "bin" / "ncu").write_text(program.replace("import sys\n", f"import sys\n{german}"))
+    (tmp_path / "bin" / "ncu").write_text(program.replace("import sys\n", f"import sys\n{german}"), encoding="utf-8")
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
     rows, _ = counters.collect([TARGET], say=lambda text: None)
     assert value(rows, 0, "gpu__time_duration.sum") == 13504
@@ -421,7 +424,7 @@ def test_a_file_that_is_missing_or_no_text_is_named(tmp_path):
 def test_a_file_is_read_in_every_encoding_that_programs_on_windows_write(tmp_path, source, encoding, ending):
     mark = "\ufeff" if encoding == "utf-16-be" else ""
     file = tmp_path / source.name
-    file.write_bytes((mark + source.read_text().replace("\n", ending)).encode(encoding))
+    file.write_bytes((mark + source.read_text(encoding="utf-8").replace("\n", ending)).encode(encoding))
     assert read_file(file, "x") == read_file(source, "x")
 
 
@@ -432,25 +435,27 @@ LABELS = {"gpu__time_duration.sum": "Duration", "dram__bytes_read.sum": "DRAM Re
 def test_the_details_page_is_refused_with_the_page_and_metrics_that_are_needed(tmp_path, source):
     """The page has the same columns, and labels where metrics would be, some of them several times."""
     page = re.sub(
-        r'"\w+__[\w.]+"', lambda name: f'"{LABELS.get(name[0][1:-1], "Memory Throughput")}"', source.read_text()
+        r'"\w+__[\w.]+"',
+        lambda name: f'"{LABELS.get(name[0][1:-1], "Memory Throughput")}"',
+        source.read_text(encoding="utf-8"),
     )
-    (tmp_path / "d.csv").write_text(page)
+    (tmp_path / "d.csv").write_text(page, encoding="utf-8")
     with pytest.raises(CounterFileError, match=r"d\.csv:\d+: .*details.*--page raw.*gpu__time_duration\.sum"):
         read_file(tmp_path / "d.csv", "x")
 
 
 def test_labels_beside_metrics_that_were_asked_for_are_passed_over(tmp_path):
-    row = next(line for line in REAL.read_text().splitlines() if '"dram__bytes_read.sum"' in line)
+    row = next(line for line in REAL.read_text(encoding="utf-8").splitlines() if '"dram__bytes_read.sum"' in line)
     label = row.replace("dram__bytes_read.sum", "Memory Throughput").replace('"byte"', '"Gbyte/s"')
-    (tmp_path / "m.csv").write_text(REAL.read_text() + f"{label}\n{label}\n")
+    (tmp_path / "m.csv").write_text(REAL.read_text(encoding="utf-8") + f"{label}\n{label}\n", encoding="utf-8")
     assert read_file(tmp_path / "m.csv", "x") == read_file(REAL, "x")
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=LAYOUTS)
 def test_a_row_that_repeats_a_launch_is_refused_with_both_lines(tmp_path, source):
-    lines = source.read_text().splitlines()
+    lines = source.read_text(encoding="utf-8").splitlines()
     first = line_of(source, '"Kernel Name"') + (2 if source == WIDE else 1)
-    (tmp_path / "r.csv").write_text("\n".join([*lines, lines[first - 1]]))
+    (tmp_path / "r.csv").write_text("\n".join([*lines, lines[first - 1]]), encoding="utf-8")
     with pytest.raises(CounterFileError, match=rf"r\.csv:{len(lines) + 1}: .* line {first} already"):
         read_file(tmp_path / "r.csv", "x")
 
@@ -459,22 +464,22 @@ def test_a_row_that_repeats_a_launch_is_refused_with_both_lines(tmp_path, source
 @pytest.mark.parametrize("appended", SOURCES, ids=LAYOUTS)
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["", "bom"])
 def test_a_report_that_was_appended_to_another_is_refused_at_its_header(tmp_path, source, appended, mark):
-    text = source.read_text()
-    text += mark + appended.read_text()[appended.read_text().index('"ID"') :]
-    (tmp_path / "c.csv").write_text(text)
-    second = len(source.read_text().splitlines()) + 1
+    text = source.read_text(encoding="utf-8")
+    text += mark + appended.read_text(encoding="utf-8")[appended.read_text(encoding="utf-8").index('"ID"') :]
+    (tmp_path / "c.csv").write_text(text, encoding="utf-8")
+    second = len(source.read_text(encoding="utf-8").splitlines()) + 1
     with pytest.raises(CounterFileError, match=rf"a second header in line {second}"):
         read_file(tmp_path / "c.csv", "x")
 
 
 def planted(tmp_path, metric: str, text: str, launch: int = 0, unit: str | None = None) -> Path:
     """A real file of one kernel a call, in which a metric of a launch was printed so."""
-    lines = REAL.read_text().splitlines()
+    lines = REAL.read_text(encoding="utf-8").splitlines()
     at = [i for i, line in enumerate(lines) if f'"{metric}"' in line][launch]
     *before, old_unit, _ = next(csv.reader([lines[at]]))
     lines[at] = ",".join(f'"{cell}"' for cell in (*before, old_unit if unit is None else unit, text))
     file = tmp_path / "planted.csv"
-    file.write_text("\n".join(lines) + "\n")
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file
 
 
@@ -491,24 +496,27 @@ def test_what_is_not_available_is_no_number_and_refuses_nothing(tmp_path, nothin
 
 
 def test_what_no_call_has_is_missing_in_the_table_and_not_zero(tmp_path):
-    text = re.sub(r'("dram__bytes_read.sum","byte",)"[^"]*"', r'\1"(!) nan"', REAL.read_text())
-    (tmp_path / "n.csv").write_text(text)
+    text = re.sub(r'("dram__bytes_read.sum","byte",)"[^"]*"', r'\1"(!) nan"', REAL.read_text(encoding="utf-8"))
+    (tmp_path / "n.csv").write_text(text, encoding="utf-8")
     both = [*read_file(tmp_path / "n.csv", "gone"), *read_file(REAL, "there")]
     summary = summarize_counters(table(both)).set_index("case_id")
     assert summary["dram_read_bytes"].isna().to_dict() == {"gone": True, "there": False}
-    (tmp_path / "n.csv").write_text(re.sub(r'^("\d+",.*)"[^"]*"$', r'\1"n/a"', REAL.read_text(), flags=re.MULTILINE))
+    (tmp_path / "n.csv").write_text(
+        re.sub(r'^("\d+",.*)"[^"]*"$', r'\1"n/a"', REAL.read_text(encoding="utf-8"), flags=re.MULTILINE),
+        encoding="utf-8",
+    )
     with pytest.raises(CounterFileError, match="no metric is available in any call"):
         read_file(tmp_path / "n.csv", "x")
 
 
 def test_a_call_of_two_kernels_has_no_sum_where_one_kernel_has_none(tmp_path):
     """A sum over the other kernel alone would be too small, and percentages need the duration of both."""
-    lines = LONG.read_text().splitlines()
+    lines = LONG.read_text(encoding="utf-8").splitlines()
     whole = read_file(LONG, "x")
     for metric in ("dram__bytes_read.sum", "gpu__time_duration.sum"):
         at = next(i for i, line in enumerate(lines) if "splitKreduce" in line and f'"{metric}"' in line)
         spoilt = [*lines[:at], re.sub(r'"[^"]*"$', '"n/a"', lines[at]), *lines[at + 1 :]]
-        (tmp_path / "s.csv").write_text("\n".join(spoilt) + "\n")
+        (tmp_path / "s.csv").write_text("\n".join(spoilt) + "\n", encoding="utf-8")
         rows = read_file(tmp_path / "s.csv", "x")
         assert [row for row in rows if row.call] == [row for row in whole if row.call]
         ratios = {row.metric for row in whole if not row.metric.endswith(".sum")}
@@ -523,25 +531,31 @@ def test_the_values_of_instances_behind_a_value_are_passed_over(tmp_path, printe
         value(read_file(planted(tmp_path, "smsp__inst_executed.sum", printed), "x"), 0, "smsp__inst_executed.sum")
         == 13504
     )
-    text = WIDE.read_text().replace('"13,504"', f'"{printed}"')
-    (tmp_path / "w.csv").write_text(text)
+    text = WIDE.read_text(encoding="utf-8").replace('"13,504"', f'"{printed}"')
+    (tmp_path / "w.csv").write_text(text, encoding="utf-8")
     assert value(read_file(tmp_path / "w.csv", "x"), 0, "gpu__time_duration.sum") == 13504
 
 
 @pytest.mark.parametrize("metric", ["smsp__inst_executed.sum", "lts__t_sector_hit_rate.pct", "launch__grid_size"])
 def test_a_negative_count_is_refused_with_its_line(tmp_path, metric):
     file = planted(tmp_path, metric, "-1", launch=1)
-    line = [i for i, line in enumerate(file.read_text().splitlines(), start=1) if f'"{metric}"' in line][1]
+    line = [
+        i for i, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1) if f'"{metric}"' in line
+    ][1]
     with pytest.raises(CounterFileError, match=rf"planted\.csv:{line}: {metric} is -1"):
         read_file(file, "x")
 
 
 def test_a_property_may_be_negative(tmp_path):
-    row = next(line for line in REAL.read_text().splitlines() if '"launch__grid_size"' in line)
+    row = next(line for line in REAL.read_text(encoding="utf-8").splitlines() if '"launch__grid_size"' in line)
     for number in range(3):
         row_of_launch = re.sub(r'^"\d+"', f'"{number}"', row).replace("launch__grid_size", "device__attribute_numa_id")
-        with (tmp_path / "p.csv").open("a") as file:
-            file.write((REAL.read_text() if number == 0 else "") + re.sub(r'"[^"]*"$', '"-1"', row_of_launch) + "\n")
+        with (tmp_path / "p.csv").open("a", encoding="utf-8") as file:
+            file.write(
+                (REAL.read_text(encoding="utf-8") if number == 0 else "")
+                + re.sub(r'"[^"]*"$', '"-1"', row_of_launch)
+                + "\n"
+            )
     assert value(read_file(tmp_path / "p.csv", "x"), 2, "device__attribute_numa_id") == -1
 
 

@@ -114,7 +114,7 @@ def test_chapter_run_by_papermill_alone_from_anywhere_finds_the_newest_run(tmp_p
 def test_chapter_of_a_gpu_that_is_not_here_stops_with_one_sentence_instead_of_frames(tmp_path):
     chapter, params = ROOT / "notebooks" / "04_speedup.ipynb", ROOT / "notebooks" / "params" / "a10g.yaml"
     command = [sys.executable, "-m", "papermill", str(chapter), str(tmp_path / "out.ipynb"), "-f", str(params)]
-    done = subprocess.run([*command, "-k", "python3"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([*command, "-k", "python3"], cwd=ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode != 0
     cell = done.stderr.split("Exception encountered at")[1].strip().splitlines()
     assert len(cell) == 2, "where, and the sentence"

@@ -21,8 +21,8 @@ def checkout(tmp_path):
     root = tmp_path / "root"
     for folder in ("package", "tests", "data"):
         (root / folder).mkdir(parents=True)
-    (root / "package" / "half.py").write_text("def half(x):\n    return x / 2\n")
-    (root / "tests" / "test_half.py").write_text(TESTS)
+    (root / "package" / "half.py").write_text("def half(x):\n    return x / 2\n", encoding="utf-8")
+    (root / "tests" / "test_half.py").write_text(TESTS, encoding="utf-8")
     return root
 
 
@@ -39,7 +39,7 @@ def test_a_fault_is_caught_missed_or_stale(checkout):
     assert sorted(words[:-1]) == ["caught", "missed", "stale"]
     assert total == "3 planted: 1 caught, 1 missed, 1 stale"
     assert told(checkout, CAUGHT)[0]
-    assert "/ 2" in (checkout / "package" / "half.py").read_text()
+    assert "/ 2" in (checkout / "package" / "half.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -55,10 +55,12 @@ def test_what_decides_nothing_is_an_error(checkout, tmp_path, old, new, tests, m
     copy = copy_of(checkout, tmp_path / "copy")
     with pytest.raises(PlantingError, match=message):
         outcome(Fault("", "package/half.py", old, new, tests), copy)
-    assert (copy / "package" / "half.py").read_text() == (checkout / "package" / "half.py").read_text()
+    assert (copy / "package" / "half.py").read_text(encoding="utf-8") == (checkout / "package" / "half.py").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_tests_that_fail_with_no_fault_planted_stop_everything(checkout):
-    (checkout / "package" / "half.py").write_text("def half(x):\n    return x / 3\n")
+    (checkout / "package" / "half.py").write_text("def half(x):\n    return x / 3\n", encoding="utf-8")
     ok, words, _ = told(checkout, Fault("a half", "package/half.py", "/ 3", "/ 2", SEEN))
     assert (ok, words) == (False, ["with"])

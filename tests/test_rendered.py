@@ -37,7 +37,7 @@ def shown(table, function):
     cells = [
         "".join(cell["source"])
         for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
-        for cell in json.loads(path.read_text())["cells"]
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
         if cell["cell_type"] == "code"
     ]
     (source,) = [cell for cell in cells if f".{function}(table)" in cell]

@@ -97,7 +97,7 @@ def _extract(commit: str, folder: Path, root: Path) -> None:
     if result.returncode:
         why = result.stderr.decode(errors="replace").strip()
         raise ValueError(f"commit {commit} cannot be read from this checkout's history: {why}")
-    with tarfile.open(fileobj=io.BytesIO(result.stdout)) as archive:
+    with tarfile.open(fileobj=io.BytesIO(result.stdout), encoding="utf-8") as archive:
         archive.extractall(folder, filter="data")
 
 
