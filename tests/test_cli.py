@@ -510,6 +510,7 @@ def test_a_csv_that_comes_out_of_a_pipe_is_plotted(kind, bench_csv, breakdown_cs
         (lambda text: text + text.splitlines()[0] + "\n", "M must be a number, got 'M'"),
         (lambda text: text + text.partition("\n")[2], "give one table per file"),
         (lambda text: text.splitlines()[0] + "\n\n\n", "no rows below the header"),
+        (lambda text: text.replace(",K,", ",M,", 1), ":1: the column M stands there twice"),
     ],
     ids=[
         "missing",
@@ -524,6 +525,7 @@ def test_a_csv_that_comes_out_of_a_pipe_is_plotted(kind, bench_csv, breakdown_cs
         "header twice",
         "rows twice",
         "blank",
+        "column twice",
     ],
 )
 def test_a_csv_that_cannot_be_plotted_is_refused(kind, spoil, message, bench_csv, breakdown_csv, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -41,6 +42,25 @@ def test_an_existing_file_keeps_its_mode(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_file_that_is_mounted_by_itself_gets_its_content_in_place(tmp_path, monkeypatch):
+    file = tmp_path / "t.csv"
+    file.write_text("old", encoding="utf-8")
+
+    def busy(self, target):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    monkeypatch.setattr(Path, "replace", busy)
+    clitools.write_text("new", file)
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+    assert content(file) == "new"
+
+
+def test_a_name_may_be_as_long_as_a_file_system_allows(tmp_path):
+    file = tmp_path / ("n" * 251 + ".csv")
+    clitools.write_text("new", file)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
 def test_a_file_of_somebody_else_stays_theirs(tmp_path):
     file = tmp_path / "t.csv"
     file.touch()

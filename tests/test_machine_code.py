@@ -87,6 +87,12 @@ def test_a_commit_that_is_not_here_is_named(tmp_path):
         equivalence.prove("1234567", "a" * 64, "h200", tmp_path)
 
 
+def test_what_is_no_commit_never_reaches_git(tmp_path):
+    with pytest.raises(ValueError, match="is not the name of a commit"):
+        equivalence.prove(f"--output={tmp_path / 'made'}", "a" * 64, "h200", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_row_is_written_once(tmp_path):
     file = tmp_path / "equivalent.csv"
     evidence = equivalence.Evidence("a" * 64, "b" * 64, "commit abc: equal, source")

@@ -52,11 +52,21 @@ def test_what_was_typed_is_what_is_read(file, content, values):
         (b"m_list: [1,\n  010]\n", 2, "m_list is 010"),
         (b"rep: 2026-13-45\n", 1, "date"),
         (b"25: rep\n", 1, "name"),
+        (b"gpu: a10g\nrep: !!bool maybe\n", 2, "rep is not what the tag bool says"),
+        (b"rep: !!float abc\n", 1, "rep is not what the tag float says"),
+        (b"rep: 3\ngpu: {a: 1, a: 2}\n", 2, "gpu: expected a value or a list of values"),
+        (b"m_list: [[1, 025]]\n", 1, "m_list: expected a value or a list of values"),
     ],
 )
 def test_a_fault_is_refused_with_its_line(file, content, line, words):
     file.write_bytes(content)
     with pytest.raises(ValueError, match=rf"^{re.escape(f'{file}:{line}: ')}.*{re.escape(words)}"):
+        read_parameters(file)
+
+
+def test_lists_in_lists_without_end_are_refused(file):
+    file.write_text("a: " + "[" * 5000, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"^{re.escape(str(file))}"):
         read_parameters(file)
 
 

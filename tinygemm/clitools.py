@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import click
 
+NAME_MAX = 255  # bytes of a file name, on every usual file system
 OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -96,14 +98,19 @@ def write(file: Path, write_to: Callable[[Path], object]) -> None:
 
 
 def _replace(file: Path, write_to: Callable[[Path], object]) -> None:
-    aside = file.with_name(f".{os.getpid()}-{file.name}")
+    aside = file.with_name(f".{os.getpid()}-{file.name}"[:NAME_MAX])
     try:
         write_to(aside)
         if file.exists():
             if os.geteuid() == 0:  # anybody else may only make files of their own
                 os.chown(aside, file.stat().st_uid, file.stat().st_gid)
             shutil.copymode(file, aside)
-        aside.replace(file)
+        try:
+            aside.replace(file)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            file.write_bytes(aside.read_bytes())  # a file that is mounted by itself, as into a container
     finally:
         aside.unlink(missing_ok=True)
 

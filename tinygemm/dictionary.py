@@ -56,9 +56,8 @@ What could not be read, or is not installed, is null. Host names, users, paths a
 `static/<gpu>.csv` holds instructions per weight, counted in the machine code of the kernels that get profiled:
 `tinygemm static-cost --gpu <gpu>` compiles them without a GPU and writes it again. `earlier/` holds times that were
 measured before runs were recorded, with method and note; the report quotes them as such. `checks/sanitizer.txt` is
-what `make sanitize` said last and `checks/numerics.json` what `make numerics` found; `equivalent.csv` ties digests of kernels that compute the same, each
-row with its proof, written by `tinygemm equivalent`; the page about the kernel shows
-both.
+what `make sanitize` said last and `checks/numerics.json` what `make numerics` found; the page about the kernel shows
+both. `equivalent.csv` ties digests of kernels that compute the same, each row with its proof: `tinygemm equivalent`.
 
 `quality/rules.csv` holds the error of each rule for the scale of a group, on random weights;
 `python -m tinygemm.harness.quality` computes it again. It says nothing about the accuracy of a model.

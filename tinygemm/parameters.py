@@ -27,7 +27,9 @@ def read_parameters(file: Path) -> dict:
         if not isinstance(mapping, yaml.MappingNode):
             raise _refusal(file, mapping, "expected `name: value` lines")
         _check(file, mapping)
-        return loader.construct_document(mapping)
+        return {key.value: _constructed(file, loader, key.value, value) for key, value in mapping.value}
+    except RecursionError:
+        raise ValueError(f"{file}: lists in lists, too many to read: expected `name: value` lines") from None
     except yaml.MarkedYAMLError as error:
         raise ValueError(f"{file}:{error.problem_mark.line + 1}: not YAML: {_words(error)}") from None
     except yaml.reader.ReaderError as error:
@@ -57,8 +59,17 @@ def _check(file: Path, mapping: yaml.MappingNode) -> None:
         line = key.start_mark.line + 1
         if lines.setdefault(key.value, line) != line:
             raise _refusal(file, key, f"{key.value} was already given in line {lines[key.value]}; keep one of them")
-        for part in (value, *(value.value if isinstance(value, yaml.SequenceNode) else ())):
+        for part in value.value if isinstance(value, yaml.SequenceNode) else (value,):
+            if not isinstance(part, yaml.ScalarNode):
+                raise _refusal(file, part, f"{key.value}: expected a value or a list of values")
             _check_scalar(file, key.value, part)
+
+
+def _constructed(file: Path, loader: yaml.SafeLoader, name: str, value: yaml.Node):
+    try:
+        return loader.construct_object(value, deep=True)
+    except (KeyError, ValueError):  # a tag such as !!bool in front of what is none
+        raise _refusal(file, value, f"{name} is not what the tag {value.tag.rpartition(':')[2]} says") from None
 
 
 def _check_scalar(file: Path, name: str, value: yaml.Node) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -92,11 +93,16 @@ def record(evidence: Evidence, file: Path = EQUIVALENT) -> bool:
 
 
 def _extract(commit: str, folder: Path, root: Path) -> None:
+    if not re.fullmatch(r"[0-9a-f]{7,40}|HEAD", commit):
+        raise ValueError(f"{commit!r} is not the name of a commit: expected 7 to 40 hexadecimal digits")
     command = ("git", "-C", str(root), "archive", commit, "tinygemm")
     result = subprocess.run(command, capture_output=True)
     if result.returncode:
-        why = result.stderr.decode(errors="replace").strip()
-        raise ValueError(f"commit {commit} cannot be read from this checkout's history: {why}")
+        why = result.stderr.decode(errors="replace").strip().removeprefix("fatal: ")
+        raise ValueError(
+            f"commit {commit} cannot be read from this checkout's history ({why}); a shallow clone gets it with "
+            "`git fetch --unshallow`"
+        )
     with tarfile.open(fileobj=io.BytesIO(result.stdout), encoding="utf-8") as archive:
         archive.extractall(folder, filter="data")
 

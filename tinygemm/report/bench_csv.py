@@ -39,6 +39,8 @@ def _read(file: Path, key: str, needed: tuple[str, ...], more: tuple[str, ...]) 
     """A table with one row per `key`, and a product in one of them at least."""
     header, rows, lines = _cells(file)
     needed = (*SHAPE, *needed)
+    if twice := [name for name in needed if header.count(name) > 1]:
+        raise ValueError(f"{file}:1: the column {twice[0]} stands there twice")
     if missing := [name for name in (key, *needed) if name not in header]:
         raise ValueError(f"{file}:1: the column {', '.join(missing)} is missing")
     texts = pd.DataFrame(rows, columns=header)
@@ -49,6 +51,10 @@ def _read(file: Path, key: str, needed: tuple[str, ...], more: tuple[str, ...]) 
         first, second = [lines[i] for i in texts.index[texts[key] == name][:2]]
         raise ValueError(f"{file}: {name} stands in lines {first} and {second}; give one table per file")
     table = pd.read_csv(io.StringIO(texts.to_csv(index=False)))
+    for name in SHAPE:
+        if (broken := (table[name] % 1 != 0) & table[name].notna()).any():
+            line = lines[broken.to_numpy().argmax()]
+            raise ValueError(f"{file}:{line}: {name} must be a whole number, got {table[name][broken].iloc[0]}")
     if not (table[list(SHAPE)] > 0).all(axis=1).any():
         raise ValueError(f"{file}: no product in this table, a row whose {', '.join(SHAPE)} are above 0")
     return table

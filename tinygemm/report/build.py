@@ -163,7 +163,8 @@ def check_one_run(root: Path) -> None:
     for notebook in sorted((root / "notebooks").glob("[0-9]*.ipynb")):
         executed = root / "book" / "executed" / notebook.name
         if executed.is_file() and (run := run_of(executed)):
-            shown.setdefault((notebook.parent / run).resolve().name, notebook.stem)
+            folder = (notebook.parent / run).resolve()
+            shown.setdefault(f"{folder.parent.name}/{folder.name}", notebook.stem)
     if len(shown) > 1:
         which = ", ".join(f"{run} in {chapter}" for run, chapter in shown.items())
         raise BuildError(
