@@ -15,6 +15,8 @@ MODULES = sorted((ROOT / "tinygemm").rglob("*.py"))
 # what a layer may import of this project; the first layer that a module's name starts with is its own
 LAYERS = {
     "tinygemm.problem": {"tinygemm.problem"},
+    "tinygemm.backends": set(),
+    "tinygemm.metrics": set(),
     "tinygemm.models": {"tinygemm.problem", "tinygemm.models"},
     "tinygemm.hardware": {"tinygemm.problem", "tinygemm.hardware"},
     "tinygemm.digest": {"tinygemm.digest"},
@@ -29,6 +31,8 @@ LAYERS = {
     },
     "tinygemm.kernel": {"tinygemm.problem", "tinygemm.hardware", "tinygemm.runs", "tinygemm.kernel"},
     "tinygemm.harness": {
+        "tinygemm.backends",
+        "tinygemm.metrics",
         "tinygemm.problem",
         "tinygemm.models",
         "tinygemm.hardware",
@@ -46,6 +50,8 @@ LAYERS = {
     },
     "tinygemm.published": {"tinygemm.runs"},
     "tinygemm.report": {
+        "tinygemm.backends",
+        "tinygemm.metrics",
         "tinygemm.published",
         "tinygemm.problem",
         "tinygemm.models",

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from fake_gpu import FakeClock, fake_backend
 
-from tinygemm.harness import backends, counters
+from tinygemm.harness import counters, registry
 from tinygemm.harness.counters import CounterFileError, CountersUnavailableError, Target, ncu_command, read_file
 from tinygemm.problem import GemmProblem
 from tinygemm.report.bottleneck import counters as report_counters
@@ -64,7 +64,7 @@ def test_the_profiled_config_is_the_one_of_the_format_that_was_timed(monkeypatch
     asked = []
     backend = fake_backend("int4", FakeClock())
     backend = replace(backend, variants=lambda *how: asked.append(how) or [])
-    monkeypatch.setitem(backends.BACKENDS, "int4", backend)
+    monkeypatch.setitem(registry.BACKENDS, "int4", backend)
     for symmetric in (True, False):
         with pytest.raises(ValueError, match="int4 has no variant 'table'"):
             counters.run_profiled(replace(TARGET, symmetric=symmetric, variant="table"), "h200", 1)

@@ -242,11 +242,11 @@ def tune(out, workers, shapes):
 @_option("calls", type=click.IntRange(min=1), default=3, help="Calls inside the profiler's range.")
 def profile(backend, m, k, n, group_size, asymmetric, variant, calls):
     """Call one backend a few times between cudaProfilerStart and Stop: the target of ncu."""
-    from tinygemm.harness import backends, counters
+    from tinygemm.harness import counters, registry
     from tinygemm.problem import GemmProblem
 
-    if backend not in backends.BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(backends.BACKENDS)}")
+    if backend not in registry.BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; known: {', '.join(registry.BACKENDS)}")
     problem = GemmProblem(m, n, k, int(group_size))
     key = _require_gpu()
     counters.run_profiled(counters.Target("", backend, problem, not asymmetric, variant), key, calls)
@@ -265,12 +265,12 @@ def counters(shape_list, group_size, asymmetric, backend, out_dir, metrics, kern
     import shlex
 
     from tinygemm import runs
-    from tinygemm.harness import backends
     from tinygemm.harness import counters as ncu
+    from tinygemm.harness import registry
 
     names = _names(backend)
-    if unknown := sorted(set(names) - set(backends.BACKENDS)):
-        raise ValueError(f"unknown backend {', '.join(unknown)}; known: {', '.join(backends.BACKENDS)}")
+    if unknown := sorted(set(names) - set(registry.BACKENDS)):
+        raise ValueError(f"unknown backend {', '.join(unknown)}; known: {', '.join(registry.BACKENDS)}")
     targets = [
         ncu.Target(runs.case_id(name, problem, "graph", "cold"), name, problem, not asymmetric)
         for problem in _problems(shape_list, group_size)

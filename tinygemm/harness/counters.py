@@ -201,17 +201,17 @@ def run_profiled(target: Target, gpu_key: str, calls: int, seed: int = 0) -> Non
     """Call a backend with the profiler on, after one call that compiles; without ncu around it, just runs it."""
     import torch
 
-    from tinygemm.harness import backends
+    from tinygemm.harness import registry
 
-    backend, each = backends.BACKENDS[target.backend], target.problem
+    backend, each = registry.BACKENDS[target.backend], target.problem
     if reason := backend.unsupported_reason(each, target.symmetric):
         raise ValueError(reason)
     variants = {variant.source: variant for variant in backend.variants(each, gpu_key, target.symmetric)}
     if target.variant and target.variant not in variants:
         raise ValueError(f"{target.backend} has no variant {target.variant!r}; it has {', '.join(variants)}")
     variant = variants[target.variant] if target.variant else next(iter(variants.values()))
-    x = backends.activations(each, "cuda", seed + 1).to(getattr(torch, backend.dtype))
-    call = variant.bind(x, variant.build(backends.operands(each, target.symmetric, "cuda", seed)))
+    x = registry.activations(each, "cuda", seed + 1).to(getattr(torch, backend.dtype))
+    call = variant.bind(x, variant.build(registry.operands(each, target.symmetric, "cuda", seed)))
     call()
     torch.cuda.synchronize()
     torch.cuda.profiler.start()
