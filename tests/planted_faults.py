@@ -343,15 +343,15 @@ RUNS = [
         "test_runs.py::test_samples_are_on_disk_before_the_cases_that_claim_them"
     ),
     fault(
-        "a wrong kernel that ends a command well", "cli.py", 'if not refused["status"].isin(["unsupported"]).all():',
-        "if False:", "test_cli.py::test_a_wrong_kernel_makes_bench_fail_after_it_has_written_what_is_right"
+        "a wrong kernel that ends a command well", "cli/measure.py",
+        'if not refused["status"].isin(["unsupported"]).all():', "if False:", "test_cli.py::test_a_wrong_kernel_makes_bench_fail_after_it_has_written_what_is_right"
     ),
     fault(
-        "a run recorded of uncommitted code", "cli.py", "    if not allow_dirty:\n", "    if False:\n",
+        "a run recorded of uncommitted code", "cli/measure.py", "    if not allow_dirty:\n", "    if False:\n",
         "test_cli.py::test_record_refuses_uncommitted_code_before_it_measures_anything"
     ),
     fault(
-        "parameters of one GPU measured on another", "cli.py", 'if gpu not in ("auto", here):', "if False:",
+        "parameters of one GPU measured on another", "cli/measure.py", 'if gpu not in ("auto", here):', "if False:",
         "test_cli.py::test_a_parameter_file_that_cannot_be_is_refused"
     ),
 ]  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from fake_gpu import FakeClock, fake_backend
 from ptx import emulated
 
-from tinygemm.harness import backends, compile, contest, own, peers, timing, verify
+from tinygemm.harness import compile, contest, own, peers, registry, timing, verify
 from tinygemm.harness.plan import Group, SweepPlan
 from tinygemm.harness.suites import REPORT_BACKENDS
 from tinygemm.harness.verify import BF16_TOLERANCE, FP16_TOLERANCE, GEMLITE_TOLERANCE, MismatchError
@@ -22,7 +22,7 @@ from tinygemm.kernel.twins import load_only_reference
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
 
 PROBLEM = GemmProblem(2, 64, 256)
-OURS = [name for name in backends.BACKENDS if name not in ("aten-int4mm", "gemlite", "bitsandbytes-nf4", "marlin")]
+OURS = [name for name in registry.BACKENDS if name not in ("aten-int4mm", "gemlite", "bitsandbytes-nf4", "marlin")]
 OF_INT4 = [name for name in OURS if name.startswith("int4") and "load-only" not in name]
 GEMM_SELECTS = ("int4", "int4-serial", "int4-searched", "int4-bf16", "int4-asymmetric")
 
@@ -35,8 +35,8 @@ def _a_small_cache(request, monkeypatch):
 
 
 def operands(problem=PROBLEM, symmetric=True):
-    packed = backends.operands(problem, symmetric, "cpu", seed=0)
-    x = backends.activations(problem, "cpu", seed=1)
+    packed = registry.operands(problem, symmetric, "cpu", seed=0)
+    x = registry.activations(problem, "cpu", seed=1)
     return x, packed, quant.reference_gemm(x, packed)
 
 
@@ -62,9 +62,9 @@ def test_every_backend_of_the_design_is_registered_under_its_own_name():
         "int4-one-row", "int4-load-only", "int4-load-only-serial", "aten-int4mm", "gemlite", "bitsandbytes-nf4",
         "marlin", "copy", "empty-node",
     }  # fmt: skip
-    assert set(backends.known_names()) == names
+    assert set(registry.known_names()) == names
     assert set(REPORT_BACKENDS) <= names
-    assert all(name == backend.name for name, backend in backends.BACKENDS.items())
+    assert all(name == backend.name for name, backend in registry.BACKENDS.items())
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_every_backend_of_the_design_is_registered_under_its_own_name():
     ],
 )
 def test_bits_bytes_and_flops_are_those_of_the_stored_format(name, bits, bytes_min, flops):
-    problem, backend = GemmProblem(4, 1024, 4096), backends.BACKENDS[name]
+    problem, backend = GemmProblem(4, 1024, 4096), registry.BACKENDS[name]
     assert backend.bits_per_weight(problem, True) == bits
     assert backend.bytes_min(problem, bits) == bytes_min
     assert backend.flops(problem) == flops
@@ -90,9 +90,9 @@ def test_stored_bits_are_the_bytes_that_the_copies_hold():
     """bits_per_weight is a formula in the data and a tensor in memory; they must be one number."""
     _, packed, _ = operands(GemmProblem(1, 128, 1024))
     for name in ("fp16-cublas", "int4"):
-        for variant in backends.BACKENDS[name].variants(PROBLEM, "h200"):
+        for variant in registry.BACKENDS[name].variants(PROBLEM, "h200"):
             stored = stored_bytes(variant.build(packed))
-            assert stored * 8 / (128 * 1024) == backends.BACKENDS[name].bits_per_weight(PROBLEM, True)
+            assert stored * 8 / (128 * 1024) == registry.BACKENDS[name].bits_per_weight(PROBLEM, True)
 
 
 @pytest.mark.parametrize(
@@ -109,12 +109,12 @@ def test_stored_bits_are_the_bytes_that_the_copies_hold():
 )
 def test_what_a_backend_cannot_do_is_said_in_words(name, problem, symmetric, message, monkeypatch):
     monkeypatch.setattr(peers, "find_spec", lambda package: None)
-    assert message in backends.BACKENDS[name].unsupported_reason(problem, symmetric)
+    assert message in registry.BACKENDS[name].unsupported_reason(problem, symmetric)
 
 
 def test_load_only_refuses_a_shape_that_leaves_a_tile_half_full():
     with pytest.raises(ValueError, match="no config of form load-only for M=1 N=1000 K=4096"):
-        backends.BACKENDS["int4-load-only"].variants(GemmProblem(1, 1000, 4096), "h200")
+        registry.BACKENDS["int4-load-only"].variants(GemmProblem(1, 1000, 4096), "h200")
 
 
 # --- each computes the product --------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def test_load_only_refuses_a_shape_that_leaves_a_tile_half_full():
 @pytest.mark.parametrize("name", ["fp16-cublas", "int4-static"])
 def test_a_backend_and_all_its_variants_compute_the_product_on_a_cpu(name, symmetric):
     x, packed, reference = operands(symmetric=symmetric)
-    backend = backends.BACKENDS[name]
+    backend = registry.BACKENDS[name]
     variants = backend.variants(PROBLEM, "h200")
     for variant in variants:
         backend.check(variant.bind, x, variant.build(packed), packed, reference, backend.tolerance)
@@ -137,7 +137,7 @@ def test_a_backend_and_all_its_variants_compute_the_product_on_a_cpu(name, symme
 def test_what_isolates_one_cause_computes_the_product_in_the_interpreter(name):
     problem = GemmProblem(1, 16, 8192)
     x, packed, reference = operands(problem)
-    backend = backends.BACKENDS[name]
+    backend = registry.BACKENDS[name]
     for variant in backend.variants(problem, "h200"):
         with emulated():
             errors = backend.check(variant.bind, x, variant.build(packed), packed, reference, backend.tolerance)
@@ -147,8 +147,8 @@ def test_what_isolates_one_cause_computes_the_product_in_the_interpreter(name):
 def test_one_row_of_activations_stands_for_all_in_the_tuned_kernel():
     problem = GemmProblem(16, 16, 1024)
     x, packed, reference = operands(problem)
-    backend = backends.BACKENDS["int4-one-row"]
-    (variant,), (tuned,) = (backends.BACKENDS[name].variants(problem, "h200") for name in (backend.name, "int4"))
+    backend = registry.BACKENDS["int4-one-row"]
+    (variant,), (tuned,) = (registry.BACKENDS[name].variants(problem, "h200") for name in (backend.name, "int4"))
     assert (variant.config, variant.source) == (tuned.config, tuned.source)
     with emulated():
         out = variant.bind(x, packed)()
@@ -168,9 +168,9 @@ def test_split_variants_differ_from_the_tuned_kernel_by_the_split_alone(K, N):
     """Without a split one warp walks all of K, requesting as much at once as each warp of the tuned kernel does."""
     problem = GemmProblem(1, N, K)
     names = ("int4-splitk", "int4-fused", "int4-more-split")
-    (tuned,), (fused,), (more,) = (backends.BACKENDS[name].variants(problem, "h200") for name in names)
+    (tuned,), (fused,), (more,) = (registry.BACKENDS[name].variants(problem, "h200") for name in names)
     assert tuned.config.split_k * tuned.config.num_warps > 1, "with no split the two would be one kernel"
-    whole = backends.BACKENDS["int4-no-split"].variants(problem, "h200")
+    whole = registry.BACKENDS["int4-no-split"].variants(problem, "h200")
     assert [variant.config.block_n for variant in whole] == [16, 32, 64]
     for variant in whole:
         tile = {"block_n": variant.config.block_n, "block_k": variant.config.block_k}
@@ -202,7 +202,7 @@ def test_without_a_split_the_tile_is_not_that_of_the_tuning(N, tiles, monkeypatc
 @pytest.mark.parametrize("M", [1, 8, 9, 256])
 def test_without_overlap_what_int4_takes_races_the_best_of_each_fused_form(M):
     problem = GemmProblem(M, 4096, 4096)
-    variants = backends.BACKENDS["int4-serial"].variants(problem, "h100-80gb-hbm3")
+    variants = registry.BACKENDS["int4-serial"].variants(problem, "h100-80gb-hbm3")
     selected, source = select(problem, "h100-80gb-hbm3")
     assert (variants[0].config, variants[0].source) == (selected, source)
     best = [select(problem, "h100-80gb-hbm3", form)[0] for form in (("splitk", "ring") if M <= 8 else ("splitk",))]
@@ -215,7 +215,7 @@ def test_without_overlap_what_int4_takes_races_the_best_of_each_fused_form(M):
 def test_no_variant_without_overlap_starts_early(monkeypatch):
     asked = []
     monkeypatch.setattr("tinygemm.kernel.gemm.gemm", lambda x, w, *how: asked.append(how))
-    variants = backends.BACKENDS["int4-serial"].variants(GemmProblem(1, 4096, 4096), "h200")
+    variants = registry.BACKENDS["int4-serial"].variants(GemmProblem(1, 4096, 4096), "h200")
     for variant in variants:
         variant.bind("x", "w")()
     assert asked == [(variant.config, False) for variant in variants]
@@ -223,14 +223,14 @@ def test_no_variant_without_overlap_starts_early(monkeypatch):
 
 def test_no_share_of_a_doubled_split_is_empty():
     with pytest.raises(ValueError, match=r"K=128 has \d shares of a whole step"):
-        backends.BACKENDS["int4-more-split"].variants(GemmProblem(1, 4096, 128), "h200")
+        registry.BACKENDS["int4-more-split"].variants(GemmProblem(1, 4096, 128), "h200")
 
 
 @pytest.mark.parametrize(("K", "N"), STUDY_SHAPES)
 @pytest.mark.parametrize("backend", ["int4-bf16", "int4-asymmetric"])
 def test_a_format_that_was_not_tuned_takes_the_config_of_int4_without_its_limit_of_registers(backend, K, N):
     problem = GemmProblem(1, N, K)
-    (half,), (other,) = (backends.BACKENDS[name].variants(problem, "h200") for name in ("int4", backend))
+    (half,), (other,) = (registry.BACKENDS[name].variants(problem, "h200") for name in ("int4", backend))
     assert other.config == replace(half.config, max_registers=0)
     assert (half.source, other.source) == ("table", "rule")
 
@@ -240,7 +240,7 @@ def test_a_format_that_was_not_tuned_takes_the_config_of_int4_without_its_limit_
 def test_a_format_that_was_tuned_takes_its_own_config(M, K, N):
     rows = [row for row in table("h100-80gb-hbm3")[0] if (row["M"], row["K"], row["N"]) == (M, K, N)]
     for backend, asked in (("int4-bf16", Format(half=False)), ("int4-asymmetric", Format(symmetric=False))):
-        (variant,) = backends.BACKENDS[backend].variants(GemmProblem(M, N, K), "h100-80gb-hbm3")
+        (variant,) = registry.BACKENDS[backend].variants(GemmProblem(M, N, K), "h100-80gb-hbm3")
         fastest = min((row for row in rows if row["format"] == asked), key=lambda row: row["latency_us"])
         assert (variant.config, variant.source) == (fastest["config"], "table")
 
@@ -271,7 +271,7 @@ def asymmetric_configs(name, problem, gpu) -> list[LaunchConfig]:
 def test_of_asymmetric_weights_the_config_is_recorded_that_runs(name, M, K, N):
     """gemm selects by the format of the weight it is given, so a config of another one would not be what was timed."""
     problem, gpu = GemmProblem(M, N, K), "h100-80gb-hbm3"
-    found = [variant.config for variant in backends.BACKENDS[name].variants(problem, gpu, symmetric=False)]
+    found = [variant.config for variant in registry.BACKENDS[name].variants(problem, gpu, symmetric=False)]
     expected = asymmetric_configs(name, problem, gpu)
     assert (found[:1] if name == "int4-searched" else found) == expected
 
@@ -279,7 +279,7 @@ def test_of_asymmetric_weights_the_config_is_recorded_that_runs(name, M, K, N):
 @pytest.mark.parametrize("name", OF_INT4)
 def test_some_config_of_the_study_is_another_one_for_asymmetric_weights(name):
     problems = [GemmProblem(M, N, K) for K, N in STUDY_SHAPES for M in (1, 8)]
-    plain, zeros = ([[variant.config for variant in backends.BACKENDS[name].variants(problem, "h100-80gb-hbm3", kind)]
+    plain, zeros = ([[variant.config for variant in registry.BACKENDS[name].variants(problem, "h100-80gb-hbm3", kind)]
                      for problem in problems] for kind in (True, False))  # fmt: skip
     assert (plain == zeros) == (name in ("int4-static", "int4-asymmetric")), "one config, or always with zeros"
 
@@ -294,13 +294,13 @@ def test_the_contest_and_the_compiler_ask_for_what_the_plan_stores(monkeypatch):
     group = Group(PROBLEM, str(PROBLEM), "graph", "cold", ("int4",))
     compile.jobs_of([group], "h200", False, {"int4": backend})
     monkeypatch.setattr("tinygemm.hardware.live_gpu_key", lambda: "h200")
-    monkeypatch.setitem(backends.BACKENDS, "int4", backend)
+    monkeypatch.setitem(registry.BACKENDS, "int4", backend)
     assert "KeyError" in compile.launch(compile.Job("int4", "a variant that it lacks", PROBLEM, False))
     assert asked == [(PROBLEM, "h200", False)] * 3
 
 
 def test_some_config_of_the_study_has_a_limit_of_registers_to_lose():
-    variants = [backends.BACKENDS["int4"].variants(GemmProblem(1, N, K), "h200") for K, N in STUDY_SHAPES]
+    variants = [registry.BACKENDS["int4"].variants(GemmProblem(1, N, K), "h200") for K, N in STUDY_SHAPES]
     assert any(variant.config.max_registers for (variant,) in variants)
 
 
@@ -308,30 +308,30 @@ def test_some_config_of_the_study_has_a_limit_of_registers_to_lose():
 def test_without_dequantisation_a_limit_of_registers_is_one_that_it_keeps(limit, monkeypatch):
     tuned = LaunchConfig("splitk", 8, 32, 2048, 1, 8, 1, limit)
     monkeypatch.setattr(own, "select", lambda *_, **__: (tuned, "table"))
-    raced = backends.BACKENDS["int4-no-dequant"].variants(PROBLEM, "h200")
+    raced = registry.BACKENDS["int4-no-dequant"].variants(PROBLEM, "h200")
     assert {variant.config.max_registers for variant in raced} == {limit, 168 if limit else 0}
     assert len({variant.source for variant in raced}) == len(raced)
-    (naive,) = backends.BACKENDS["int4-naive-dequant"].variants(PROBLEM, "h200")
+    (naive,) = registry.BACKENDS["int4-naive-dequant"].variants(PROBLEM, "h200")
     assert naive.config == tuned
 
 
 def test_without_dequantisation_a_program_of_many_warps_still_fits_into_an_sm(monkeypatch):
     tuned = LaunchConfig("splitk", 8, 16, 4096, 1, 16, 1, 96)
     monkeypatch.setattr(own, "select", lambda *_, **__: (tuned, "table"))
-    raced = backends.BACKENDS["int4-no-dequant"].variants(PROBLEM, "h200")
+    raced = registry.BACKENDS["int4-no-dequant"].variants(PROBLEM, "h200")
     assert [variant.config.max_registers for variant in raced] == [96, 128]
     assert all(32 * 16 * variant.config.max_registers <= 65536 for variant in raced)
 
 
 def test_the_asymmetric_twin_has_the_codes_and_scales_of_int4_and_zeros_that_matter():
     _, packed, _ = operands()
-    (variant,) = backends.BACKENDS["int4-asymmetric"].variants(PROBLEM, "h200")
+    (variant,) = registry.BACKENDS["int4-asymmetric"].variants(PROBLEM, "h200")
     twin = variant.build(packed)
     assert torch.equal(quant.unpack(twin), quant.unpack(packed))
     assert torch.equal(twin.scales, packed.scales)
     assert len(twin.zeros.unique()) > 8
     assert variant.build(twin) is twin
-    assert stored_bytes(twin) * 8 / (64 * 256) == backends.BACKENDS["int4-asymmetric"].bits_per_weight(PROBLEM, True)
+    assert stored_bytes(twin) * 8 / (64 * 256) == registry.BACKENDS["int4-asymmetric"].bits_per_weight(PROBLEM, True)
     x, _, reference = operands()
     with pytest.raises(MismatchError):
         verify.check_product(lambda x, w: lambda: right(x, w), x, twin, packed, reference, FP16_TOLERANCE)
@@ -340,8 +340,8 @@ def test_the_asymmetric_twin_has_the_codes_and_scales_of_int4_and_zeros_that_mat
 
 def test_the_search_races_what_int4_takes_and_the_best_candidates_by_the_model():
     problem = GemmProblem(1, 13824, 5120)
-    variants = backends.BACKENDS["int4-searched"].variants(problem, "h200")
-    (selected,) = backends.BACKENDS["int4"].variants(problem, "h200")
+    variants = registry.BACKENDS["int4-searched"].variants(problem, "h200")
+    (selected,) = registry.BACKENDS["int4"].variants(problem, "h200")
     assert variants[0].config == selected.config
     assert len({variant.source for variant in variants}) == len(variants) == own.SEARCHED
     assert all(problem.N % variant.config.block_n == 0 for variant in variants[1:])
@@ -349,7 +349,7 @@ def test_the_search_races_what_int4_takes_and_the_best_candidates_by_the_model()
 
 def test_zeros_are_zero_bits_and_their_product_is_zero():
     _, packed, _ = operands(symmetric=False)
-    zeros = backends.zeroed(packed)
+    zeros = registry.zeroed(packed)
     assert all(not tensor.any() for tensor in zeros.tensors())
     assert zeros.shape == packed.shape
     out = right(torch.zeros(2, 256), zeros)
@@ -470,11 +470,11 @@ def test_gemlite_alone_may_have_the_largest_error_of_a_gemv_that_adds_in_fp16():
     _, _, reference = operands(GemmProblem(1, 4096, 256))
     out = reference.clone()
     out[0, 7] += 0.021 * reference.square().mean().sqrt()
-    assert 0.02 < verify.compare(out, reference, backends.BACKENDS["gemlite"].tolerance).max_err < 0.022
-    for name in {*backends.BACKENDS} - {"gemlite"}:
-        if backends.BACKENDS[name].dtype == "float16":
+    assert 0.02 < verify.compare(out, reference, registry.BACKENDS["gemlite"].tolerance).max_err < 0.022
+    for name in {*registry.BACKENDS} - {"gemlite"}:
+        if registry.BACKENDS[name].dtype == "float16":
             with pytest.raises(MismatchError):
-                verify.compare(out, reference, backends.BACKENDS[name].tolerance)
+                verify.compare(out, reference, registry.BACKENDS[name].tolerance)
     with pytest.raises(MismatchError):
         verify.compare(reference * 1.004, reference, GEMLITE_TOLERANCE)
 
@@ -627,7 +627,7 @@ def test_a_weight_that_does_not_fit_in_memory_is_every_contenders_misfortune(mon
     bench = bench_of(clock, fake_backend("a", clock), fake_backend("b", clock))
     group = Group(PROBLEM, str(PROBLEM), "graph", "cold", ("a", "b"))
     with monkeypatch.context() as patch:
-        patch.setattr(backends, "operands", too_large)
+        patch.setattr(registry, "operands", too_large)
         weights = contest.make_weights(bench, group)
     ready = contest.make_ready(bench, [group], weights)
     cases, samples = contest.measure_group(bench, group, ready, weights)
@@ -710,9 +710,9 @@ def test_a_lost_context_stops_everything():
 def test_every_backend_is_right_on_the_gpu_or_says_why_not(problem, symmetric):
     from tinygemm import hardware
 
-    plan = SweepPlan((problem,), symmetric=symmetric, backends=tuple(backends.BACKENDS))
+    plan = SweepPlan((problem,), symmetric=symmetric, backends=tuple(registry.BACKENDS))
     bench = contest.Bench(plan, hardware.snapshot(), timing.CudaClock())
-    packed = backends.operands(problem, symmetric, "cuda", 0)
+    packed = registry.operands(problem, symmetric, "cuda", 0)
     ready = ready_of(bench, Weights(packed, bench.gpu["l2_bytes"]), problem)
     refused = {name: state for name, state in ready.items() if isinstance(state, contest.Refused)}
     assert {state.status for state in refused.values()} <= {"unsupported"}, refused
@@ -722,8 +722,8 @@ def test_every_backend_is_right_on_the_gpu_or_says_why_not(problem, symmetric):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", list(backends.CEILINGS))
+@pytest.mark.parametrize("name", list(registry.CEILINGS))
 def test_the_ceilings_run_on_the_gpu(name):
-    ceiling = backends.CEILINGS[name]
+    ceiling = registry.CEILINGS[name]
     ceiling.check(ceiling.make())
     torch.cuda.synchronize()

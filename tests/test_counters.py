@@ -12,11 +12,13 @@ import pandas as pd
 import pytest
 from fake_gpu import FakeClock, fake_backend
 
-from tinygemm.harness import backends, counters
+from tinygemm import metrics
+from tinygemm.harness import counters, registry
 from tinygemm.harness.counters import CounterFileError, CountersUnavailableError, Target, ncu_command, read_file
+from tinygemm.metrics import BASIC_METRICS, COLUMNS, METRICS
 from tinygemm.problem import GemmProblem
 from tinygemm.report.bottleneck import counters as report_counters
-from tinygemm.report.bottleneck.counters import COUNTER_COLUMNS, summarize_counters
+from tinygemm.report.bottleneck.counters import summarize_counters
 from tinygemm.runs import DATA_ROOT, Counter, load_run
 
 # long_fp16.csv and wide_int4.csv are written by hand after the documented layouts of `--csv` and `--csv --page raw`
@@ -64,16 +66,18 @@ def test_the_profiled_config_is_the_one_of_the_format_that_was_timed(monkeypatch
     asked = []
     backend = fake_backend("int4", FakeClock())
     backend = replace(backend, variants=lambda *how: asked.append(how) or [])
-    monkeypatch.setitem(backends.BACKENDS, "int4", backend)
+    monkeypatch.setitem(registry.BACKENDS, "int4", backend)
     for symmetric in (True, False):
         with pytest.raises(ValueError, match="int4 has no variant 'table'"):
             counters.run_profiled(replace(TARGET, symmetric=symmetric, variant="table"), "h200", 1)
     assert asked == [(TARGET.problem, "h200", True), (TARGET.problem, "h200", False)]
 
 
-def test_the_report_knows_every_metric_that_is_asked_for():
-    assert set(counters.METRICS) <= set(COUNTER_COLUMNS)
-    names = [COUNTER_COLUMNS[metric] for metric in counters.METRICS]
+def test_every_metric_has_one_column_with_a_unit_and_a_meaning():
+    assert len({metric.name for metric in metrics.ALL}) == len(metrics.ALL)
+    assert all(metric.what and metric.unit in ("us", "bytes", "fraction", "count") for metric in metrics.ALL)
+    assert set(BASIC_METRICS) < set(METRICS) < set(COLUMNS)
+    names = [COLUMNS[metric] for metric in METRICS]
     assert len(set(names)) == len(names), "two metrics of one name could not be told apart"
     assert {"frac_dram", "frac_l2", "frac_tensor", "frac_warps", "instructions_alu", "stalled_wait"} <= set(names)
 
@@ -102,7 +106,7 @@ def test_what_ncu_writes_is_collected_per_target(tmp_path, monkeypatch):
     rows, raw = counters.collect([TARGET], say=said.append)
     assert said == ["profiling int4/M2-K4096-N1024-g64/graph-cold"]
     assert {row.case_id for row in rows} == {TARGET.case_id}
-    assert len(rows) == 3 * len(counters.BASIC_METRICS)
+    assert len(rows) == 3 * len(BASIC_METRICS)
     assert list(raw) == ["int4_M2-K4096-N1024-g64_graph-cold.csv"]
     (kept,) = raw.values()
     assert "(python3.12)" in kept
@@ -148,7 +152,7 @@ def picky_ncu(tmp_path, monkeypatch, unknown, message):
 
 
 def test_metrics_that_ncu_does_not_know_are_left_out_and_named(tmp_path, monkeypatch):
-    unknown = [counters.METRICS[-1], "sm__inst_executed_pipe_fp16.sum"]
+    unknown = [METRICS[-1], "sm__inst_executed_pipe_fp16.sum"]
     picky_ncu(tmp_path, monkeypatch, unknown, "Failed to find metric {0}")
     said = []
     rows, _ = counters.collect([TARGET, replace(TARGET, case_id="other")], say=said.append)
@@ -158,7 +162,7 @@ def test_metrics_that_ncu_does_not_know_are_left_out_and_named(tmp_path, monkeyp
 
 
 def test_an_ncu_that_refuses_without_a_name_is_asked_for_the_basic_metrics(tmp_path, monkeypatch):
-    picky_ncu(tmp_path, monkeypatch, list(counters.METRICS[10:]), "Option '--metrics' cannot be parsed")
+    picky_ncu(tmp_path, monkeypatch, list(METRICS[10:]), "Option '--metrics' cannot be parsed")
     said = []
     rows, _ = counters.collect([TARGET], say=said.append)
     assert rows
@@ -221,14 +225,14 @@ def test_the_long_layout_is_read_by_name():
     assert value(rows, 0, "dram__bytes_read.sum") == 8404992
     assert value(rows, 1, "gpu__time_duration.sum") == 2000
     assert next(row.unit for row in rows if row.metric == "gpu__time_duration.sum") == "ns"
-    assert {row.metric for row in rows} == set(counters.BASIC_METRICS)
+    assert {row.metric for row in rows} == set(BASIC_METRICS)
 
 
 def test_the_wide_layout_is_read_by_name():
     rows = read_file(WIDE, "int4")
     assert [value(rows, i, "dram__bytes_read.sum") for i in range(3)] == [30298112, 30299136, 30300160]
     assert {row.unit for row in rows if row.metric == "gpu__time_duration.sum"} == {"nsecond"}
-    assert {row.metric for row in rows} == set(counters.BASIC_METRICS)
+    assert {row.metric for row in rows} == set(BASIC_METRICS)
     assert {row.kernel_name for row in rows} == {"kernel_gemm_packed_int4_splitk"}
 
 

@@ -274,7 +274,7 @@ def test_bars_of_one_token_are_its_times_with_lm_head_on_top_and_the_bytes_as_a_
     (ax,) = answer_figures.one_token(rows).axes
     drawn = {mpl.colors.to_hex(bar.get_facecolor()): bar.get_width() for bar in ax.patches}
     for row in rows.itertuples():
-        assert drawn[style.COLOURS[row.backend].lower()] == pytest.approx(row.layers_ms)
+        assert drawn[style.colour(row.backend).lower()] == pytest.approx(row.layers_ms)
     assert drawn["#e4e6e8"] == pytest.approx(rows["head_ms"].iloc[0])
     ends = [segment[0, 0] for lines in ax.collections for segment in lines.get_segments()]
     assert ends == pytest.approx(rows["floor_ms"].tolist())
@@ -289,7 +289,7 @@ def test_a_bar_that_was_not_timed_is_called_predicted(run, table):
 
 def test_latency_bars_are_medians_with_their_floor(table):
     fig = speedup_figures.decode_latency(table)
-    np.testing.assert_allclose(bars(fig)[style.COLOURS["int4"].lower()], primary(table, "int4")["latency_us_p50"])
+    np.testing.assert_allclose(bars(fig)[style.colour("int4").lower()], primary(table, "int4")["latency_us_p50"])
     floors = [seg for c in fig.axes[0].collections for seg in c.get_segments() if np.ptp(seg[:, 1]) == 0]
     heights = {round(float(seg[0, 1]), 6) for seg in floors}
     assert {round(value, 6) for value in primary(table, "int4")["floor_us"]} <= heights
@@ -300,7 +300,7 @@ def test_speedup_lines_pass_through_the_table(table):
     assert [ax.get_title(loc="left") for ax in fig.axes] == ["M = 1", "M = 8"]
     rows = tables.primary(table)
     rows = rows[(rows["backend"] == "int4") & (rows["K"] == 4096) & (rows["M"] == 8)].sort_values("N")
-    colour = style.COLOURS["int4"].lower()
+    colour = style.colour("int4").lower()
     (line,) = [ln for ln in fig.axes[1].lines if ln.get_marker() == "o" and mpl.colors.to_hex(ln.get_color()) == colour]
     np.testing.assert_array_equal(line.get_xdata(), rows["N"])
     np.testing.assert_allclose(line.get_ydata().astype(float), rows["speedup_vs_fp16"])

@@ -15,7 +15,7 @@ import click
 import pytest
 import synthetic
 
-from tinygemm import cli, clitools
+from tinygemm import cli, files
 
 TEXT = "a,b\n1,µs\n"
 
@@ -28,7 +28,7 @@ def content(file: Path) -> str:
 
 
 def test_a_new_file_is_whole_and_alone_in_its_folder(tmp_path):
-    clitools.write_text(TEXT, tmp_path / "t.csv")
+    files.write_text(TEXT, tmp_path / "t.csv")
     assert content(tmp_path / "t.csv") == TEXT
     assert [file.name for file in tmp_path.iterdir()] == ["t.csv"]
 
@@ -37,7 +37,7 @@ def test_an_existing_file_keeps_its_mode(tmp_path):
     file = tmp_path / "t.csv"
     file.write_text("old", encoding="utf-8")
     file.chmod(0o600)
-    clitools.write_text(TEXT, file)
+    files.write_text(TEXT, file)
     assert (content(file), stat.S_IMODE(file.stat().st_mode)) == (TEXT, 0o600)
 
 
@@ -65,7 +65,7 @@ def test_a_file_of_somebody_else_stays_theirs(tmp_path):
     file = tmp_path / "t.csv"
     file.touch()
     os.chown(file, 12345, 12345)
-    clitools.write_text(TEXT, file)
+    files.write_text(TEXT, file)
     assert (content(file), file.stat().st_uid, file.stat().st_gid) == (TEXT, 12345, 12345)
 
 
@@ -76,7 +76,7 @@ def test_a_symlink_stays_and_its_target_is_written(tmp_path, there):
     if there:
         target.write_text("old", encoding="utf-8")
     link.symlink_to(Path("data") / "t.csv")
-    clitools.write_text(TEXT, link)
+    files.write_text(TEXT, link)
     assert link.is_symlink()
     assert content(target) == TEXT
     assert [file.name for file in target.parent.iterdir()] == ["t.csv"]
@@ -91,8 +91,8 @@ def test_a_named_pipe_is_written_through(tmp_path, linked):
         file.symlink_to(pipe)
     reader = threading.Thread(target=lambda: read.append(content(pipe)), daemon=True)
     reader.start()
-    clitools.check_writable(file)
-    clitools.write_text(TEXT, file)
+    files.check_writable(file)
+    files.write_text(TEXT, file)
     reader.join(timeout=60)
     assert read == [TEXT]
     assert pipe.is_fifo()
@@ -111,8 +111,8 @@ def device(folder: Path, minor: int) -> Path:
 
 def test_a_device_is_written_through(tmp_path):
     null = device(tmp_path, 3)
-    clitools.check_writable(null)
-    clitools.write_text(TEXT, null)
+    files.check_writable(null)
+    files.write_text(TEXT, null)
     assert null.is_char_device()
     assert list(tmp_path.iterdir()) == [null]
 
@@ -120,7 +120,7 @@ def test_a_device_is_written_through(tmp_path):
 def test_a_full_device_is_named(tmp_path):
     full = device(tmp_path, 7)
     with pytest.raises(OSError, match=f"{full}: No space left"):
-        clitools.write_text(TEXT * 10_000, full)
+        files.write_text(TEXT * 10_000, full)
 
 
 @pytest.mark.parametrize("name", ["/dev/fd/{}", "/proc/self/fd/{}"])
@@ -130,7 +130,7 @@ def test_an_open_descriptor_is_written_where_it_stands(tmp_path, name):
     with file.open("wb") as stream:
         stream.write(b"before\n")
         stream.flush()
-        clitools.write_text(TEXT, Path(name.format(stream.fileno())))
+        files.write_text(TEXT, Path(name.format(stream.fileno())))
         stream.write(b"after\n")
     assert content(file) == f"before\n{TEXT}after\n"
 
@@ -139,9 +139,9 @@ def test_what_cannot_be_written_is_refused_before_anything_is_measured(tmp_path)
     (tmp_path / "link.csv").symlink_to(tmp_path / "nowhere" / "t.csv")
     for file in (tmp_path / "link.csv", tmp_path / "nowhere" / "t.csv"):
         with pytest.raises(ValueError, match=f"{file}: the folder {tmp_path / 'nowhere'} does not exist"):
-            clitools.check_writable(file)
+            files.check_writable(file)
     with pytest.raises(ValueError, match="/dev/fd/999 cannot be written to"):
-        clitools.check_writable(Path("/dev/fd/999"))
+        files.check_writable(Path("/dev/fd/999"))
 
 
 # --- commands in every locale ---------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_every_help_can_be_printed(monkeypatch, encoding, name):
 def test_what_the_terminal_lacks_is_printed_as_an_escape(monkeypatch):
     printed = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="latin-1"))
-    clitools.show_everything()
+    files.show_everything()
     click.echo("3.5× – 2 µs")
     sys.stdout.flush()
     assert printed.getvalue() == b"3.5\xd7 \\u2013 2 \xb5s\n"

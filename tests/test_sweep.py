@@ -14,8 +14,7 @@ import torch
 from fake_gpu import GPU, FakeClock, fake_backend
 
 from tinygemm import runs
-from tinygemm.harness import backends as registry
-from tinygemm.harness import contest, counters, sweep, timing
+from tinygemm.harness import contest, counters, registry, sweep, timing
 from tinygemm.harness.plan import Group, SweepPlan, groups
 from tinygemm.harness.suites import Suite
 from tinygemm.kernel import quant

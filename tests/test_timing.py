@@ -274,7 +274,7 @@ def test_a_copy_of_a_weight_that_fits_in_l2_is_faster_hot_than_cold(clock):
 
 @pytest.mark.gpu
 def test_an_empty_graph_node_takes_about_a_microsecond(clock):
-    from tinygemm.harness.backends import CEILINGS
+    from tinygemm.harness.registry import CEILINGS
 
     call = CEILINGS["empty-node"].make()
     call()
@@ -333,7 +333,7 @@ def test_what_was_launched_before_does_not_change_a_graph(clock):
     """Both states that a launch may leave behind, in either stream, are gone when the next round begins."""
     import torch
 
-    from tinygemm.harness.backends import CEILINGS
+    from tinygemm.harness.registry import CEILINGS
     from tinygemm.kernel import twins
 
     replay = prepare([CEILINGS["empty-node"].make()], "graph", clock, 200)

@@ -317,8 +317,8 @@ def test_other_formats_are_raced_at_the_weights_they_are_asked_for(lab, refining
 
 @pytest.mark.parametrize("format", [PLAIN, BF16, ZEROS, G32])
 def test_operands_of_a_search_are_stored_in_its_format(format, monkeypatch):
-    monkeypatch.setattr(tune.backends, "operands", on_cpu(tune.backends.operands))
-    monkeypatch.setattr(tune.backends, "activations", on_cpu(tune.backends.activations))
+    monkeypatch.setattr(tune.registry, "operands", on_cpu(tune.registry.operands))
+    monkeypatch.setattr(tune.registry, "activations", on_cpu(tune.registry.activations))
     problem = GemmProblem(2, 32, 128, format.group_size)
     weight, x = tune._weight(problem, format), tune._x(problem, format)
     assert (weight.group_size, weight.zeros is None) == (format.group_size, format.symmetric)

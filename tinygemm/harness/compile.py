@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from tinygemm import hardware
-from tinygemm.harness import backends as registry
+from tinygemm.harness import registry
 from tinygemm.harness.contender import Backend
 from tinygemm.harness.plan import Group
 from tinygemm.problem import GemmProblem

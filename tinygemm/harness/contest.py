@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tinygemm import problem, runs
-from tinygemm.harness import backends as registry
-from tinygemm.harness import timing, verify
+from tinygemm.harness import registry, timing, verify
 from tinygemm.harness.contender import Backend, Variant
 from tinygemm.harness.plan import Group, SweepPlan
 from tinygemm.harness.weights import Weights

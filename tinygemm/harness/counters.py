@@ -14,39 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tinygemm.metrics import BASIC_METRICS, DURATION, METRICS
 from tinygemm.problem import GemmProblem
 from tinygemm.runs import Counter, without_folders
 from tinygemm.text import read_unicode
 
-DURATION = "gpu__time_duration.sum"
-# what every GPU and version of ncu has
-BASIC_METRICS = (
-    DURATION,
-    "dram__bytes_read.sum",
-    "dram__bytes_write.sum",
-    "dram__throughput.avg.pct_of_peak_sustained_elapsed",
-    "sm__throughput.avg.pct_of_peak_sustained_elapsed",
-    "smsp__issue_active.avg.pct_of_peak_sustained_active",
-    "sm__warps_active.avg.pct_of_peak_sustained_active",
-)
-# why a warp that is resident does not issue; together the reasons are the whole of its time
-STALL_REASONS = (
-    "long_scoreboard", "short_scoreboard", "barrier", "membar", "wait", "mio_throttle", "lg_throttle",
-    "math_pipe_throttle", "not_selected", "selected", "branch_resolving", "dispatch_stall", "drain", "no_instruction",
-    "imc_miss",
-)  # fmt: skip
-METRICS = (
-    *BASIC_METRICS,
-    "lts__throughput.avg.pct_of_peak_sustained_elapsed",
-    "lts__t_sector_hit_rate.pct",
-    "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active",
-    "sm__maximum_warps_per_active_cycle_pct",
-    "launch__grid_size",
-    "launch__registers_per_thread",
-    "smsp__inst_executed.sum",
-    *(f"sm__inst_executed_pipe_{pipe}.sum" for pipe in ("alu", "fma", "fp16", "lsu", "tensor", "uniform", "xu")),
-    *(f"smsp__average_warps_issue_stalled_{reason}_per_issue_active.ratio" for reason in STALL_REASONS),
-)
 PROFILED_CALLS = 3
 KERNEL_NAME, METRIC_NAME = "Kernel Name", "Metric Name"
 # torch's own helpers that fill, copy, convert and draw random operands; a split-K reduction of cuBLAS is none of them
@@ -201,17 +173,17 @@ def run_profiled(target: Target, gpu_key: str, calls: int, seed: int = 0) -> Non
     """Call a backend with the profiler on, after one call that compiles; without ncu around it, just runs it."""
     import torch
 
-    from tinygemm.harness import backends
+    from tinygemm.harness import registry
 
-    backend, each = backends.BACKENDS[target.backend], target.problem
+    backend, each = registry.BACKENDS[target.backend], target.problem
     if reason := backend.unsupported_reason(each, target.symmetric):
         raise ValueError(reason)
     variants = {variant.source: variant for variant in backend.variants(each, gpu_key, target.symmetric)}
     if target.variant and target.variant not in variants:
         raise ValueError(f"{target.backend} has no variant {target.variant!r}; it has {', '.join(variants)}")
     variant = variants[target.variant] if target.variant else next(iter(variants.values()))
-    x = backends.activations(each, "cuda", seed + 1).to(getattr(torch, backend.dtype))
-    call = variant.bind(x, variant.build(backends.operands(each, target.symmetric, "cuda", seed)))
+    x = registry.activations(each, "cuda", seed + 1).to(getattr(torch, backend.dtype))
+    call = variant.bind(x, variant.build(registry.operands(each, target.symmetric, "cuda", seed)))
     call()
     torch.cuda.synchronize()
     torch.cuda.profiler.start()

@@ -8,9 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tinygemm import problem, runs
-from tinygemm.harness import backends as registry
+from tinygemm.harness import registry, timing
 from tinygemm.harness import suites as catalogue
-from tinygemm.harness import timing
 from tinygemm.harness.suites import COUNTER_BACKENDS, COUNTER_PROBLEMS, REP, REPORT_BACKENDS, Suite
 from tinygemm.problem import GemmProblem
 
@@ -23,7 +22,7 @@ class SweepPlan:
 
     problems:            of the user's own sweep: what to multiply
     symmetric:           symmetric quantisation (zero = 8)
-    backends:            of the user's own sweep: names from backends.BACKENDS and backends.CEILINGS
+    backends:            of the user's own sweep: names from registry.BACKENDS and registry.CEILINGS
     launches, l2_states: of the user's own sweep: which of runs.LAUNCHES and runs.L2_STATES
     rep:                 samples per case of it
     suites:              what else to measure; a case that several ask for is measured once

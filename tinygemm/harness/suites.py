@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tinygemm import models, runs
-from tinygemm.harness import backends as registry
+from tinygemm.backends import CEILING, PEER, of_family
+from tinygemm.harness import registry
 from tinygemm.problem import DECODE_M, REPORT_SHAPES, STUDY_SHAPES, WIDE, GemmProblem
 
 NAMES = ("decode", "models", "regimes", "crossover", "causes", "formats", "heldout", "method", "ladder")
-IDEALS = ("copy", "empty-node")
+IDEALS = of_family(CEILING)
 REPORT_BACKENDS = (
     "fp16-cublas",
     "fp16-triton",
@@ -28,7 +29,8 @@ REPORT_BACKENDS = (
     *IDEALS,
 )
 # other people's packages: how they launch and cache is theirs, and tuning them takes long
-GUESTS, GUEST_M = ("gemlite", "bitsandbytes-nf4", "marlin"), (1, 2, 4, 8)
+GUESTS = tuple(name for name in of_family(PEER) if name != "aten-int4mm")  # which comes with PyTorch
+GUEST_M = (1, 2, 4, 8)
 
 REP, GRID_REP = 25, 9  # samples per case where a ratio is the claim, and where a trend over a grid is
 PRIMARY = (("graph", "cold"),)
@@ -72,7 +74,7 @@ COUNTER_PROBLEMS = tuple(
 class Suite:
     """Every backend at every problem in every mode.
 
-    backends: names from backends.BACKENDS and backends.CEILINGS
+    backends: names from registry.BACKENDS and registry.CEILINGS
     modes:    pairs of runs.LAUNCHES and runs.L2_STATES
     operands: one of runs.OPERANDS
     rep:      samples per case, at least

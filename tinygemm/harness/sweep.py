@@ -10,8 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from tinygemm import hardware, runs
-from tinygemm.harness import backends as registry
-from tinygemm.harness import compile, contest, counters, timing
+from tinygemm.harness import compile, contest, counters, registry, timing
 from tinygemm.harness.contest import SweepStoppedError
 from tinygemm.harness.plan import Group, SweepPlan, groups
 from tinygemm.runs import Case, Sample

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from tinygemm import models
 from tinygemm.hardware import GpuSpec, gpu_spec
-from tinygemm.harness import backends, compile, own, timing, verify
+from tinygemm.harness import compile, own, registry, timing, verify
 from tinygemm.harness.candidates import candidates_of, for_tokens, predicted_us, variants
 from tinygemm.harness.progress import Progress, Task, terms
 from tinygemm.harness.suites import REGIME_K, REGIME_N
@@ -203,12 +203,12 @@ def _race_all(left: Todo, progress: Progress, l2_bytes: int, workers: int) -> No
 
 
 def _weight(problem: GemmProblem, format: Format):
-    packed = backends.operands(problem, True, "cuda", seed=0)
+    packed = registry.operands(problem, True, "cuda", seed=0)
     return packed if format.symmetric else own.asymmetric_form(packed)
 
 
 def _x(problem: GemmProblem, format: Format):
-    x = backends.activations(problem, "cuda", seed=1)
+    x = registry.activations(problem, "cuda", seed=1)
     return x if format.half else x.bfloat16()
 
 
@@ -216,12 +216,12 @@ def _crossovers(fused: dict[tuple[int, int], LaunchConfig], l2_bytes: int) -> li
     """From how many tokens on it is faster to dequantise first: one row per weight (K, N), with its fused config."""
     clock, rows = timing.CudaClock(), []
     for (K, N), config in fused.items():
-        weights = Weights(backends.operands(GemmProblem(1, N, K), True, "cuda", seed=0), l2_bytes)
+        weights = Weights(registry.operands(GemmProblem(1, N, K), True, "cuda", seed=0), l2_bytes)
         copies = weights.copies("packed", own.packed_form, "cold")
         crossover = MANY_M[-1] + 1
         for M in reversed(MANY_M):
-            x = backends.activations(GemmProblem(M, N, K), "cuda", seed=1)
-            backends.forget_graphs()
+            x = registry.activations(GemmProblem(M, N, K), "cuda", seed=1)
+            registry.forget_graphs()
             contenders = {"fused": config, "dequantise": DEQUANTISE}
             replays = {
                 name: timing.prepare([_bind(c, x, w) for w in copies], "graph", clock) for name, c in contenders.items()
@@ -256,7 +256,7 @@ def _race(task: Task, configs, x, weights: Weights, clock) -> list[tuple[float, 
     tolerance = verify.FP16_TOLERANCE if task.format.half else verify.BF16_TOLERANCE
 
     def replay(config):
-        backends.forget_graphs()
+        registry.forget_graphs()
         return timing.prepare([_bind(config, x, w) for w in copies], "graph", clock)
 
     def median(samples):
@@ -279,7 +279,7 @@ def _race(task: Task, configs, x, weights: Weights, clock) -> list[tuple[float, 
     finalists = {str(i): config for i, (_, config) in enumerate(screened[:FINALISTS])}
     if not finalists:
         raise RuntimeError(f"no config of form {task.form} computes {task.problem}")
-    backends.forget_graphs()
+    registry.forget_graphs()
     replays = {name: timing.prepare([_bind(c, x, w) for w in copies], "graph", clock) for name, c in finalists.items()}
     samples, _ = timing.interleave(replays, "graph", FINAL_REP, 2, clock)
     del replays

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from tinygemm.clitools import in_words, show_everything
+from tinygemm.files import in_words, show_everything
 from tinygemm.parameters import read_parameters
 from tinygemm.report import processes
 from tinygemm.runs import latest_run

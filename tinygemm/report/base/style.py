@@ -16,77 +16,9 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart with the common colour-vision deficiencies; FP16 grey, our kernels orange and blue
-COLOURS = {
-    "fp16-cublas": "#5F6368",
-    "fp16-triton": "#A8ADB3",
-    "dequant-only": "#E3A8C8",
-    "dequant-fp16": "#B5568F",
-    "int4-static": "#E69F00",
-    "int4": "#0072B2",
-    "int4-serial": "#7FB2DC",
-    "int4-no-dequant": "#56B4E9",
-    "int4-ring": "#3F8FC4",
-    "int4-splitk": "#003E66",
-    "int4-load-only": "#009E73",
-    "aten-int4mm": "#D55E00",
-    "gemlite": "#8C6D00",
-    "marlin": "#7A4FBF",
-    "bitsandbytes-nf4": "#44796B",
-    "int4-fused": "#9AD0F5",
-    "int4-naive-dequant": "#C77C3A",
-    "int4-no-split": "#8AA4C8",
-    "int4-more-split": "#2C5F8A",
-    "int4-step-naive": "#F0B95A",
-    "int4-step-lop3": "#B9C96A",
-    "int4-step-early": "#5FB7A8",
-    "int4-bf16": "#4B5FA6",
-    "int4-asymmetric": "#86A9D9",
-    "int4-one-row": "#5C9BD1",
-    "int4-searched": "#14476B",
-    "int4-load-only-serial": "#7CC7A9",
-}
-NAMES = {
-    "fp16-cublas": "FP16 (cuBLAS)",
-    "fp16-triton": "FP16 (our kernel)",
-    "dequant-only": "dequantise only",
-    "dequant-fp16": "dequantise, then FP16",
-    "int4-static": "INT4, simple kernel",
-    "int4": "INT4, tuned kernel",
-    "int4-serial": "INT4, tuned, no overlap",
-    "int4-no-dequant": "INT4, not dequantised",
-    "int4-ring": "INT4, ring form",
-    "int4-splitk": "INT4, split-K form",
-    "int4-load-only": "INT4, weight-read bound",
-    "aten-int4mm": "INT4, PyTorch (aten)",
-    "gemlite": "INT4, GemLite",
-    "marlin": "INT4, Marlin",
-    "bitsandbytes-nf4": "NF4, bitsandbytes",
-    "int4-fused": "INT4, always fused",
-    "int4-naive-dequant": "INT4, naive dequantisation",
-    "int4-no-split": "INT4, K not split",
-    "int4-more-split": "INT4, K split twice as often",
-    "int4-load-only-serial": "weight-read bound, no overlap",
-    "int4-step-naive": "INT4, K split, flat loads",
-    "int4-step-lop3": "… and lop3 dequantisation",
-    "int4-step-early": "… and overlap",
-    "int4-bf16": "INT4, bfloat16 activations",
-    "int4-asymmetric": "INT4, with zero points",
-    "int4-one-row": "INT4, one row of activations",
-    "int4-searched": "INT4, best config raced",
-}
-SHORT_NAMES = {"fp16-cublas": "FP16", "int4-static": "INT4 simple", "int4": "INT4 tuned"}  # where there is little room
-MARKERS = {
-    "fp16-cublas": "s",
-    "fp16-triton": "D",
-    "int4-static": "^",
-    "int4": "o",
-    "int4-ring": "v",
-    "int4-splitk": "P",
-    "int4-load-only": "d",
-    "aten-int4mm": "X",
-}
-INK, FAINT, IDEAL = "#202124", "#6B7075", "#111111"
+from tinygemm.backends import BACKENDS
+
+INK, FAINT, IDEAL, OTHER = "#202124", "#6B7075", "#111111", "#999999"
 
 WIDTH = 6.4  # inches; with 11-point text a figure stays legible at 375 pixels
 TITLE, CONDITIONS_LINE, LEGEND_ROW = 0.36, 0.18, 0.235  # inches kept free above the axes
@@ -124,24 +56,24 @@ HALO = [patheffects.withStroke(linewidth=2.5, foreground="white")]  # keeps a nu
 
 
 def colour(backend: str) -> str:
-    return COLOURS.get(backend, "#999999")
+    return BACKENDS[backend].colour if backend in BACKENDS else OTHER
 
 
 def name(backend: str) -> str:
-    return NAMES.get(backend, backend)
+    return BACKENDS[backend].name if backend in BACKENDS else backend
 
 
 def short_name(backend: str) -> str:
-    return SHORT_NAMES.get(backend, name(backend))
+    return BACKENDS[backend].short or name(backend) if backend in BACKENDS else backend
 
 
 def marker(backend: str) -> str:
-    return MARKERS.get(backend, "o")
+    return BACKENDS[backend].marker if backend in BACKENDS else "o"
 
 
 def in_order(backends) -> list[str]:
-    """Backends in the order of the colour table, unknown ones last."""
-    known = {backend: i for i, backend in enumerate(COLOURS)}
+    """Backends in the order of their descriptions, unknown ones last."""
+    known = {backend: i for i, backend in enumerate(BACKENDS)}
     return sorted(set(backends), key=lambda backend: (known.get(backend, len(known)), backend))
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
+from tinygemm.backends import CEILING, PART, of_family
 from tinygemm.digest import kernel_digest, same_kernels
 from tinygemm.report.base.intervals import (
     difference_of_medians,
@@ -19,8 +20,8 @@ from tinygemm.report.bottleneck.counters import summarize_counters
 from tinygemm.runs import Run
 
 BASELINE = "fp16-cublas"
-IDEALS = ("copy", "empty-node")
-NO_PRODUCT = (*IDEALS, "dequant-only")  # timed beside the products, never compared with them
+IDEALS = of_family(CEILING)
+NO_PRODUCT = of_family(CEILING, PART)  # timed beside the products, never compared with them
 GROUP = ["problem", "launch", "l2_state", "operands"]  # contenders of one group were timed in the same rounds
 SHAPE = ["M", "K", "N"]
 GROUP_SIZE = 128  # of the decode cases; other sizes are a suite of their own

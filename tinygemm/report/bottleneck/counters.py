@@ -4,34 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
+from tinygemm.metrics import COLUMNS
+
 TIME_TO_US = {"nsecond": 1e-3, "ns": 1e-3, "usecond": 1, "us": 1, "msecond": 1e3, "ms": 1e3, "second": 1e6, "s": 1e6}
 BYTES = {"byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9}
-PIPES = ("alu", "fma", "fp16", "lsu", "tensor", "uniform", "xu")
-STALL_REASONS = (
-    "long_scoreboard", "short_scoreboard", "barrier", "membar", "wait", "mio_throttle", "lg_throttle",
-    "math_pipe_throttle", "not_selected", "selected", "branch_resolving", "dispatch_stall", "drain", "no_instruction",
-    "imc_miss",
-)  # fmt: skip
-COUNTER_COLUMNS = {
-    "gpu__time_duration.sum": "counter_us",
-    "dram__bytes_read.sum": "dram_read_bytes",
-    "dram__bytes_write.sum": "dram_write_bytes",
-    "dram__throughput.avg.pct_of_peak_sustained_elapsed": "frac_dram",
-    "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed": "frac_dram",
-    "sm__throughput.avg.pct_of_peak_sustained_elapsed": "frac_sm",
-    "sm__issue_active.avg.pct_of_peak_sustained_elapsed": "frac_issue",
-    "smsp__issue_active.avg.pct_of_peak_sustained_active": "frac_issue",
-    "sm__warps_active.avg.pct_of_peak_sustained_active": "frac_warps",
-    "lts__throughput.avg.pct_of_peak_sustained_elapsed": "frac_l2",
-    "lts__t_sector_hit_rate.pct": "l2_hit_rate",
-    "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active": "frac_tensor",
-    "sm__maximum_warps_per_active_cycle_pct": "occupancy_limit",
-    "launch__grid_size": "programs",
-    "launch__registers_per_thread": "registers",
-    "smsp__inst_executed.sum": "instructions",
-    **{f"sm__inst_executed_pipe_{pipe}.sum": f"instructions_{pipe}" for pipe in PIPES},
-    **{f"smsp__average_warps_issue_stalled_{why}_per_issue_active.ratio": f"stalled_{why}" for why in STALL_REASONS},
-}
 
 
 def summarize_counters(counters: pd.DataFrame) -> pd.DataFrame:
@@ -73,7 +49,7 @@ def summarize_counters(counters: pd.DataFrame) -> pd.DataFrame:
 def _base_units(counters: pd.DataFrame) -> dict[str, pd.Series]:
     """Each row's short name, value in us, bytes or 0..1, and whether it adds up over the kernels of a call."""
     unit, metric = counters["unit"].astype("str"), counters["metric"]
-    name = metric.map(COUNTER_COLUMNS).fillna(metric)
+    name = metric.map(COLUMNS).fillna(metric)
     for unit_of, known in (name == "counter_us", TIME_TO_US), (name.str.endswith("_bytes"), BYTES):
         if (strange := counters[unit_of & ~unit.isin(known)]).size:
             row = strange.iloc[0]

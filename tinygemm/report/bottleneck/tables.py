@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from tinygemm.metrics import COLUMNS
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base.tables import LAUNCH_CONFIG, counters_table, primary
-from tinygemm.report.bottleneck.counters import COUNTER_COLUMNS
 from tinygemm.runs import DATA_ROOT
 
 # Nsight Compute's own rules (section SpeedOfLight): below 60 % of peak neither compute nor memory limits a kernel.
@@ -208,7 +208,7 @@ def _askable(busy: dict[str, float]) -> dict[str, float]:
     return units
 
 
-NCU_NAMES = {column: metric for metric, column in COUNTER_COLUMNS.items()}
+NCU_NAMES = {column: metric for metric, column in COLUMNS.items()}
 
 
 def _reasons(shares: pd.Series) -> dict[str, float]:

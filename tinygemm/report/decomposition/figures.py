@@ -36,8 +36,8 @@ def waterfall(steps: pd.DataFrame, table: pd.DataFrame, M: int = 1, shapes=STUDY
     if not shapes:
         raise ValueError(f"waterfall: the run has no complete path from FP16 to INT4 at M = {M}")
     handles = [
-        Patch(color=style.COLOURS["int4"], label="a gain"),
-        Patch(color=style.COLOURS["aten-int4mm"], label="a cost"),
+        Patch(color=style.colour("int4"), label="a gain"),
+        Patch(color=style.colour("aten-int4mm"), label="a cost"),
         Line2D([], [], color=style.IDEAL, lw=2, label="INT4 bytes at copy speed + empty node"),
     ]
     where = style.conditions(rows, f"M = {M}", "groups of 128", "cold L2", "lengths are factors, lines 95 % intervals")
@@ -82,7 +82,7 @@ def _path(ax: Axes, path: pd.DataFrame) -> None:
         gain = row["value"] >= 1
         ax.barh(
             y, row["right_us"] - row["left_us"], 0.62, left=row["left_us"],
-            color=style.COLOURS["int4" if gain else "aten-int4mm"], zorder=2,
+            color=style.colour("int4" if gain else "aten-int4mm"), zorder=2,
         )  # fmt: skip
         # the interval of the factor, from the time before the step
         ends = row["left_us"] / row["high"], row["left_us"] / row["low"]
@@ -94,7 +94,7 @@ def _path(ax: Axes, path: pd.DataFrame) -> None:
         place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "size": 9}
         ax.annotate(f"×{row['value']:.2f}", (right, y), path_effects=style.HALO, zorder=5, **place)
     last = path.iloc[-1]["right_us"]
-    ax.plot(last, len(path), "D", color=style.COLOURS["int4"], ms=6, zorder=3)
+    ax.plot(last, len(path), "D", color=style.colour("int4"), ms=6, zorder=3)
     ax.annotate(
         f"{path.iloc[0]['left_us']:.1f} → {last:.1f} µs", (last, len(path)), xytext=(8, 0), textcoords="offset points",
         va="center", size=9, weight="bold", path_effects=style.HALO,

@@ -15,9 +15,9 @@ from tinygemm.report.base.words import span, spans
 from tinygemm.report.dequantisation.tables import CAUSES, LEFTOVERS, REGIMES
 
 CAUSE_COLOURS = {
-    "dequantisation": style.COLOURS["dequant-fp16"],
-    "too little parallelism": style.COLOURS["int4-static"],
-    "launch": style.COLOURS["fp16-cublas"],
+    "dequantisation": style.colour("dequant-fp16"),
+    "too little parallelism": style.colour("int4-static"),
+    "launch": style.colour("fp16-cublas"),
 }
 CAUSE_MARKERS = {"dequantisation": "s", "too little parallelism": "o", "launch": "D"}
 SHORT = {

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from tinygemm.backends import BOUND, CEILING, PART, PEER, of_family
 from tinygemm.digest import same_code
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base.contrasts import compare, geometric_mean, primary_cases, timed_cases
@@ -37,8 +38,8 @@ WAYS = {
 }
 PRIMARY = {"launch": "graph", "l2_state": "cold", "operands": "random"}
 # code that this project does not change from run to run: libraries, and the yardsticks
-UNCHANGED = (BASELINE, "aten-int4mm", "gemlite", "marlin", "bitsandbytes-nf4", "copy", "empty-node")
-WITHOUT_X = ("dequant-only", "int4-load-only", "int4-load-only-serial")
+UNCHANGED = (BASELINE, *of_family(PEER, CEILING))
+WITHOUT_X = of_family(PART, BOUND)
 # Two medians of one distribution differ by less than the half-width of one's 95 % interval with this probability:
 # their difference has sqrt(2) times the standard error, and P(|z| < 1.96 / sqrt(2)) = 0.834.
 EXPECTED_INSIDE = 0.834

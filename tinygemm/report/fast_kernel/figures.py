@@ -14,7 +14,7 @@ from tinygemm.report.base import style
 from tinygemm.report.base.tables import BASELINE
 from tinygemm.report.peers.tables import OVERLAPPING, SERIAL
 
-LOSS = style.COLOURS["aten-int4mm"]
+LOSS = style.colour("aten-int4mm")
 TICKS_US = (1, 3, 10, 30, 100, 300, 1000)
 LINES = {
     "fp16_us": (BASELINE, "FP16 (cuBLAS)", (0, (1, 1.2))),

@@ -6,6 +6,7 @@ import math
 
 import pandas as pd
 
+from tinygemm.backends import with_serial
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES
 from tinygemm.report.base.contrasts import compare, primary_cases, timed
 from tinygemm.report.base.host import slow_groups, steady
@@ -25,7 +26,7 @@ SPEEDUP = ["speedup_vs_fp16", "speedup_vs_fp16_low", "speedup_vs_fp16_high"]
 # meta-llama/Meta-Llama-3-8B: 32 layers
 LAYERS = 32
 STEP = {"qkv": (4096, 6144), "attention output": (4096, 4096), "gate and up": (4096, 28672), "down": (14336, 4096)}
-OVERLAPS = {"int4": "int4-serial", "int4-load-only": "int4-load-only-serial"}
+OVERLAPS = with_serial()
 PROBLEM = ["problem", *SHAPE]
 
 

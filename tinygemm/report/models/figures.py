@@ -14,7 +14,7 @@ from tinygemm.report.base import style
 from tinygemm.report.base.words import span
 from tinygemm.report.models.tables import FASTER, NOT_QUANTISABLE, NOT_TIMED, SLOWER, TIE
 
-LOSS, GAIN = style.COLOURS["aten-int4mm"], style.COLOURS["int4"]
+LOSS, GAIN = style.colour("aten-int4mm"), style.colour("int4")
 RANGE = (0.5, 1.0, 4.0)  # speedups at the ends and the middle of the colours; 4 bits allow less than 4×
 UNKNOWN = "#ECEEEF"
 GAP = 0.35  # between models and between degrees, in cells

@@ -144,7 +144,7 @@ def projected_speedups(speedups: pd.DataFrame, shapes=(NARROW, WIDE)) -> tuple[F
         for y, gpu in enumerate(gpus):
             if gpu in mine.index:
                 _speedup_bar(ax, y, mine.loc[gpu], colour)
-        ax.axvline(1, color=style.COLOURS[BASELINE], lw=1.4, zorder=1)
+        ax.axvline(1, color=style.colour(BASELINE), lw=1.4, zorder=1)
         ax.set_yticks(range(len(gpus)), [gpu.removeprefix("NVIDIA ").removeprefix("GeForce ") for gpu in gpus])
         ax.set_ylim(len(gpus) - 0.4, -0.6)
         ax.set_title(f"K×N = {K}×{N}", loc="left", size=10.5, weight="bold", pad=4)

@@ -12,7 +12,7 @@ from tinygemm.report.base.words import span
 from tinygemm.report.published.tables import MEASURED, OURS, PROJECTED, PUBLISHED, of_ours
 
 PRINTED, READ_OFF = style.INK, "#9AA0A6"
-NAMES = style.NAMES | {
+NAMES = {
     "aten-int4mm": "PyTorch (aten)", "gemlite": "GemLite", "marlin": "Marlin", "exllamav2": "ExLlamaV2", "awq": "AWQ",
     "tiny-gemm": "earlier study", "int4": "ours",
 }  # fmt: skip
@@ -52,7 +52,7 @@ def published_speedups(rows: pd.DataFrame, M: int = 1, most_shapes: int = 4) -> 
             for mark in marks:
                 _mark(ax, y, mark)
             y += 1
-    ax.axvline(1, color=style.COLOURS["fp16-cublas"], lw=1.4, zorder=1)
+    ax.axvline(1, color=style.colour("fp16-cublas"), lw=1.4, zorder=1)
     ax.axvline(ideal, color=style.IDEAL, lw=1.2, ls=(0, (4, 3)), zorder=1)
     ax.text(ideal - 0.04, -0.05, f"ideal {ideal:.2f}×", ha="right", va="center", size=9, path_effects=style.HALO)
     ax.set_yticks([at for at, _ in ticks], [label for _, label in ticks], size=9)
@@ -81,15 +81,15 @@ def _groups(rows: pd.DataFrame, most_shapes: int) -> list[tuple[str, list]]:
                 key = (row.gpu, row.M, row.K, row.N)
                 beside = [ours.loc[key]] if key in ours.index else []
                 clock = ", base clock" if "base clock" in row.method else ""
-                label = style.shape_name((row.K, row.N)) if several else NAMES.get(row.backend, row.backend) + clock
+                label = style.shape_name((row.K, row.N)) if several else _name(row.backend) + clock
                 lines.append((label, [row, *beside]))
         name = (quoted["gpu_name"].iloc[0] or gpu).removeprefix("NVIDIA ").removeprefix("GeForce ")
-        what = NAMES.get(quoted["backend"].iloc[0]) if several else style.shape_name(shapes[0])
+        what = _name(quoted["backend"].iloc[0]) if several else style.shape_name(shapes[0])
         groups.append((f"{name}, {what}", lines))
     timed = rows[rows["kind"] == MEASURED]
     for (gpu, K, N), mine in timed.groupby(["gpu_name", "K", "N"], sort=False):
         if (K, N) in {(4096, 4096)} or len(timed[["K", "N"]].drop_duplicates()) == 1:
-            lines = [(NAMES.get(row.backend, row.backend), [row]) for row in mine.itertuples()]
+            lines = [(_name(row.backend), [row]) for row in mine.itertuples()]
             groups.append((f"{gpu.removeprefix('NVIDIA ')}, {style.shape_name((K, N))}, this run", lines))
     return groups
 
@@ -117,3 +117,7 @@ def _legend(rows: pd.DataFrame) -> list[Line2D]:
         (MEASURED, Line2D([], [], label="measured in this run", **ours)),
     ]
     return [handle for kind, handle in entries if kind in kinds]
+
+
+def _name(backend: str) -> str:
+    return NAMES.get(backend, style.name(backend))

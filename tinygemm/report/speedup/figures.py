@@ -223,7 +223,7 @@ def _n_axis(ax: Axes, values) -> None:
 def _speedup_axis(ax: Axes, rows: pd.DataFrame, text: str) -> None:
     """Lines at FP16 and at the ideal, named at the edge of the axes; ticks leave room for the ideal."""
     ideal = _ideal(rows)
-    ax.axhline(1, color=style.COLOURS[BASELINE], lw=1.4, zorder=1)
+    ax.axhline(1, color=style.colour(BASELINE), lw=1.4, zorder=1)
     ax.axhline(ideal, color=style.IDEAL, lw=1.2, ls=(0, (4, 3)), zorder=1)
     _on_line(ax, ideal, text.format(bits=16 / ideal, ideal=ideal))
     top = max(ideal, rows["speedup_vs_fp16"].max())

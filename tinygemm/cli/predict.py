@@ -6,32 +6,34 @@ from pathlib import Path
 
 import click
 
-from tinygemm.clitools import OUTPUT_FILE, check_writable, option, write_csv
-from tinygemm.problem import GROUP_SIZES, STUDY_SHAPES, parse_shape_list
+from tinygemm.cli.tools import FOLDER, GROUP_SIZE, OUTPUT_FILE, STUDY_SHAPE_LIST, names_in
+from tinygemm.files import check_writable, write_csv
+from tinygemm.problem import parse_shape_list
 
 SHOWN = ("fp16-cublas", "fp16-triton", "int4", "int4-static", "int4-load-only", "aten-int4mm", "dequant-fp16")
-FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @click.command()
-@option("gpu", required=True, help="Which GPU: a10g, l4, a100, h100, rtx-4090, ...")
-@option("shape_list", default=";".join(f"1,{K},{N}" for K, N in STUDY_SHAPES), help="Problems as M,K,N;M,K,N;...")
-@option("csv", type=OUTPUT_FILE, required=True, help="Where to write one row per problem, backend and launch mode.")
-@option("group_size", type=click.Choice([str(size) for size in GROUP_SIZES]), default="128", help="-1: the whole K.")
-@option(
-    "backend",
+@click.option("--gpu", required=True, help="Which GPU: a10g, l4, a100, h100, rtx-4090, ...")
+@click.option("--shape-list", default=STUDY_SHAPE_LIST, help="Problems as M,K,N;M,K,N;...")
+@click.option(
+    "--csv", type=OUTPUT_FILE, required=True, help="Where to write one row per problem, backend and launch mode."
+)
+@click.option("--group-size", type=GROUP_SIZE, default="128", help="-1: the whole K.")
+@click.option(
+    "--backend",
     "--backends",
     default=",".join(SHOWN),
     help="Names, comma-separated.",
 )
-@option("launch", type=click.Choice(["graph", "eager", "both"]), default="both", help="Which calls.")
-@option(
-    "run",
+@click.option("--launch", type=click.Choice(["graph", "eager", "both"]), default="both", help="Which calls.")
+@click.option(
+    "--run",
     type=FOLDER,
     default=None,
     help="The run to predict from, instead of the newest.",
 )
-@option("data_root", type=FOLDER, default=None, help="Where runs are kept, instead of data/.")
+@click.option("--data-root", type=FOLDER, default=None, help="Where runs are kept, instead of data/.")
 def predict(gpu, shape_list, csv, group_size, backend, launch, run, data_root):
     """Predict latencies on a GPU: measured where it was recorded, else from a model fitted to a recorded run.
 
@@ -44,7 +46,7 @@ def predict(gpu, shape_list, csv, group_size, backend, launch, run, data_root):
     spec = hardware.gpu_spec(gpu)
     problems = parse_shape_list(shape_list, int(group_size))
     costmodel.check_problems(problems)
-    wanted = [name.strip() for name in backend.split(",") if name.strip()]
+    wanted = names_in(backend)
     if unknown := [name for name in wanted if name not in costmodel.BACKENDS]:
         raise ValueError(f"unknown backend {', '.join(unknown)}; known: {', '.join(costmodel.BACKENDS)}")
     source = runs.load_run(run) if run else _newest(spec.key, data_root or runs.DATA_ROOT)

@@ -1,4 +1,4 @@
-"""What every command-line module needs: options under two spellings, and files that are whole or not there."""
+"""Files that are whole or not there, and what went wrong in one line."""
 
 from __future__ import annotations
 
@@ -15,24 +15,6 @@ from pathlib import Path
 import click
 
 NAME_MAX = 255  # bytes of a file name, on every usual file system
-OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)
-
-
-def option(name: str, *others: str, **settings):
-    """An option under the original study's name (--shape_list) and the usual spelling (--shape-list)."""
-    spellings = dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}", *others])
-    return click.option(*spellings, name, **settings)
-
-
-def options(*several: Callable) -> Callable:
-    """Several options as one decorator, in their order."""
-
-    def decorate(function):
-        for one in reversed(several):
-            function = one(function)
-        return function
-
-    return decorate
 
 
 def show_everything() -> None:

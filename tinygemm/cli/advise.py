@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from tinygemm.clitools import OUTPUT_FILE, check_writable, option, write_csv
+from tinygemm.cli.tools import FOLDER, OUTPUT_FILE
+from tinygemm.files import check_writable, write_csv
 from tinygemm.models import MODEL_GROUP_SIZES, MODELS, model_named
 
-FOLDER = click.Path(file_okay=False, path_type=Path)
 SHOWN = {
     "layer": "layer", "K": "K", "N": "N", "group_size": "group", "calls": "calls", "fp16_us": "fp16_us",
     "int4_us": "int4_us", "speedup": "speedup", "speedup_low": "low", "speedup_high": "high", "limiter": "limiter",
@@ -20,19 +18,21 @@ FORMATS |= dict.fromkeys(("speedup", "low", "high"), "{:.2f}".format) | {"group"
 
 
 @click.command()
-@option("model", required=True, help=f"{', '.join(MODELS)}, or a path to a config.json.")
-@option("gpu", required=True, help="Which GPU: a10g, l4, a100, h100, rtx-4090, ...")
-@option("m", type=click.IntRange(1, 16), default=1, help="Tokens in flight.")
-@option("tp", type=click.IntRange(min=1), default=1, help="GPUs that share the model.")
-@option(
-    "group_size",
+@click.option("--model", required=True, help=f"{', '.join(MODELS)}, or a path to a config.json.")
+@click.option("--gpu", required=True, help="Which GPU: a10g, l4, a100, h100, rtx-4090, ...")
+@click.option("--m", type=click.IntRange(1, 16), default=1, help="Tokens in flight.")
+@click.option("--tp", type=click.IntRange(min=1), default=1, help="GPUs that share the model.")
+@click.option(
+    "--group-size",
     type=click.Choice([str(size) for size in MODEL_GROUP_SIZES]),
     default="128",
     help="The largest wanted; a layer whose K it does not divide gets a smaller one.",
 )
-@option("launch", type=click.Choice(["graph", "eager"]), default="graph", help="How the model launches its kernels.")
-@option("csv", type=OUTPUT_FILE, default=None, help="Where to write one row per projection.")
-@option("data_root", type=FOLDER, default=None, help="Where runs are kept, instead of data/.")
+@click.option(
+    "--launch", type=click.Choice(["graph", "eager"]), default="graph", help="How the model launches its kernels."
+)
+@click.option("--csv", type=OUTPUT_FILE, default=None, help="Where to write one row per projection.")
+@click.option("--data-root", type=FOLDER, default=None, help="Where runs are kept, instead of data/.")
 def advise(model, gpu, m, tp, group_size, launch, csv, data_root):
     """Say for every projection of a model what FP16 and INT4 take on a GPU, and whether to quantise it.
 
