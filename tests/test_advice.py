@@ -205,6 +205,14 @@ def test_a_measured_case_has_the_limit_that_the_chapter_on_limits_gives_it(tmp_p
     assert (each["limiter"] == "memory") == by_bytes
 
 
+def test_a_measured_row_names_no_term_of_the_latency_model(tmp_path):
+    slow = load_run(write(tmp_path, {"int4": 3.0}))
+    rows = advice.advise(costmodel.fit(slow), LLAMA_3_8B).rows
+    measured = rows[(rows["kind"] == "measured") & rows["int4_us"].notna()]
+    assert len(measured) == 4
+    assert set(measured["limiter"]) == {advice.NOT_MEMORY}
+
+
 def test_from_python_the_host_is_the_limit(model):
     found = advice.advise(model, LLAMA_3_8B, launch="eager")
     assert row(found, "o_proj")["limiter"] == advice.HOST

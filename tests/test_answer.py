@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import synthetic
 
-from tinygemm import models
+from tinygemm import models, published
+from tinygemm.kernel import configs
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
 from tinygemm.report import readme
 from tinygemm.report.answer import figures as answer_figures
@@ -15,10 +16,12 @@ from tinygemm.report.answer import tables as one_token
 from tinygemm.report.answer import words as answer
 from tinygemm.report.base import tables
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict
+from tinygemm.report.dequantisation.claims import of_run as of_causes
+from tinygemm.report.dequantisation.tables import REGIMES
 from tinygemm.report.predict import model as costmodel
 
 LLAMA = models.MODELS["llama-3-8b"]
-MODES = (("graph", "cold"), ("primed", "cold"))
+MODES = (("graph", "cold"), ("primed", "cold"), ("graph", "hot"), ("do_bench", "cold"), ("eager", "cold"))
 QUIET = {"noise": 0.001, "drift": 0.0}
 
 
@@ -162,27 +165,57 @@ def test_any_kernel_will_do_only_where_the_projections_say_so(found, peer, alike
     assert ("any decent INT4 kernel" in " ".join(answer.case_lines(case))) == alike
 
 
-def test_every_way_has_the_planted_range_and_one_that_was_not_timed_is_left_out(run, table):
-    rows = answer.ways(run, table).set_index("way")
-    fp16 = {shape: truth_us("fp16-cublas", *shape) for shape in STUDY_SHAPES}
-    best = {shape: min(fp16[shape], truth_us("fp16-triton", *shape)) for shape in STUDY_SHAPES}
-    primed = {shape: truth_us("fp16-cublas", *shape, launch="primed") for shape in STUDY_SHAPES}
-    planted = [
-        [fp16[shape] / truth_us("int4", *shape) for shape in STUDY_SHAPES],
-        [fp16[shape] / truth_us("int4-serial", *shape) for shape in STUDY_SHAPES],
-        [primed[shape] / truth_us("int4", *shape, launch="primed") for shape in STUDY_SHAPES],
-        [best[shape] / truth_us("int4", *shape) for shape in STUDY_SHAPES],
+PLANTED_WAYS = [
+    ("fp16-cublas", "int4", "graph", "cold"), ("fp16-cublas", "int4-serial", "graph", "cold"),
+    ("fp16-cublas", "int4", "primed", "cold"), ("fp16-cublas", "int4", "graph", "hot"),
+    ("fp16-cublas", "int4", "do_bench", "cold"), ("fp16-cublas", "int4", "eager", "cold"),
+    ("best", "int4", "graph", "cold"),
+]  # fmt: skip
+
+
+def planted_speedups(fp16, backend, launch, l2_state):
+    names = ("fp16-cublas", "fp16-triton") if fp16 == "best" else (fp16,)
+    truth = synthetic.Truth().latency_us
+    problems = [GemmProblem(1, N, K) for K, N in STUDY_SHAPES]
+    return [
+        min(truth(name, each, launch, l2_state) for name in names) / truth(backend, each, launch, l2_state)
+        for each in problems
     ]
+
+
+def test_every_way_has_the_planted_range_of_all_projections(run):
+    rows = answer.ways(run)
+    planted = [planted_speedups(*way) for way in PLANTED_WAYS]
     assert rows["low"].tolist() == pytest.approx([min(each) for each in planted], rel=0.005)
     assert rows["high"].tolist() == pytest.approx([max(each) for each in planted], rel=0.005)
-    without = tables.only(run, ~((run.cases["backend"] == "int4-serial") & (run.cases["N"] == 1024)))
-    assert answer.ways(without, tables.report_table(without))["way"].tolist() == rows.index.drop("no overlap").tolist()
+    assert (rows["missing"] == "").all()
+
+
+def test_a_way_names_the_projection_it_lacks_and_goes_where_half_are_missing(run):
+    serial = run.cases["backend"] == "int4-serial"
+    of_three = answer.ways(tables.only(run, ~(serial & (run.cases["N"] == 1024))))
+    row = of_three[of_three["missing"] != ""].iloc[0]
+    planted = [gain for (_, N), gain in zip(STUDY_SHAPES, planted_speedups(*PLANTED_WAYS[1]), strict=True) if N != 1024]
+    assert len(of_three) == len(PLANTED_WAYS)
+    assert row["missing"] == "4096×1024"
+    assert [row["low"], row["high"]] == pytest.approx([min(planted), max(planted)], rel=0.005)
+    of_two = answer.ways(tables.only(run, ~(serial & (run.cases["K"] == 4096) & run.cases["N"].isin((1024, 4096)))))
+    assert len(of_two) == len(PLANTED_WAYS) - 1
+
+
+def test_times_from_python_of_a_slow_host_are_in_no_way(run):
+    slow = run.cases[(run.cases["launch"] == "eager") & (run.cases["M"] == 1) & (run.cases["N"] == 1024)]
+    late = run.samples["case_id"].isin(slow["case_id"])
+    samples = run.samples.assign(latency_us=run.samples["latency_us"].where(~late, 3 * run.samples["latency_us"]))
+    missing = answer.ways(replace(run, samples=samples)).set_index("way")["missing"]
+    assert missing[missing != ""].to_dict() == {"launched one by one from Python": "4096×1024"}
 
 
 @pytest.mark.parametrize("state", [HOLDS, FAILS, UNDECIDED])
 def test_the_finding_follows_the_state_of_its_verdict(state):
     verdicts = {name: Verdict("", state, "", {}) for name in ("A", "B", "C", "C_cause", "C_loses_static")}
-    rows = answer.findings(verdicts, {"cause_narrow_graph": Verdict("", UNDECIDED, "", {})})
+    causes = {f"cause_{regime}_graph": Verdict("", UNDECIDED, "", {}) for regime in REGIMES}
+    rows = answer.findings(verdicts, causes)
     assert rows["finding"].tolist() == [f"{answer.STATE[state]}."] * 3
 
 
@@ -191,6 +224,60 @@ def test_findings_quote_the_run(found):
     wide = [truth_us("fp16-cublas", 4096, N) / truth_us("int4", 4096, N) for N in (8192, 14336, 28672)]
     assert f"Yes: {min(wide):.1f}× to {max(wide):.1f}×." in text
     assert "No: " in text
+
+
+def test_costs_at_the_narrow_projection_are_all_of_that_projection(run, found):
+    why = found.findings["why"].iloc[2]
+    naive, none, ours = (truth_us(name, 4096, 1024) for name in ("int4-naive-dequant", "int4-no-dequant", "int4"))
+    numbers = of_causes(run)["cause_narrow_graph"].numbers
+    assert numbers["dequantisation_value"] == pytest.approx(1 - none / naive, abs=0.005)
+    assert numbers["own_value"] == pytest.approx(1 - none / ours, abs=0.005)
+    for name in ("own_value", "dequantisation_value", "too_little_parallelism_value"):
+        assert f"{max(numbers[name], 0):.0%}" in why
+    assert "4096×512" not in why
+
+
+def test_the_projection_where_naive_dequantisation_costs_most_is_named():
+    verdicts = {name: Verdict("", UNDECIDED, "", {}) for name in ("A", "B", "C", "C_cause", "C_loses_static")}
+    causes = {f"cause_{regime}_graph": Verdict("", FAILS, "", {}) for regime in REGIMES}
+    assert "4096×14336" not in answer.findings(verdicts, causes)["why"].iloc[2]
+    causes["cause_wide_graph"] = Verdict("", HOLDS, "", {"dequantisation_value": 0.37})
+    why = answer.findings(verdicts, causes)["why"].iloc[2]
+    assert "4096×14336" in why
+    assert "37%" in why
+
+
+def test_findings_name_the_projection_whose_bytes_they_are_about(found):
+    verdicts = {name: Verdict("", FAILS, "", {}) for name in ("A", "C", "C_cause", "C_loses_static")}
+    verdicts["B"] = Verdict("", FAILS, "", {"fp16_rate": 0.9, "int4_rate": 0.5, "fp16_dram": 0.8, "int4_dram": 0.4})
+    causes = {f"cause_{regime}_graph": Verdict("", FAILS, "", {}) for regime in REGIMES}
+    why = answer.findings(verdicts, causes)["why"]
+    assert all("4096×14336" in told for told in why[:2])
+
+
+@pytest.mark.parametrize(("share", "worth"), [(-0.01, "not worth it"), (0.03, "hardly"), (0.2, "worth it")])
+def test_kv_alone_is_worth_what_it_saves_of_a_token(found, share, worth):
+    case = replace(found.case, kv=found.case.kv | {"share": share})
+    for told in (" ".join(answer.case_lines(case)), answer.case_in_short(case)):
+        assert worth in told
+        assert f"{share:.0%} of a token" in told
+    assert ("hardly" in answer.case_in_short(case)) == (worth == "hardly")
+
+
+def test_what_is_said_of_published_kernels_at_more_tokens_is_published(found):
+    told = answer.case_in_short(replace(found.case, peer=(1.02, 1.08)))
+    quoted = published.load()
+    quoted = quoted[(quoted["gpu"] == "a10") & (quoted["M"] == 4) & (quoted["quantity"] == "speedup")]
+    quoted = quoted[~quoted["method"].str.contains("base clock")]["value"]
+    assert f"{quoted.min():.2f}×" in told
+    assert f"{quoted.max():.2f}×" in told
+
+
+def test_a_projected_case_says_that_launch_configs_are_predicted_which_they_are(found):
+    assert configs.table("a10g")[1] == "predicted", "they are searched now: mend the sentence on how far to trust"
+    assert "predicted" in answer.case_in_short(found.case)
+    measured = replace(found.case, advice=replace(found.case.advice, run_gpu=found.case.advice.gpu))
+    assert "predicted" not in answer.case_in_short(measured)
 
 
 # --- the words ------------------------------------------------------------------------------------------------------
@@ -214,8 +301,14 @@ def test_the_sentence_says_yes_no_or_hardly_as_the_run_does(found, speedup, m_pa
 def test_the_sentence_leaves_out_what_the_run_lacks_and_marks_what_it_predicts(found):
     token = found.token[found.token["backend"] != "int4-serial"]
     assert "cannot overlap" not in answer.sentence(replace(found, token=token))
-    assert "predicted" in answer.sentence(replace(found, token=token.assign(predicted=1)))
-    assert "predicted" not in answer.sentence(found)
+    assert "partly predicted" in answer.sentence(replace(found, token=token.assign(predicted=1)))
+    assert "partly predicted" not in answer.sentence(found)
+
+
+def test_the_sentence_says_what_of_it_is_lm_head(found):
+    said = answer.sentence(replace(found, token=found.token.assign(head_ms=0.42)))
+    assert "`lm_head` in FP16, 0.4 ms" in said
+    assert " ms" not in answer.sentence(replace(found, token=found.token.assign(head_ms=np.nan))).split("lm_head")[1]
 
 
 def test_the_page_and_the_readme_say_the_same(found):
@@ -223,7 +316,7 @@ def test_the_page_and_the_readme_say_the_same(found):
     assert answer.sentence(found) in answer_page.sentence(found).data
     assert answer.sentence(found) in readme_says
     for row in found.ways.itertuples():
-        span = f"{row.low:.1f}× to {row.high:.1f}×"
+        span = answer.way_span(row)
         assert span in answer_page.ways(found).data
         assert span in readme_says
 

@@ -113,6 +113,22 @@ def test_no_page_shows_a_path_of_this_machine(book):
         assert str(book.parents[1]) not in text, page.name
 
 
+def test_no_page_prints_a_bare_object(book):
+    for chapter in CHAPTERS:
+        page = text_of(book / "executed" / f"{chapter}.html")
+        assert not (found := re.search(r"IPython\.core|<[\w. ]+ object( at 0x\w+)?>", page)), f"{chapter}: {found[0]}"
+
+
+def test_a_figure_links_to_its_file(book):
+    for chapter in CHAPTERS:
+        article = article_of(book / "executed" / f"{chapter}.html")
+        linked = re.findall(r'<figure[^>]*>\s*<a [^>]*href="([^"]+)"><img[^>]*src="([^"]+)"', article)
+        assert len(linked) == article.count("<figure")
+        for file, shown in linked:
+            assert file == shown
+            assert (book / "executed" / file).is_file()
+
+
 def test_figures_are_numbered_in_reading_order_and_referenced_tables_exist(book):
     numbers = [
         int(number)

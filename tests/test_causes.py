@@ -181,3 +181,11 @@ def test_the_table_of_savings_has_every_shape_of_the_sweep(load):
     shown = dequantisation_page.savings(causes.removals(load(shapes=SWEEP)))
     assert len(shown) == len(SWEEP)
     assert shown.notna().all(axis=None)
+
+
+def test_the_first_paragraph_names_where_dequantisation_is_the_largest_cost(load):
+    found = verdicts.of_run(load({("int4-naive-dequant", *WIDE): 3.0}))
+    told = dequantisation_page.largest(found).data
+    wide, narrow = ("×".join(map(str, shape)) for shape in (WIDE, NARROW))
+    assert (found["cause_wide_graph"].state, found["cause_narrow_graph"].state) == (HOLDS, FAILS)
+    assert told.index(wide) < told.index(narrow)

@@ -166,3 +166,10 @@ def test_what_the_figure_calls_bits_is_what_the_card_calls_bits(load):
     assert bits == pytest.approx(found.numbers["smallest_bits"], abs=0.006)
     names = {label.get_text() for ax in fig.axes for label in ax.get_yticklabels()}
     assert not {"fewer bytes", "fewer bits", "bits"} & names, "no single step goes by that name"
+
+
+@pytest.mark.parametrize("serial", [True, False])
+def test_the_page_says_which_reads_its_figures_go_over(load, serial):
+    more = ("int4-load-only-serial",) if serial else ()
+    told = decomposition_page.which_reads(decomposition.steps(load(backends=(*BACKENDS, *more)))).data
+    assert ("int4-load-only-serial" in told) == serial

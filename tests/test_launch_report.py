@@ -8,6 +8,7 @@ from derived import also, primary, slowed
 
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES, GemmProblem
 from tinygemm.report.base import host, tables
+from tinygemm.report.base.bounds import NAMED
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
 from tinygemm.report.launch import claims as launch_claims
 from tinygemm.report.launch import page as launch_page
@@ -59,6 +60,15 @@ def test_launch_hides_the_gain_where_python_makes_int4_the_slower_one(run, tmp_p
     assert hidden.numbers["n_hidden"] == len(REPORT_SHAPES)
     graphs = load(tmp_path, shapes=STUDY_SHAPES, modes=(("graph", "cold"),))
     assert judge(graphs)["hides"].state == UNDECIDED
+
+
+def test_the_least_gain_stands_first_where_a_sentence_cannot_name_all(run):
+    rows = launch.gains(tables.report_table(run))
+    rows = rows.assign(eager=[1.2 + 0.1 * i for i in range(len(rows))], eager_low=1.1, eager_high=3.0)
+    said = launch_claims.launch_hides_the_gain(rows).sentence
+    assert len(rows) > NAMED
+    assert f"{1.2:.2f}×" in said
+    assert f"{rows['eager'].max():.2f}× from Python" not in said
 
 
 # --- the host -------------------------------------------------------------------------------------------------------

@@ -235,6 +235,23 @@ def test_calls_in_a_row_are_limited_by_their_bytes_from_two_thirds_of_a_copy_on(
     assert limiters.limited_by_bytes(row["rate"]) == (answer == "memory")
 
 
+@pytest.mark.parametrize(("reread", "judged"), [(1.1, True), (1.5, False)])
+def test_a_call_that_reads_bytes_again_has_no_rate_by_the_least_of_them(run, reread, judged):
+    more = run.counters["metric"].str.match("dram__bytes_(read|write).sum") & run.counters["case_id"].str.startswith(
+        "int4/"
+    )
+    value = run.counters["value"]
+    again = dataclasses.replace(run, counters=run.counters.assign(value=value.where(~more, reread * value)))
+    rows = limiters.in_a_row(limiters.readings(again), tables.report_table(again))
+    shown = bottleneck_page.table(limiters.with_static(rows, limiters.static_file("none")))
+    assert at(rows, "int4")["traffic_ratio"] == pytest.approx(
+        reread * at(limiters.readings(run), "int4")["traffic_ratio"]
+    )
+    assert (at(rows, "int4")["row_limiter"] != "") == judged
+    assert (at(shown, "int4")["in_a_row"] != "–") == judged
+    assert at(shown, "fp16-cublas")["in_a_row"] != "–"
+
+
 def test_each_question_about_one_case_has_one_number(run):
     table = tables.report_table(run)
     asked = bottleneck_page.four_numbers(limiters.readings(run), table)

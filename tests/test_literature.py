@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import synthetic
 
@@ -123,6 +124,38 @@ def test_a_band_that_covers_a_published_value_leaves_it_undecided(rows):
     compared = literature.against(rows).head(1).copy()
     compared[["ours", "ours_low", "ours_high"]] = compared["value"].iloc[0], 0.5, 9.0
     assert at_least_published(compared).state == UNDECIDED
+
+
+def test_one_call_alone_stands_beside_values_of_the_same_gpu_and_decides_nothing(tmp_path):
+    """Planted: on this GPU in a graph 3.7 times at most, and by do_bench at half the speed of FP16."""
+    slow = synthetic.Truth(factors={"int4": 0.4})
+    modes = (("graph", "cold"), ("do_bench", "cold"))
+    here = synthetic.load(tmp_path, gpu="a10g", truth=slow, m_list=(1,), n_samples=12, modes=modes, counters=False)
+    table = tables.report_table(here)
+    timed = table[(table["launch"] == "do_bench") & (table["backend"] == "int4")]
+    ours = timed.set_index(["M", "K", "N"])["speedup_vs_fp16"]
+    shape = {"M": 1, "K": 4096, "N": 4096}
+    value = ours[1, 4096, 4096]
+    quoted = [
+        {
+            "gpu_name": "NVIDIA A10G",
+            "backend": "x",
+            "low": value * times,
+            "high": value * times,
+            "value": value * times,
+            "ours": 9.0,
+            "ours_low": 9.0,
+            "ours_high": 9.0,
+            **shape,
+        }
+        for times in (0.9, 1.1)
+    ]
+    compared = pd.DataFrame([*quoted, quoted[1] | {"gpu_name": "NVIDIA A10"}])
+    alone = literature.one_call_alone(table, compared)
+    verdict = at_least_published(compared, alone)
+    assert alone["alone"].tolist() == [value, value]
+    assert (verdict.numbers["alone"], verdict.numbers["alone_below"]) == (2, 1)
+    assert verdict.state == at_least_published(compared).state == HOLDS
 
 
 # --- latencies and method -------------------------------------------------------------------------------------------

@@ -51,6 +51,15 @@ def test_advice_shows_predicted_numbers_in_italics_and_measured_ones_upright(fit
     assert "projected from the NVIDIA H200" in there
 
 
+def test_speedup_and_answer_come_first_and_the_headings_name_the_baseline(fitted):
+    lines = models_page.advise(fitted, "llama-3-8b", "tab-here").data.splitlines()
+    headings = [cell.strip() for cell in next(line for line in lines if line.startswith("|")).strip("|").split("|")]
+    row = [cell.strip() for cell in next(line for line in lines if "`o_proj`" in line).strip("|").split("|")]
+    assert row[1].split("×")[0].replace(".", "").isdigit()
+    assert row[2] in {"yes", "no", "tie"}
+    assert all("cuBLAS" in headings[row.index(cell)] for cell in (row[1], row[4]))
+
+
 def test_advice_that_a_run_cannot_give_is_a_sentence(fitted):
     assert "No advice from this run" in models_page.advise(fitted, "qwen2.5-0.5b", "tab-x", tp=4).data
     assert "shapes of every backend that this needs" in models_page.advise(None, "llama-3-8b", "tab-x").data

@@ -45,7 +45,7 @@ def test_numbers_of_the_first_screen_are_those_of_the_newest_run():
         assert f"{token.loc[backend, 'ms']:.1f} ms" in block(TEXT)
     assert f"**{token.loc['int4', 'speedup']:.1f} times**" in block(TEXT)
     assert f"{totals['fp16'] / 1e3:.1f} ms → {totals['advised'] / 1e3:.1f} ms" in block(TEXT)
-    for row in answer.ways(run, tables.report_table(run)).itertuples():
+    for row in answer.ways(run).itertuples():
         assert f"{row.low:.1f}× to {row.high:.1f}×" in block(TEXT)
 
 

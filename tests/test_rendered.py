@@ -77,4 +77,12 @@ def test_a_state_has_the_badge_of_its_colour(state, role):
     """The class of the badge on the page follows from the role: `{bdg-success}` is of class `sd-bg-success`."""
     other = Verdict("claim", HOLDS if state != HOLDS else FAILS, "Sentence.", {})
     said = page.card("A", {"A": Verdict("claim", state, "Sentence.", {}), "A_static": other}).data
-    assert f"{{bdg-{role}}}`{state}` Sentence." in said
+    assert f"{{bdg-{role}}}`{state}`" in said
+
+
+def test_a_card_says_which_kernel_each_answer_is_of():
+    both = {"A": Verdict("claim", HOLDS, "First.", {}), "A_static": Verdict("claim", FAILS, "Second.", {})}
+    lines = [line for line in page.card("A", both).data.splitlines() if line.startswith("{bdg-")]
+    assert [("tuned kernel" in line, "simple kernel" in line) for line in lines] == [(True, False), (False, True)]
+    assert [line.split()[-1] for line in lines] == ["First.", "Second."]
+    assert "kernel" not in page.card("A", {"A": both["A"]}).data

@@ -1,5 +1,5 @@
 """What Jupyter Book lacks for this report: alt texts that follow the data, the code of a page at its foot and out of
-the search, tables that the keyboard can scroll, and MathJax served by the site itself."""
+the search, tables that the keyboard can scroll, figures that open by themselves, and MathJax served by the site."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ FOLDED = {"tag_hide-input", "tag_injected-parameters", "tag_parameters"}  # clas
 SCROLLED = re.compile(r'<div class="pst-scrollable-table-container">(<table.*?>)(\s*<caption>.*?</caption>)?', re.S)
 
 
+FIGURE = re.compile(r'(<figure\b[^>]*>\s*)(<img\b[^>]*?\bsrc="([^"]+)"[^>]*>)')
+
+
 class HowMade(nodes.General, nodes.Element):
     """The code of a page, folded; an attribute and not text, because the search index holds every text."""
 
@@ -25,6 +28,7 @@ def setup(app):
     app.connect("source-read", prepare_notebook)
     app.connect("doctree-resolved", move_code_to_the_foot)
     app.connect("html-page-context", let_tables_scroll)
+    app.connect("html-page-context", let_figures_open)
     app.connect("html-page-context", name_first_page_once)
     app.connect("build-finished", copy_mathjax)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
@@ -80,6 +84,12 @@ def _scroller(found: re.Match) -> str:
     return (
         f'{outside}<div class="pst-scrollable-table-container" tabindex="0" role="region" aria-label="{label}">{table}'
     )
+
+
+def let_figures_open(app, page: str, template: str, context: dict, doctree) -> None:
+    """Link each figure to its file: a phone shows the page as wide as it is, and the file as large as one likes."""
+    if "body" in context:
+        context["body"] = FIGURE.sub(r'\1<a class="figure-file" href="\3">\2</a>', context["body"])
 
 
 def name_first_page_once(app, page: str, template: str, context: dict, doctree) -> None:

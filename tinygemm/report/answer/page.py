@@ -12,7 +12,7 @@ from tinygemm.report.base.page import lacks, table
 from tinygemm.report.predict.page import no_model
 
 FINDINGS = {"claim": ("Its claim", ""), "finding": ("What we find", ""), "why": ("Why", "")}
-WAYS = {"how": ("The same INT4 kernel over FP16, M = 1", ""), "range": ("Speedup at four projections", "")}
+WAYS = {"how": ("The same INT4 kernel over FP16, M = 1", ""), "range": ("Speedup", "")}
 
 
 def sentence(found: answer.Answer) -> Markdown:
@@ -25,7 +25,7 @@ def case(found: answer.Answer) -> Markdown:
     if found.case is None:
         return no_model()
     lines = [f"* {line}" for line in answer.case_lines(found.case)]
-    lines.append(f"* Another model or GPU: {{doc}}`13_models`, or\n  `{answer.COMMAND}`.")
+    lines.append(f"* Another model, GPU or M: {{doc}}`13_models`, or\n  `{answer.COMMAND}`. {answer.beyond()}")
     body = "\n".join(lines)
     return Markdown(f":::{{admonition}} {answer.case_title(found.case)}\n:class: case\n\n{body}\n:::")
 
@@ -36,14 +36,13 @@ def findings(found: answer.Answer) -> Markdown:
 
 
 def ways(found: answer.Answer) -> Markdown:
-    """Both caveats, and the comparison with the faster FP16 kernel, under the number of the headline."""
+    """Every way in which the run timed the kernel, and the comparison with the faster FP16 kernel."""
     if found.ways.empty:
         return lacks("the projections of the earlier study")
-    rows = pd.DataFrame({
-        "how": found.ways["way"].str[0].str.upper() + found.ways["way"].str[1:],
-        "range": [f"{row.low:.1f}× to {row.high:.1f}×" for row in found.ways.itertuples()],
-    })  # fmt: skip
-    return table(rows, WAYS, "tab-ways", "The most favourable way is the first")
+    names = [answer.way_name(row) for row in found.ways.itertuples()]
+    spans = [answer.way_span(row) for row in found.ways.itertuples()]
+    rows = pd.DataFrame({"how": [name[0].upper() + name[1:] for name in names], "range": spans})
+    return table(rows, WAYS, "tab-ways", f"The speedup in every way that this run timed it, {answer.of_study()}")
 
 
 def conditions(found: answer.Answer, run) -> Markdown:

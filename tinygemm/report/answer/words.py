@@ -7,15 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from tinygemm import published
 from tinygemm.hardware import gpu_spec
-from tinygemm.problem import STUDY_SHAPES, GemmProblem
+from tinygemm.problem import STUDY_SHAPES, WIDE, GemmProblem
 from tinygemm.report.answer import tables as one_token
 from tinygemm.report.base import tables
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict
-from tinygemm.report.base.tables import BASELINE, at_shapes, primary
+from tinygemm.report.base.host import steady_run
+from tinygemm.report.base.tables import BASELINE, at_shapes, usual
+from tinygemm.report.base.words import span
 from tinygemm.report.bottleneck.tables import limited_by_bytes
 from tinygemm.report.dequantisation import claims as dequantisation_claims
-from tinygemm.report.evidence import tables as evidence
+from tinygemm.report.dequantisation.tables import REGIMES
 from tinygemm.report.models import advice
 from tinygemm.report.models import tables as projections
 from tinygemm.report.predict import model as costmodel
@@ -27,6 +30,20 @@ COMMAND = f"tinygemm advise --model {one_token.MODEL.key} --gpu {CASE_GPU} --m 1
 KV = GemmProblem(1, 1024, 4096)
 ALIKE = 0.10  # kernels whose projections differ by less are worth the same to a user
 LEVEL = 0.05  # speedups nearer to 1 are no gain and no loss: runs differ by almost as much
+LITTLE = 0.05  # a share of a token that is hardly worth the work
+MANY = 4  # tokens at which the published kernels of SIMILAR_GPU lie apart
+PUBLISHED_NAMES = {"awq": "AWQ", "marlin": "Marlin", "aten-int4mm": "PyTorch", "exllamav2": "ExLlamaV2"}
+SIMILAR_GPU = "a10"  # the chip and memory of CASE_GPU, of which others published speedups at several M
+# ways of timing, each as the columns of a case that it fixes
+WAYS = {
+    "calls overlap": {"backend": "int4", "launch": "graph", "l2_state": "cold"},
+    "no overlap": {"backend": "int4-serial", "launch": "graph", "l2_state": "cold"},
+    "after a programmatic dependent launch": {"backend": "int4", "launch": "primed", "l2_state": "cold"},
+    "weights still in L2, as far as they fit": {"backend": "int4", "launch": "graph", "l2_state": "hot"},
+    "one call alone, by `triton.testing.do_bench`": {"backend": "int4", "launch": "do_bench", "l2_state": "cold"},
+    "launched one by one from Python": {"backend": "int4", "launch": "eager", "l2_state": "cold"},
+}
+BEST_FP16 = "calls overlap, against the faster of cuBLAS and our FP16 kernel"
 STATE = {HOLDS: "Yes", FAILS: "No", UNDECIDED: "Open"}
 
 
@@ -60,7 +77,7 @@ class Answer:
     m_pays:     up to how many tokens in flight INT4 pays, and the largest M that was timed: one_token.most_tokens
     case:       None where the run timed too few shapes for a projection
     findings:   claim, finding, why: one row per finding of the earlier study
-    ways:       ways(run, table)
+    ways:       ways(run)
     """
 
     gpu: str
@@ -80,30 +97,33 @@ def of_run(run) -> Answer:
     table, causes = tables.report_table(few), dequantisation_claims.of_run(run)
     return Answer(
         run.gpu["name"], _conditions(run), one_token.times(run, table, fitted), one_token.most_tokens(table),
-        _case(fitted), findings(speedup_claims.of_run(run), causes), ways(run, table),
+        _case(fitted), findings(speedup_claims.of_run(run), causes), ways(run),
     )  # fmt: skip
 
 
-def ways(run, table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
+def ways(run, M: int = 1) -> pd.DataFrame:
     """The speedup of the same INT4 kernel, timed or compared in several ways, over the projections of the study.
 
-    table:   report_table(run)
-    returns: way, low, high (least and most of the four projections); no row for a way that lacks one of them
+    returns: way, low, high (least and most), missing (projections that are not in them, in words; from Python also
+             those where the host was slow); no row for a way in which half of them or more are missing
     """
-    rows = primary(table)
-    rows = rows[(rows["M"] == M) & at_shapes(rows, STUDY_SHAPES)]
-    primed = evidence.primed_speedups(table, M)["primed"]
-    best = projections.against_best_fp16(tables.only(run, (run.cases["M"] == M) & at_shapes(run.cases, STUDY_SHAPES)))
-    best = best[best["group_size"] == one_token.GROUP_SIZE]
-    told = {
-        "calls overlap": rows.loc[rows["backend"] == "int4", "speedup_vs_fp16"],
-        "no overlap": rows.loc[rows["backend"] == "int4-serial", "speedup_vs_fp16"],
-        "after a programmatic dependent launch": primed,
-        "against the faster of cuBLAS and our FP16 kernel": best["speedup"],
-    }
-    found = [(way, values.min(), values.max()) for way, values in told.items()
-             if values.notna().sum() == len(STUDY_SHAPES)]  # fmt: skip
-    return pd.DataFrame(found, columns=["way", "low", "high"])
+    steady = steady_run(run)
+    few = tables.only(
+        steady, (steady.cases["M"] == 0) | (steady.cases["M"] == M) & at_shapes(steady.cases, STUDY_SHAPES)
+    )
+    rows = usual(tables.report_table(few))
+    rows = rows[(rows["M"] == M) & at_shapes(rows, STUDY_SHAPES)].rename(columns={"speedup_vs_fp16": "speedup"})
+    best = projections.against_best_fp16(few)
+    told = {way: rows[(rows[list(mode)] == list(mode.values())).all(axis=1)] for way, mode in WAYS.items()}
+    told[BEST_FP16] = best[best["group_size"] == one_token.GROUP_SIZE]
+    found = []
+    for way, mine in told.items():
+        mine = mine.dropna(subset=["speedup"])
+        timed = set(zip(mine["K"], mine["N"], strict=True))
+        missing = ", ".join(f"{K}×{N}" for K, N in STUDY_SHAPES if (K, N) not in timed)
+        if 2 * len(timed) > len(STUDY_SHAPES):
+            found.append((way, mine["speedup"].min(), mine["speedup"].max(), missing))
+    return pd.DataFrame(found, columns=["way", "low", "high", "missing"])
 
 
 def findings(found: dict[str, Verdict], causes: dict[str, Verdict]) -> pd.DataFrame:
@@ -133,9 +153,10 @@ def sentence(found: Answer) -> str:
     serial = f", or {_times(speedup['int4-serial'])} where calls cannot overlap" if "int4-serial" in rows.index else ""
     predicted = "" if rows.loc[[BASELINE, "int4"], "predicted"].sum() == 0 else ", partly predicted"
     return (
-        f"**{_lead(speedup['int4'], *found.m_pays)}** The linear layers of one token of Llama 3 8B take "
-        f"{ms['int4']:.1f} ms in INT4 and {ms[BASELINE]:.1f} ms in FP16 on an {found.gpu}{predicted}: INT4 is "
-        f"**{_times(speedup['int4'])}** as fast{serial}. The accuracy of a model is not measured here."
+        f"**{_lead(speedup['int4'], *found.m_pays, found.gpu)}** The linear layers of one token of Llama 3 8B take "
+        f"{ms['int4']:.1f} ms there in INT4 and {ms[BASELINE]:.1f} ms in FP16{predicted}: INT4 is "
+        f"**{_times(speedup['int4'])}** as fast{serial}. {_head(rows['head_ms'][BASELINE])} The accuracy of a model is "
+        "not measured here."
     )
 
 
@@ -161,13 +182,14 @@ def case_lines(case: Case) -> list[str]:
         f"The linear layers of a token take **{totals['advised'] / 1e3:.1f} ms instead of {totals['fp16'] / 1e3:.1f} "
         f"ms: {totals['speedup']:.1f}×** ({totals['speedup_low']:.1f} to {totals['speedup_high']:.1f}).",
         f"By projection: {each.replace('gate_up', 'gate and up')}.",
-        f"KV alone: {kv['speedup']:.1f}× ({kv['low']:.1f} to {kv['high']:.1f}), {kv['saved_ms']:.1f} ms saved, "
+        f"Only the K and V projections in INT4 (this is not the KV cache): {_worth(kv['share'])}. They would be "
+        f"{kv['speedup']:.1f}× as fast ({kv['low']:.1f} to {kv['high']:.1f}) and save {kv['saved_ms']:.1f} ms, "
         f"{kv['share']:.0%} of a token.",
         f"Memory of the weights: {one_token.weight_gb(bits=bits):.1f} GB instead of {one_token.weight_gb():.1f} GB.",
         f"{'Calls can overlap on this GPU.' if case.overlaps else 'Calls cannot overlap on this GPU.'} {_peer(case)}",
     ]
     if case.projected:
-        lines.append(f"Projected from the {_short(case.advice.run_gpu)}, not timed; the ranges hold what that assumes.")
+        lines.append(_trust(case))
     return lines
 
 
@@ -175,20 +197,46 @@ def case_in_short(case: Case) -> str:
     """The case in one sentence."""
     totals, kv = case.advice.totals, case.kv
     bits = KV.int4_bits_per_weight()
-    return (
-        f"Llama 3 8B on an {_short(case.advice.gpu)}, {_kind(case)}: {totals['fp16'] / 1e3:.1f} ms → "
-        f"{totals['advised'] / 1e3:.1f} ms per token, {totals['speedup']:.1f}× ({totals['speedup_low']:.1f} to "
+    trust = [_trust(case)] if case.projected else []
+    told = [
+        f"Llama 3 8B on an {_short(case.advice.gpu)}, one token, {_kind(case)}: {totals['fp16'] / 1e3:.1f} ms → "
+        f"{totals['advised'] / 1e3:.1f} ms, {totals['speedup']:.1f}× ({totals['speedup_low']:.1f} to "
         f"{totals['speedup_high']:.1f}), weights {one_token.weight_gb():.1f} GB → {one_token.weight_gb(bits=bits):.1f} "
-        f"GB; the KV projection alone saves {kv['share']:.0%} of a token. {_peer(case)}"
-    )
+        "GB.",
+        *trust,
+        f"Only the K and V projections (not the KV cache): {_worth(kv['share'])}, {kv['share']:.0%} of a token.",
+        _peer(case),
+        beyond(),
+    ]
+    return " ".join(filter(None, told))
+
+
+def beyond() -> str:
+    """The most tokens that a projection is made for."""
+    return f"Beyond {costmodel.MAX_M} tokens in flight nothing is projected."
 
 
 def caveats_in_short(found: Answer) -> str:
     """Every way to time or compare the kernels, in one sentence; empty where the run has one way only."""
     if len(found.ways) < 2:
         return ""
-    told = [f"{row.low:.1f}× to {row.high:.1f}× ({row.way})" for row in found.ways.itertuples()]
-    return f"The same INT4 kernel over FP16 at M = 1 in four projections: {'; '.join(told)}."
+    told = [f"{way_span(row)} ({way_name(row)})" for row in found.ways.itertuples()]
+    return f"The same INT4 kernel over FP16 at M = 1, {of_study()}: {'; '.join(told)}."
+
+
+def of_study() -> str:
+    """The projections that every way is about."""
+    return f"at {', '.join(f'{K}×{N}' for K, N in STUDY_SHAPES[:-1])} and {'×'.join(map(str, STUDY_SHAPES[-1]))}"
+
+
+def way_name(row) -> str:
+    """A row of `ways` in words, with the projections that it lacks."""
+    return f"{row.way}; without {row.missing}" if row.missing else row.way
+
+
+def way_span(row) -> str:
+    """The least and the largest speedup of a row of `ways`."""
+    return span(pd.Series([row.low, row.high]), ".1f", "×").replace(" to ", "× to ")
 
 
 def findings_in_short(found: Answer) -> str:
@@ -241,16 +289,25 @@ def _conditions(run) -> str:
     )
 
 
-def _lead(speedup: float, m_pays: float, m_most: int) -> str:
+def _lead(speedup: float, m_pays: float, m_most: int, gpu: str) -> str:
     if abs(speedup - 1) < LEVEL:
-        return "Hardly: one token takes as long."
+        return f"Hardly: one token takes as long on an {gpu}."
     if speedup < 1:
-        return "No, not at one token in flight."
+        return f"No, not at one token in flight on an {gpu}."
     if np.isnan(m_pays):
-        return "Yes, at one token in flight."
-    if np.isinf(m_pays):
-        return f"Yes, at up to {m_most} tokens in flight, the most that were timed."
-    return f"Yes, up to about {5 * round(m_pays / 5) if m_pays > 7.5 else round(m_pays)} tokens in flight."
+        tokens = "at one token in flight"
+    elif np.isinf(m_pays):
+        tokens = f"at up to {m_most} tokens in flight, the most that were timed,"
+    else:
+        tokens = f"up to about {5 * round(m_pays / 5) if m_pays > 7.5 else round(m_pays)} tokens in flight"
+    return f"Yes, {tokens} with our kernel on an {gpu}."
+
+
+def _head(head_ms: float) -> str:
+    """What both times hold of lm_head."""
+    if np.isnan(head_ms):
+        return "Neither holds `lm_head`."
+    return f"Both hold `lm_head` in FP16, {head_ms:.1f} ms as predicted."
 
 
 def _times(speedup: float) -> str:
@@ -276,7 +333,41 @@ def _peer(case: Case) -> str:
     )
     alike = max(abs(least - 1), abs(most - 1)) < ALIKE
     takes = "is projected to take" if case.projected else "takes"
-    return f"PyTorch's own INT4 kernel {takes} {ratio}{': any decent INT4 kernel will do' if alike else ''}."
+    told = f"PyTorch's own INT4 kernel {takes} {ratio}"
+    return f"{told}: at one token any decent INT4 kernel will do. {_with_more_tokens()}" if alike else f"{told}."
+
+
+def _with_more_tokens() -> str:
+    """How far published kernels lie apart at more tokens, on a GPU like that of the case."""
+    rows = published.load()
+    rows = rows[
+        (rows["gpu"] == SIMILAR_GPU) & (rows["quantity"] == "speedup") & ~rows["method"].str.contains("base clock")
+    ]
+    rows = rows[rows["M"] == MANY].sort_values("value")
+    if len(rows) < 2:
+        return ""
+    worst, best = rows.iloc[0], rows.iloc[-1]
+    told = [f"{PUBLISHED_NAMES.get(row['backend'], row['backend'])} {row['value']:.2f}×" for row in (worst, best)]
+    return (
+        f"With more tokens kernels differ widely: published on an {_short(gpu_spec(SIMILAR_GPU).name)} at M = {MANY}, "
+        f"{' and '.join(told)}."
+    )
+
+
+def _worth(share: float) -> str:
+    """Whether a share of a token that is saved is worth the work."""
+    if share <= 0:
+        return "not worth it"
+    return "hardly worth it" if share < LITTLE else "worth it"
+
+
+def _trust(case: Case) -> str:
+    """How far to trust a case on a GPU that was not timed."""
+    there = _short(case.advice.gpu)
+    return (
+        f"Projected from the {_short(case.advice.run_gpu)}: our kernel was not timed on an {there}, and its launch "
+        f"configs there are predicted, too; the ranges hold what that assumes."
+    )
 
 
 def _speedups(verdict: Verdict) -> str:
@@ -296,7 +387,10 @@ def _bytes_decide(numbers: dict[str, float]) -> str:
     if "int4_rate" not in numbers:
         return ""
     sets = "set" if limited_by_bytes(numbers["int4_rate"]) else "do not set"
-    return f"Calls in a row read at {numbers['int4_rate']:.0%} of the speed of a copy: the bytes {sets} the time."
+    return (
+        f"At {_shape(WIDE)} calls in a row read at {numbers['int4_rate']:.0%} of the speed of a copy: the bytes {sets} "
+        "the time."
+    )
 
 
 def _profiled(numbers: dict[str, float]) -> str:
@@ -305,24 +399,32 @@ def _profiled(numbers: dict[str, float]) -> str:
     if "int4_rate" in numbers:
         limited = {"FP16": limited_by_bytes(numbers["fp16_rate"]), "INT4": limited_by_bytes(numbers["int4_rate"])}
         names = [name for name, yes in limited.items() if yes]
-        told.append(f"In a row, the bytes limit {' and '.join(names) if names else 'neither'}.")
+        told.append(f"At {_shape(WIDE)} in a row, the bytes limit {' and '.join(names) if names else 'neither'}.")
     if "fp16_dram" in numbers:
         alone = f"FP16 keeps DRAM {numbers['fp16_dram']:.0%} busy, INT4 {numbers['int4_dram']:.0%}"
-        told.append(f"A profiler runs one call alone: there {alone}.")
+        told.append(f"A profiler runs one call of {_shape(WIDE)} alone: there {alone}.")
     return " ".join(told)
 
 
 def _narrow(found: dict[str, Verdict], causes: dict[str, Verdict]) -> str:
-    """The share of dequantisation in the tuned kernel, and what makes the simple one slow."""
-    cause, simple, regime = found["C_cause"].numbers, found["C_loses_static"], causes["cause_narrow_graph"]
-    told = []
-    if "dequant_share" in cause:
-        share = max(cause["dequant_share"], 0)
-        told.append(f"At {cause['K']:.0f}×{cause['N']:.0f} dequantisation is {share:.0%} of the time.")
-    if simple.state == HOLDS and regime.numbers:
-        split, unpacking = (regime.numbers[f"{name}_value"] for name in ("too_little_parallelism", "dequantisation"))
+    """The costs of dequantisation and of one warp at the narrow projection, and where dequantisation costs most."""
+    numbers, told = causes["cause_narrow_graph"].numbers, []
+    if numbers:
+        own = numbers.get("own_value", np.nan)
+        ours = "" if np.isnan(own) else f"our dequantisation is {max(own, 0):.0%} of the time; "
         told.append(
-            f"A simple kernel loses, {_x(simple.numbers['worst_speedup'])}. In the tuned one splitting K saves "
-            f"{split:.0%} of the time, fast dequantisation {unpacking:.0%}."
+            f"At {_shape(REGIMES['narrow'])}, in a graph, {ours}in the naive form it is "
+            f"{numbers['dequantisation_value']:.0%}. Splitting K over warps and programs saves "
+            f"{numbers['too_little_parallelism_value']:.0%} of the time of one warp."
         )
+    if found["C_loses_static"].state == HOLDS:
+        told.append("A simple kernel does lose.")
+    elsewhere = [name for name in REGIMES if name != "narrow" and causes[f"cause_{name}_graph"].state == HOLDS]
+    for name in elsewhere:
+        share = causes[f"cause_{name}_graph"].numbers["dequantisation_value"]
+        told.append(f"At {_shape(REGIMES[name])} naive dequantisation is the largest cost: {share:.0%}.")
     return " ".join(told)
+
+
+def _shape(shape: tuple[int, int]) -> str:
+    return "×".join(map(str, shape))

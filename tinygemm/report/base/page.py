@@ -29,8 +29,10 @@ def card(letter: str, verdicts: dict[str, Verdict]) -> Markdown:
     verdicts: verdicts.of_run(run)
     """
     tuned = verdicts[letter]
-    judged = [verdicts[key] for key in (letter, f"{letter}_static") if key in verdicts]
-    answers = [f"{badge(verdict)} {verdict.sentence}" for verdict in judged]
+    keys = {"tuned kernel": letter, "simple kernel": f"{letter}_static"}
+    judged = {f"*{name}:* ": verdicts[key] for name, key in keys.items() if key in verdicts}
+    judged = judged if len(judged) > 1 else {"": tuned}
+    answers = [f"{badge(verdict)} {name}{verdict.sentence}" for name, verdict in judged.items()]
     title = f"{letter}. {tuned.claim}" if len(letter) == 1 else tuned.claim
     return Markdown("\n".join([f":::{{admonition}} {title}", ":class: finding", "", "\n\n".join(answers), ":::"]))
 

@@ -16,6 +16,7 @@ from tinygemm.report.bottleneck.tables import (
     FEW_WARPS,
     MARGIN,
     PASSED_ON,
+    REREAD,
     ROUTE,
     marked,
 )
@@ -59,7 +60,9 @@ def rule() -> Markdown:
         f"an SM is active. Where a counter is within {MARGIN * 100:.0f} points of naming another unit, or none, the "
         f"answer carries a question mark, and no claim rests on it.\n\n"
         f"This is about one call alone. Of calls in a row, the bytes are the limit where they move at "
-        f"{COPY_FRACTION:.0%} of the speed of a copy or faster; {{doc}}`13_models` goes by the same rule."
+        f"{COPY_FRACTION:.0%} of the speed of a copy or faster; {{doc}}`13_models` goes by the same rule. The rate "
+        f"counts the least bytes. A call that moved more than {REREAD:g} times those is not judged: a dash stands "
+        f"there."
     )
 
 

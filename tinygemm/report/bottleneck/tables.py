@@ -17,6 +17,7 @@ from tinygemm.runs import DATA_ROOT
 BOUND = 0.60
 MARGIN = 0.02  # counters of a few calls have no interval: nearer than this to the line, the answer is not sure
 COPY_FRACTION = 2 / 3  # of the speed of a copy, which is below the datasheet's: near BOUND of the latter
+REREAD = 1.2  # times the least bytes: of a call that moves more, the least says nothing about its rate
 FEW_PROGRAMS = 0.9  # programs / SMs: a few idle SMs do not explain an idle DRAM
 FEW_WARPS = 0.25  # of those an SM can hold: with less than 4 of 16 per scheduler, waits are hardly hidden
 WARP = 32
@@ -118,10 +119,12 @@ def in_a_row(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """`readings` beside what the clock says of the same case among calls in a row.
 
     table:   tables.report_table(run)
-    returns: plus rate (of the speed of a copy; NaN where not timed) and row_limiter ("memory" or "not memory")
+    returns: plus rate (of the speed of a copy; NaN where not timed, or where the profiler saw more than REREAD times
+             the least bytes, which the rate counts) and row_limiter ("memory", "not memory", "" without a rate)
     """
     timed = primary(table)[["case_id", "frac_peak_bw"]].rename(columns={"frac_peak_bw": "rate"})
     rows = rows.merge(timed, on="case_id", how="left", validate="one_to_one")
+    rows["rate"] = rows["rate"].where(~(rows["traffic_ratio"] > REREAD))
     words = ["" if pd.isna(rate) else "memory" if limited_by_bytes(rate) else "not memory" for rate in rows["rate"]]
     return rows.assign(row_limiter=words)
 

@@ -63,6 +63,23 @@ def slower_without(steps: pd.DataFrame) -> Markdown:
     )
 
 
+def which_reads(steps: pd.DataFrame) -> Markdown:
+    """The reads that the path of the figures goes over: such as overlap the call before, or such as wait for it.
+
+    steps: decomposition.steps(run)
+    """
+    paths = [rows for _, rows in steps.groupby("problem", sort=False) if len(decomposition.path(rows))]
+    serial = sum("weight-read bound, serial" in set(rows["step"]) for rows in paths)
+    if not serial:
+        return Markdown("The figures go over reads that overlap the call before.")
+    where = "in all cases" if serial == len(paths) else f"in {serial} of {len(paths)} cases"
+    return Markdown(
+        f"The figures go, {where}, over reads that start only when the call before has finished "
+        "(`int4-load-only-serial`). So *multiply, wait* may come out as a gain there: the kernel overlaps the call "
+        "before it, and those reads do not."
+    )
+
+
 def has_path(steps: pd.DataFrame, M: int) -> bool:
     """Whether any problem of these tokens was timed all the way from FP16 to INT4."""
     return any(len(decomposition.path(rows)) for _, rows in steps[steps["M"] == M].groupby("problem"))

@@ -7,6 +7,7 @@ from IPython.display import Markdown
 
 from tinygemm.problem import STUDY_SHAPES, WIDE
 from tinygemm.report.base import tables
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
 from tinygemm.report.base.page import badge
 from tinygemm.report.base.words import shape_names
 from tinygemm.report.dequantisation import tables as causes
@@ -28,8 +29,28 @@ def card(regime: str, verdicts: dict) -> Markdown:
     both = {"Called from Python": verdicts[f"cause_{regime}"], "In a CUDA graph": verdicts[f"cause_{regime}_graph"]}
     answers = [f"{badge(verdict)} *{where}:* {verdict.sentence}" for where, verdict in both.items()]
     shape = "×".join(map(str, REGIMES[regime]))
-    title = f"Of the simple forms, naive dequantisation costs INT4 most at the {regime} projection, {shape}, M = 1"
+    title = f"At the {regime} projection, {shape}, naive dequantisation is the largest cost of INT4, M = 1"
     return Markdown("\n".join([f":::{{admonition}} {title}", ":class: finding", "", "\n\n".join(answers), ":::"]))
+
+
+def largest(verdicts: dict) -> Markdown:
+    """The projections at which naive dequantisation is the largest cost, and those at which it is not.
+
+    verdicts: verdicts.causes.of_run(run)
+    """
+    found = {regime: verdicts[f"cause_{regime}_graph"] for regime in REGIMES}
+    named = {
+        state: [f"{regime} ({'×'.join(map(str, REGIMES[regime]))})" for regime in found if found[regime].state == state]
+        for state in (HOLDS, FAILS, UNDECIDED)
+    }
+    told = []
+    if named[HOLDS]:
+        told.append(f"naive dequantisation is the largest cost at the projections {', '.join(named[HOLDS])}")
+    if named[FAILS]:
+        told.append(f"another cost is larger at {', '.join(named[FAILS])}")
+    if named[UNDECIDED]:
+        told.append(f"it is open at {', '.join(named[UNDECIDED])}")
+    return Markdown(f"In a CUDA graph, {'; '.join(told)}.")
 
 
 def savings(removals: pd.DataFrame) -> pd.DataFrame:

@@ -144,10 +144,9 @@ def primed_words(table: pd.DataFrame) -> str:
         return ""
     least = shape_names(rows.loc[[rows["primed"].idxmin()]]).iloc[0]
     return (
-        f"The speedup of the tuned kernel over FP16 by cuBLAS at M = 1, {rows['graph'].min():.2f}× to "
-        f"{rows['graph'].max():.2f}× over {len(rows)} projections in a process that has launched no kernel with "
-        f"dependent launch, is {rows['primed'].min():.2f}× to {rows['primed'].max():.2f}× in one that just has, "
-        f"least at {least}."
+        f"The tuned kernel over FP16 by cuBLAS, M = 1, {len(rows)} projections. In a fresh process the speedup is "
+        f"{rows['graph'].min():.2f}× to {rows['graph'].max():.2f}×. After a kernel with programmatic dependent launch "
+        f"it is {rows['primed'].min():.2f}× to {rows['primed'].max():.2f}×, least at {least}."
     )
 
 

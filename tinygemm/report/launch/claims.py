@@ -39,13 +39,13 @@ def launch_hides_the_gain(rows: pd.DataFrame, slow=()) -> Verdict:
     state = for_all(hidden, kept)
     told = {
         True: [_both(row) for _, row in rows[hidden].sort_values("eager").iterrows()],
-        False: [_both(row) for _, row in rows[kept].sort_values("eager", ascending=False).iterrows()],
+        False: [_both(row) for _, row in rows[kept].sort_values("eager").iterrows()],
     }
     parts = []
     if told[True]:
-        parts.append(f"Slower than FP16 from Python, faster in a graph: {listed(told[True])}.")
+        parts.append(f"Slower than FP16 from Python, faster in a graph, the worst first: {listed(told[True])}.")
     if told[False]:
-        parts.append(f"Faster in both: {listed(told[False])}.")
+        parts.append(f"Faster in both, the least gain first: {listed(told[False])}.")
     if rest := len(rows) - int(hidden.sum()) - int(kept.sum()):
         parts.append(f"A tie from Python: {rest} of {len(rows)} shapes.")
     if slow:

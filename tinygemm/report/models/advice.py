@@ -24,7 +24,7 @@ LIMITERS = {
     "start": "launch", "token": "launch", "serial": "serial walk", "memory": "memory", "unpack": "dequantisation",
     "multiply": "tensor cores",
 }  # fmt: skip
-MEMORY, WAITING = "memory", "latency"
+MEMORY, NOT_MEMORY = "memory", "not memory"
 HOST = "Python's launch"
 LM_HEAD = "lm_head"
 
@@ -149,13 +149,14 @@ def _limiters(fitted, problems, spec: GpuSpec, launch: str) -> list[str]:
 
 
 def _by_the_clock(fitted, table: pd.DataFrame, problems) -> list[str]:
-    """The limits, where measured by the rule of `limiters.limited_by_bytes`: a run can tell memory from the rest."""
+    """The limits, where measured by the rule of `limiters.limited_by_bytes`: a clock tells memory from the rest, and
+    nothing more."""
     copy_gb_s, bits = costmodel.copy_gb_s(fitted.run), fitted.backends[INT4].bits
     found = []
     for problem, row in zip(problems, table.itertuples(), strict=True):
         rate = problem.bytes_min(costmodel.bits_at(bits, problem)) / (row.int4_us * 1e3) / copy_gb_s
         known = row.kind == costmodel.MEASURED and not np.isnan(rate)
-        by_rate = MEMORY if limited_by_bytes(rate) else WAITING if row.limiter == MEMORY else row.limiter
+        by_rate = MEMORY if limited_by_bytes(rate) else NOT_MEMORY
         found.append(by_rate if known else row.limiter)
     return found
 

@@ -30,14 +30,14 @@ def contest(rows: pd.DataFrame) -> pd.DataFrame:
     return result.assign(**{name: wide[name].fillna("–").to_numpy() for name in others})
 
 
-def quoted(rows: pd.DataFrame) -> Markdown:
-    """What a quoted time is, for a run that has any; nothing for one that measured every peer.
+def quoted(rows: pd.DataFrame) -> Markdown | None:
+    """What a quoted time is, for a run that has any; None, of which a notebook shows nothing, without one.
 
     rows: peers.contest(run)
     """
     names = sorted(set(rows.loc[rows["kind"] == "quoted", "backend"])) if len(rows) else []
     if not names:
-        return Markdown("")
+        return None
     return Markdown(
         f"The times of {', '.join(map(style.name, names))} are quoted: an earlier measurement on the same kind of GPU "
         "(`data/earlier/` in the repository), made before runs were recorded, in the same rotation but other rounds, "

@@ -63,6 +63,19 @@ def against(rows: pd.DataFrame) -> pd.DataFrame:
     return theirs.merge(ours, on=keys, validate="many_to_one")
 
 
+def one_call_alone(table: pd.DataFrame, compared: pd.DataFrame) -> pd.DataFrame:
+    """Published speedups on the run's own GPU beside ours where do_bench timed it: no call overlaps another there.
+
+    table:    tables.report_table(run)
+    compared: against(rows)
+    returns:  the rows of `compared` that were timed so, with the column `alone`
+    """
+    rows = usual(table)
+    rows = rows[(rows["backend"] == OURS) & (rows["launch"] == "do_bench") & (rows["l2_state"] == "cold")]
+    rows = rows[[*SHAPE, "speedup_vs_fp16"]].rename(columns={"speedup_vs_fp16": "alone"}).dropna()
+    return compared[compared["gpu_name"] == table["gpu"].iloc[0]].merge(rows, on=SHAPE)
+
+
 def of_ours(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows of our tuned kernel on GPUs of the literature, measured or projected: at most one per GPU and shape."""
     return rows[(rows["kind"] != PUBLISHED) & (rows["backend"] == OURS) & rows["gpu"].notna()]
