@@ -17,6 +17,8 @@ GPU := $(shell nvidia-smi -L 2>/dev/null | grep -m 1 GPU)
 comma := ,
 # pip leaves byte-compiling to the first import, which must be allowed to keep what it compiles
 unexport PYTHONDONTWRITEBYTECODE
+# a file of tests, or the book with all that reads it, at a time on each of two processes, in the order of the files
+IN_PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 16
@@ -28,7 +30,7 @@ test: $(VENV)/.has-report+kernel+test ## lint, then every test that needs no GPU
 	@failed=0; \
 	$(PY) -m ruff check || failed=1; \
 	$(PY) -m ruff format --check || failed=1; \
-	$(PY) -m pytest -m "not gpu and not aot" || failed=1; \
+	$(PY) -m pytest $(IN_PARALLEL) -m "not gpu and not aot" || failed=1; \
 	$(PY) -m pytest -m aot || failed=1; \
 	exit $$failed
 
@@ -56,7 +58,7 @@ counters: $(VENV)/.has-report+kernel ## profile FP16 and INT4 at SHAPES with Nsi
 check: $(VENV)/.has-report+kernel+test ## lint, and the tests that need neither a built book nor a browser
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
-	@$(PY) -m pytest -m "not gpu and not aot and not book and not browser"
+	@$(PY) -m pytest $(IN_PARALLEL) -m "not gpu and not aot and not book and not browser"
 
 headline: $(VENV)/.has-report ## write the README's figure and findings again, from the newest recorded run
 	@$(PY) -m tinygemm.report.build --headline

@@ -30,6 +30,7 @@ def pytest_collection_modifyitems(config, items):
     if other_process:
         config.hook.pytest_deselected(items=other_process)
         items[:] = [item for item in items if item not in other_process]
+    share_workers(items)
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if on_gpu:
         from tinygemm.hardware import cuda_unavailable_reason
@@ -42,6 +43,20 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("browser"):
                 item.add_marker(missing)
+
+
+def share_workers(items) -> None:
+    """Tests that share a fixture go to one worker of pytest-xdist: a file's tests, and all that read the built book.
+
+    The book comes first, so that it is built while another worker runs the rest.
+    """
+
+    def reads_the_book(item) -> bool:
+        return bool({"book", "browser"} & {mark.name for mark in item.iter_markers()})
+
+    items.sort(key=lambda item: not reads_the_book(item))  # stable: the order of the files stays
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("book" if reads_the_book(item) else item.path.stem))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import nbformat
 import psutil
@@ -119,6 +121,110 @@ def test_notebooks_of_two_runs_make_no_book(tmp_path):
     executed(tmp_path, "14_predict.ipynb", "../data/h100/2026-11-26T1000Z-bbbbbbb")
     with pytest.raises(BuildError, match=r"aaaaaaa in 01_problem, .*bbbbbbb in 14_predict"):
         build.build_book(tmp_path)
+
+
+# --- what is built again --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chapters(tmp_path, monkeypatch):
+    """A checkout of three notebooks of a run in data/, and what a build of it executes and makes pages of."""
+    for name in ("00_answer", "01_problem", "02_method"):
+        write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", "pass")
+    (tmp_path / "data" / "h200" / "run").mkdir(parents=True)
+    (tmp_path / "data" / "h200" / "run" / "samples.csv").write_text("1", encoding="utf-8")
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "a.py").write_text("x = 1", encoding="utf-8")
+    (tmp_path / "_config.yml").write_text("title: book", encoding="utf-8")
+    monkeypatch.setattr(build.runs, "DATA_ROOT", tmp_path / "data")
+    monkeypatch.setattr(build, "PACKAGE", tmp_path / "package")
+    monkeypatch.setattr(build, "live_gpu_key", lambda: None)
+    pages = []
+
+    def as_jupyter_book(command, **_):
+        pages.append("pages")
+        html = tmp_path / "_build" / "fresh" / "_build" / "html"
+        html.mkdir(parents=True)
+        (html / "index.html").touch()
+        return subprocess.CompletedProcess(command, 0, "")
+
+    def as_papermill(notebook, to, parameters, **_):
+        """Every execution differs, as its times do."""
+        content = json.loads(Path(notebook).read_text(encoding="utf-8"))
+        content["metadata"]["papermill"] = {"parameters": parameters, "start_time": time.time_ns()}
+        Path(to).write_text(json.dumps(content), encoding="utf-8")
+
+    monkeypatch.setattr(build.subprocess, "run", as_jupyter_book)
+    monkeypatch.setattr("papermill.execute_notebook", as_papermill)
+    monkeypatch.setattr(processes, "workers", ThreadPoolExecutor)
+
+    def built(**parameters) -> list[str]:
+        """What this build made anew."""
+        folder = tmp_path / "book" / "executed"
+        before = {file.name: file.stat().st_mtime_ns for file in folder.glob("*.ipynb")}
+        pages.clear()
+        build.build(tmp_path, {"source": "recorded", "run_dir": "../data/h200/run"} | parameters)
+        anew = [
+            file.stem for file in sorted(folder.glob("*.ipynb")) if file.stat().st_mtime_ns != before.get(file.name)
+        ]
+        return anew + pages
+
+    return tmp_path, built
+
+
+ALL = ["00_answer", "01_problem", "02_method", "pages"]
+
+
+def test_a_build_with_nothing_changed_makes_nothing_and_one_chapter_changed_only_that_chapter(chapters):
+    root, built = chapters
+    assert built() == ALL
+    assert built() == []
+    write_notebook(root / "notebooks" / "01_problem.ipynb", "pass  # other words")
+    assert built() == ["01_problem", "pages"]
+    (root / "_config.yml").write_text("title: another", encoding="utf-8")
+    assert built() == ["pages"]
+    (root / "book" / "references.bib").touch()
+    assert built() == ["pages"]
+    assert built() == []
+
+
+@pytest.mark.parametrize("file", ["package/a.py", "data/h200/run/samples.csv", "package/configs.json"])
+def test_other_code_or_data_makes_every_chapter_anew(chapters, file):
+    root, built = chapters
+    assert built() == ALL
+    (root / file).write_text("another", encoding="utf-8")
+    assert built() == ALL
+
+
+def test_a_copy_that_another_program_executed_is_made_anew(chapters):
+    root, built = chapters
+    built()
+    executed(root, "02_method.ipynb", "../data/h200/run")
+    write_notebook(root / "notebooks" / "02_method.ipynb", "pass")
+    assert built() == ["02_method", "pages"]
+
+
+def test_a_build_that_measures_makes_everything_anew(chapters, monkeypatch):
+    _, built = chapters
+    built(source="auto")
+    monkeypatch.setattr(build, "measures", lambda parameters: True)
+    assert built(source="auto") == ALL
+
+
+@pytest.mark.parametrize(
+    ("parameters", "gpu", "measured"),
+    [
+        ({"source": "live"}, None, True),
+        ({"source": "auto"}, "h200", True),
+        ({}, "h200", True),
+        ({"source": "auto"}, None, False),
+        ({"source": "auto", "run_dir": "x"}, "h200", False),
+        ({"source": "recorded"}, "h200", False),
+    ],
+)
+def test_a_build_measures_where_it_is_told_to_or_finds_a_gpu(monkeypatch, parameters, gpu, measured):
+    monkeypatch.setattr(build, "live_gpu_key", lambda: gpu)
+    assert build.measures(parameters) is measured
 
 
 # --- what cannot be built is one line -------------------------------------------------------------------------------

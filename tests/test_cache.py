@@ -15,7 +15,7 @@ def counted(tmp_path):
         computed.append(values)
         return float(values.sum())
 
-    return cache.memory(tmp_path / "cache").cache(total), computed
+    return cache.memory("tinygemm.problem", tmp_path / "cache").cache(total), computed
 
 
 def test_a_result_is_computed_once_for_equal_data(counted):
@@ -26,25 +26,44 @@ def test_a_result_is_computed_once_for_equal_data(counted):
     assert len(computed) == 2
 
 
-def test_other_code_has_other_results(tmp_path):
-    (tmp_path / "report").mkdir()
-    (tmp_path / "a.py").write_text("x = 1\n", encoding="utf-8")
-    first = cache.code_digest(tmp_path)
-    assert cache.code_digest(tmp_path) == first
-    (tmp_path / "report" / "b.py").write_text("y = 1\n", encoding="utf-8")
-    assert cache.code_digest(tmp_path) != first
+@pytest.fixture
+def package(tmp_path):
+    """A package whose module `fit` imports `terms` at once and `late` inside a function; `page` is nobody's."""
+    folder = tmp_path / "package"
+    (folder / "base").mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    (folder / "base" / "__init__.py").touch()
+    (folder / "fit.py").write_text("from package.base import terms\n\ndef f():\n    import package.late\n")
+    (folder / "base" / "terms.py").write_text("import numpy\nX = 1\n")
+    (folder / "late.py").write_text("import package.fit\n")
+    (folder / "page.py").write_text("import package.fit\n")
+    return folder
+
+
+@pytest.mark.parametrize("file", ["fit.py", "base/terms.py", "late.py"])
+def test_other_code_of_a_module_or_of_what_it_imports_has_other_results(package, file):
+    first = cache.code_digest("package.fit", package.parent)
+    assert cache.code_digest("package.fit", package.parent) == first
+    (package / file).write_text((package / file).read_text() + "y = 1\n")
+    assert cache.code_digest("package.fit", package.parent) != first
+
+
+def test_code_that_a_module_does_not_import_leaves_its_results(package):
+    first = cache.code_digest("package.fit", package.parent)
+    (package / "page.py").write_text("other = 1\n")
+    assert cache.code_digest("package.fit", package.parent) == first
 
 
 def test_results_of_old_code_are_removed(tmp_path):
     for index in range(6):
-        (tmp_path / f"old{index}").mkdir()
-    cache.memory(tmp_path)
-    assert len(list(tmp_path.iterdir())) <= cache.KEPT + 1
+        (tmp_path / "tinygemm.problem" / f"old{index}").mkdir(parents=True)
+    cache.memory("tinygemm.problem", tmp_path)
+    assert len(list((tmp_path / "tinygemm.problem").iterdir())) <= cache.KEPT + 1
 
 
 def test_a_folder_that_cannot_be_made_keeps_nothing(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
-    double = cache.memory(tmp_path / "file" / "cache").cache(lambda x: 2 * x)
+    double = cache.memory("tinygemm.problem", tmp_path / "file" / "cache").cache(lambda x: 2 * x)
     assert double(4) == 8
 
 

@@ -50,14 +50,14 @@ def test_a_file_that_is_mounted_by_itself_gets_its_content_in_place(tmp_path, mo
         raise OSError(errno.EBUSY, "Device or resource busy")
 
     monkeypatch.setattr(Path, "replace", busy)
-    clitools.write_text("new", file)
+    files.write_text("new", file)
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
     assert content(file) == "new"
 
 
 def test_a_name_may_be_as_long_as_a_file_system_allows(tmp_path):
     file = tmp_path / ("n" * 251 + ".csv")
-    clitools.write_text("new", file)
+    files.write_text("new", file)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
 

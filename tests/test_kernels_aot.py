@@ -1,7 +1,12 @@
-"""Every launch config of the tables, compiled for its GPU on any machine: its cost, and what it must not do."""
+"""Launch configs of the tables, compiled for their GPU on any machine: their cost, and what they must not do.
 
+A sample of them covers every kernel, GPU and format; with TINYGEMM_AOT=all it is every config.
+"""
+
+import hashlib
 import itertools
 import json
+import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -57,6 +62,36 @@ def formats():
     return list(itertools.product(tables(), (SPLITK, RING), groups, (True, False), (torch.float16, torch.bfloat16)))
 
 
+def sample(keys):
+    """A few of many configs: every kernel, group size, zeros and type for every GPU, and for every kernel.
+
+    The digest of a config decides which, so that the choice is the same on every machine and has no favourites.
+    """
+    if os.environ.get("TINYGEMM_AOT") == "all":
+        return keys
+    chosen, covered = [], set()
+    for key in sorted(keys, key=lambda key: hashlib.sha256(repr(key).encode()).digest()):
+        gpu, config, problem, symmetric, dtype = key
+        traits = (problem.group_size, (symmetric, dtype))
+        shows = {(gpu, config.form), *itertools.product((gpu, config.form), traits)}
+        if not shows <= covered:
+            chosen.append(key)
+            covered |= shows
+    return chosen
+
+
+def compared():
+    """Keys of `formats` whose costs are compared with each other below."""
+    return [
+        key
+        for key in formats()
+        if key[3] and (key[2].group_size == -1 or (key[2].group_size == 128 and key[4] == torch.float16))
+    ]
+
+
+CONFIGS, FORMATS = sample(distinct_configs()), sample(formats())
+
+
 def name(parameter):
     if isinstance(parameter, LaunchConfig):
         numbers = (parameter.block_m, parameter.block_n, parameter.block_k, parameter.split_k)
@@ -67,7 +102,7 @@ def name(parameter):
 @pytest.fixture(scope="module")
 def all_compiled():
     """(gpu, config, problem, symmetric, dtype of x) -> (StaticCost, faults), compiled two at a time."""
-    keys = distinct_configs() + formats()
+    keys = list(dict.fromkeys([*CONFIGS, *FORMATS, *compared()]))
     gpus, *others = zip(*keys, strict=True)
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         results = pool.map(inspected, *others[:2], map(gpu_spec, gpus), *others[2:], chunksize=4)
@@ -116,7 +151,7 @@ def assert_intended_loop(cost, config):
     assert cost.loop_count("BAR") == 0, "warps wait for each other"
 
 
-@pytest.mark.parametrize(("gpu", "config", "problem", "symmetric", "dtype"), distinct_configs(), ids=name)
+@pytest.mark.parametrize(("gpu", "config", "problem", "symmetric", "dtype"), CONFIGS, ids=name)
 def test_every_config_of_the_tables_fits_its_gpu_and_compiles_to_the_intended_loop(
     costs, gpu, config, problem, symmetric, dtype
 ):
@@ -139,9 +174,7 @@ def test_every_config_of_the_tables_fits_its_gpu_and_compiles_to_the_intended_lo
         assert cost.per_weight() < 4, "more instructions than an H200 has time for at full bandwidth"
 
 
-@pytest.mark.parametrize(
-    ("gpu", "config", "problem", "symmetric", "dtype"), [*distinct_configs(), *formats()], ids=name
-)
+@pytest.mark.parametrize(("gpu", "config", "problem", "symmetric", "dtype"), [*CONFIGS, *FORMATS], ids=name)
 def test_the_order_of_accesses_the_counter_and_the_width_of_offsets(
     all_compiled, gpu, config, problem, symmetric, dtype
 ):
@@ -150,7 +183,7 @@ def test_the_order_of_accesses_the_counter_and_the_width_of_offsets(
     assert faults == []
 
 
-@pytest.mark.parametrize(("gpu", "config", "problem", "symmetric", "dtype"), formats(), ids=name)
+@pytest.mark.parametrize(("gpu", "config", "problem", "symmetric", "dtype"), FORMATS, ids=name)
 def test_every_format_compiles_to_the_same_loop(costs, gpu, config, problem, symmetric, dtype):
     """Whatever the group size, zeros and type of x: no weight moves to another lane, is converted or waits."""
     cost = costs[gpu, config, problem, symmetric, dtype]
@@ -199,6 +232,24 @@ def test_the_dequantisation_and_the_empty_kernel_fit(gpu):
         with noting_faults(faults):
             assert_fits(launch_cost(launch, gpu_spec(gpu)))
     assert faults == []
+
+
+@pytest.mark.parametrize("keys", [distinct_configs(), formats()], ids=["tables", "formats"])
+def test_the_sample_shows_every_kernel_gpu_and_format(monkeypatch, keys):
+    monkeypatch.delenv("TINYGEMM_AOT", raising=False)
+    traits = (
+        lambda key: (key[0], key[1].form),
+        lambda key: (key[0], key[2].group_size),
+        lambda key: (key[0], *key[3:]),
+        lambda key: (key[1].form, key[2].group_size),
+        lambda key: (key[1].form, *key[3:]),
+    )
+    few = sample(keys)
+    assert len(few) < len(keys) / 2
+    for trait in traits:
+        assert set(map(trait, few)) == set(map(trait, keys))
+    monkeypatch.setenv("TINYGEMM_AOT", "all")
+    assert sample(keys) == keys
 
 
 def test_a_call_with_more_tokens_than_a_tile_is_several_launches():

@@ -50,16 +50,21 @@ def test_notebook_is_stored_without_outputs_and_is_valid(notebook):
 
 
 @each_notebook
-def test_every_notebook_has_the_same_parameters_and_defaults(notebook):
-    assert parameters_of(notebook) == parameters_of(NOTEBOOKS[0])
+def test_every_chapter_is_told_which_run_to_show_and_only_the_first_what_to_measure(notebook):
+    first, mine = parameters_of(NOTEBOOKS[0]), parameters_of(notebook)
+    assert {name: mine[name] for name in build.OF_CHAPTERS} == {name: first[name] for name in build.OF_CHAPTERS}
+    assert notebook == NOTEBOOKS[0] or list(mine) == list(build.OF_CHAPTERS)
+
+
+def sweep_of(parameters):
+    from tinygemm.harness.sweep import SweepPlan
+
+    where = {*build.OF_CHAPTERS, "data_root"}
+    return SweepPlan.from_parameters(**{name: value for name, value in parameters.items() if name not in where})
 
 
 def test_default_sweep_is_what_the_harness_measures_for_the_report():
-    from tinygemm.harness.sweep import SweepPlan
-
-    where = {"source", "gpu", "run_dir", "data_root", "allow_dirty"}
-    sweep = {name: value for name, value in parameters_of(NOTEBOOKS[0]).items() if name not in where}
-    assert SweepPlan.from_parameters(**sweep) == SweepPlan.from_parameters()
+    assert sweep_of(parameters_of(NOTEBOOKS[0])) == sweep_of({})
 
 
 @each_notebook
@@ -96,9 +101,15 @@ def test_prose_types_no_measured_number(notebook):
 
 @each_notebook
 def test_notebook_opens_the_run_it_is_told_to(notebook):
-    code = re.sub(r"\s+", " ", "\n".join(map(source, cells(notebook))))
-    given = re.search(r"run = open_run\( (.*?), \)", code).group(1).split(", ")
-    assert [argument.split("=")[-1] for argument in given] == list(parameters_of(notebook))
+    (call,) = [
+        node
+        for cell in cells(notebook)
+        if "open_run(" in source(cell)
+        for node in ast.walk(ast.parse(re.sub("^%.*", "", source(cell), flags=re.MULTILINE)))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "open_run"
+    ]
+    given = [*(argument.id for argument in call.args), *(argument.value.id for argument in call.keywords)]
+    assert given == list(parameters_of(notebook))
 
 
 @pytest.mark.skipif(not recorded_runs(), reason="no recorded run yet")
@@ -107,6 +118,18 @@ def test_chapter_run_by_papermill_alone_from_anywhere_finds_the_newest_run(tmp_p
     command = [sys.executable, "-m", "papermill", chapter, "out.ipynb", "-p", "source", "recorded", "-k", "python3"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     assert latest_run().gpu["name"] in (tmp_path / "out.ipynb").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not recorded_runs(), reason="no recorded run yet")
+def test_chapter_takes_a_parameter_file_that_also_says_what_to_measure(tmp_path):
+    run = latest_run()
+    params = yaml.safe_load((ROOT / "notebooks" / "params" / "a10g.yaml").read_text(encoding="utf-8"))
+    params |= {"source": "recorded", "gpu": run.gpu["key"]}
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    chapter = str(ROOT / "notebooks" / "01_problem.ipynb")
+    command = [sys.executable, "-m", "papermill", chapter, "out.ipynb", "-f", "p.yaml", "-k", "python3"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert run.gpu["name"] in (tmp_path / "out.ipynb").read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(live_gpu_key() == "a10g", reason="this machine has an A10G: it would measure")
@@ -125,8 +148,8 @@ def test_chapter_of_a_gpu_that_is_not_here_stops_with_one_sentence_instead_of_fr
 def test_parameter_file_names_its_gpu_and_only_parameters_that_exist(file):
     parameters = yaml.safe_load(file.read_text(encoding="utf-8"))
     assert parameters["gpu"] == gpu_spec(file.stem).key, "named by the key of its GPU, or by an alias"
-    for notebook in NOTEBOOKS:
-        build.check_parameters(notebook, parameters)
+    build.check_parameters(NOTEBOOKS[0], parameters)
+    assert sweep_of(parameters) == sweep_of({}), "a chapter alone is not told what to measure, and measures the default"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import concurrent.futures
+import hashlib
 import json
 import os
 import shutil
@@ -11,18 +12,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures.process import BrokenProcessPool
+from importlib import metadata
 from pathlib import Path
 
 import click
 
+from tinygemm import runs
 from tinygemm.files import in_words, show_everything
+from tinygemm.hardware import live_gpu_key
 from tinygemm.parameters import read_parameters
 from tinygemm.report import processes
 from tinygemm.runs import latest_run
 
-ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = PACKAGE.parent
 FIRST = "00_answer"  # opens the run, or measures it; the other chapters are then given its folder
+OF_CHAPTERS = ("source", "gpu", "run_dir", "allow_dirty")  # parameters of every notebook; the first has more
 WORKERS = 2
 
 
@@ -31,27 +38,25 @@ class BuildError(Exception):
 
 
 def build(root: Path = ROOT, parameters: dict | None = None) -> Path:
-    """Execute every notebook of `root`, then build its book.
+    """Execute every notebook of `root` that has changed, or whose data or code has, then build its book.
 
     root:       folder of notebooks/, book/ and _config.yml
-    parameters: notebook parameters that differ from their defaults; without any, the newest recorded run
+    parameters: those of the first notebook that differ from their defaults; without any, the newest recorded run
     returns:    the book's first page
     raises:     BuildError, at once where another build of this checkout is under way; what was built before is then
                 still there, whole
     """
     root, parameters = Path(root), dict(parameters or {"source": "recorded"})
     notebooks = sorted((root / "notebooks").glob("[0-9]*.ipynb"))
-    for notebook in notebooks:
-        check_parameters(notebook, parameters)
     if FIRST not in [notebook.stem for notebook in notebooks]:
         raise BuildError(f"{root / 'notebooks'} has no {FIRST}.ipynb, which opens the run")
+    check_parameters(root / "notebooks" / f"{FIRST}.ipynb", parameters)
     built, executed = root / "_build", root / "book" / "executed"
     try:
         for folder in (built, executed / ".aside"):
             folder.mkdir(parents=True, exist_ok=True)
         with processes.locked(built / "lock"):
             execute_all(notebooks, executed, parameters)
-            click.echo("building the pages")
             return build_book(root)
     except processes.LockedError as error:
         raise BuildError(f"another build is under way in {root} ({error}); wait for it or end it") from None
@@ -60,22 +65,79 @@ def build(root: Path = ROOT, parameters: dict | None = None) -> Path:
 
 
 def execute_all(notebooks: list[Path], executed: Path, parameters: dict) -> None:
-    """Execute the first notebook, which opens the run or measures it, then the others with that run, some at a time."""
+    """Execute the first notebook, which opens the run or measures it, then the others with that run, some at a time.
+
+    An executed copy is left where notebook, parameters, data and code are those it was made from. Where a GPU is
+    measured, everything is executed.
+    """
     # the kernel of this environment, whatever kernels the user has elsewhere
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     os.environ.pop("JUPYTER_PATH", None)
     first, *rest = sorted(notebooks, key=lambda notebook: notebook.stem != FIRST)
+    live, read = measures(parameters), folders_read(first.parent, parameters)
+    inputs = digest_of(read, libraries())
     with processes.workers(WORKERS) as pool:
-        seconds = processes.submit(pool, execute, first, executed, parameters, True).result()
-        _say(1, len(notebooks), first, seconds)
+        key = key_of(first, parameters, inputs)
+        if live or kept_key(executed / first.name) != key:
+            seconds = processes.submit(pool, execute, first, executed, parameters, key, True).result()
+            _say(1, len(notebooks), first, f"{seconds:.1f} s")
+        else:
+            _say(1, len(notebooks), first, "unchanged")
         if not (opened := run_of(executed / first.name)):
             raise BuildError(f"{first.name} does not glue 'run_dir', the folder of the run")
         # pages show it: relative to the notebooks, so that it names no machine's folders
         run_dir = os.path.relpath((first.parent / opened).resolve(), first.parent.resolve())
-        parameters |= {"source": "recorded", "run_dir": run_dir}
-        running = {processes.submit(pool, execute, notebook, executed, parameters): notebook for notebook in rest}
-        for done, future in enumerate(concurrent.futures.as_completed(running), start=2):
-            _say(done, len(notebooks), running[future], future.result())
+        given = {name: value for name, value in parameters.items() if name in OF_CHAPTERS}
+        given |= {"source": "recorded", "run_dir": run_dir}
+        inputs = digest_of(read, libraries()) if live else inputs
+        keys = {notebook: key_of(notebook, given, inputs) for notebook in rest}
+        changed = [notebook for notebook in rest if live or kept_key(executed / notebook.name) != keys[notebook]]
+        done = len(notebooks) - len(changed)
+        running = {
+            processes.submit(pool, execute, notebook, executed, given, keys[notebook]): notebook for notebook in changed
+        }
+        for number, future in enumerate(concurrent.futures.as_completed(running), start=done + 1):
+            _say(number, len(notebooks), running[future], f"{future.result():.1f} s")
+
+
+def measures(parameters: dict) -> bool:
+    """Whether the first notebook may measure this machine's GPU."""
+    source = parameters.get("source", "auto")
+    return source == "live" or (source == "auto" and not parameters.get("run_dir") and live_gpu_key() is not None)
+
+
+def folders_read(notebooks: Path, parameters: dict) -> list[Path]:
+    """All that a chapter shows beside its own text: the recorded data and this package."""
+    named = [Path(notebooks, parameters[name]) for name in ("data_root", "run_dir") if parameters.get(name)]
+    return list(dict.fromkeys(folder.resolve() for folder in (runs.DATA_ROOT, *named, PACKAGE)))
+
+
+def libraries() -> str:
+    """Python and every installed package with its version."""
+    return repr((sys.version, sorted(f"{each.name} {each.version}" for each in metadata.distributions())))
+
+
+def digest_of(folders: Iterable[Path], words: str = "") -> str:
+    """The digest of some words and of every file in folders, by name and content; byte code does not count."""
+    digest = hashlib.sha256(words.encode())
+    for folder in folders:
+        for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+            digest.update(f"{file.relative_to(folder)} {runs.sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def key_of(notebook: Path, parameters: dict, inputs: str) -> str:
+    """The digest of all that an executed notebook is made from."""
+    made_from = [runs.sha256(notebook), sorted(parameters.items()), inputs]
+    return hashlib.sha256(repr(made_from).encode()).hexdigest()
+
+
+def kept_key(executed: Path) -> str:
+    """What an executed notebook was made from; "" where there is none, or where another program made it."""
+    try:
+        return json.loads(executed.read_text(encoding="utf-8"))["metadata"]["tinygemm"]["made_from"]
+    except (FileNotFoundError, KeyError, ValueError):
+        return ""
 
 
 def check_parameters(notebook: Path, parameters: dict) -> None:
@@ -94,9 +156,10 @@ def check_parameters(notebook: Path, parameters: dict) -> None:
             )
 
 
-def execute(notebook: Path, folder: Path, parameters: dict, show_output: bool = False) -> float:
+def execute(notebook: Path, folder: Path, parameters: dict, key: str = "", show_output: bool = False) -> float:
     """Execute one notebook into `folder`, where it appears only when every cell has run.
 
+    key:     what it is made from, which the executed copy says in its metadata
     returns: seconds it took
     raises:  BuildError naming notebook, cell and error; the half-run copy stays in `folder`/.aside
     """
@@ -128,6 +191,9 @@ def execute(notebook: Path, folder: Path, parameters: dict, show_output: bool = 
         raise BuildError(f"notebooks/{notebook.name}: {error}; was it killed for want of memory?") from None
     except NoSuchKernel as error:
         raise BuildError(f"notebooks/{notebook.name}: {error}; ipykernel is not installed here") from None
+    content = json.loads(aside.read_text(encoding="utf-8"))
+    content["metadata"]["tinygemm"] = {"made_from": key}
+    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     aside.replace(folder / notebook.name)
     return time.perf_counter() - start
 
@@ -135,10 +201,19 @@ def execute(notebook: Path, folder: Path, parameters: dict, show_output: bool = 
 def build_book(root: Path) -> Path:
     """Build the HTML beside the old one and put it in its place when it is whole; every warning is an error.
 
+    The old one stays where nothing in book/, executed notebooks included, and no library has changed.
+
     raises: BuildError, also where executed notebooks show more than one run
     """
     check_one_run(root)
-    fresh, html = root / "_build" / "fresh", root / "_build" / "html"
+    fresh, html, kept = (root / "_build" / name for name in ("fresh", "html", "made_from"))
+    config = root / "_config.yml"
+    key = digest_of([root / "book"], libraries() + (runs.sha256(config) if config.is_file() else ""))
+    if (html / "index.html").is_file() and kept.is_file() and kept.read_text(encoding="utf-8") == key:
+        click.echo("nothing changed: the pages stay")
+        return html / "index.html"
+    click.echo("building the pages")
+    kept.unlink(missing_ok=True)
     shutil.rmtree(fresh, ignore_errors=True)
     jupyter_book = (
         f"from tinygemm.report.processes import die_with_parent; die_with_parent({os.getpid()}); "
@@ -154,6 +229,7 @@ def build_book(root: Path) -> Path:
     shutil.rmtree(html, ignore_errors=True)
     (fresh / "_build" / "html").rename(html)
     shutil.rmtree(fresh)
+    kept.write_text(key, encoding="utf-8")
     return html / "index.html"
 
 
@@ -182,8 +258,8 @@ def run_of(executed: Path) -> str:
     return content["metadata"]["papermill"]["parameters"].get("run_dir", "")
 
 
-def _say(done: int, total: int, notebook: Path, seconds: float) -> None:
-    click.echo(f"[{done}/{total}] {notebook.name} {seconds:.1f} s")
+def _say(done: int, total: int, notebook: Path, outcome: str) -> None:
+    click.echo(f"[{done}/{total}] {notebook.name} {outcome}")
 
 
 def in_utf8_mode() -> None:
