@@ -88,7 +88,7 @@ def fp16_loses_by(low, high):
 def removals(low, high):
     """Dequantisation saves 0.30 of the time, from 0.28 to 0.32; splitting K saves the planted share."""
     rows = [row(0.28, 0.32, cause="dequantisation"), row(low, high, cause="too little parallelism")]
-    return frame(*rows).assign(from_python="")
+    return frame(*rows).assign(from_python="", removal=["dequantisation", "too little parallelism"])
 
 
 def published(low, high):

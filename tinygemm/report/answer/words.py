@@ -92,7 +92,7 @@ class Answer:
 def of_run(run) -> Answer:
     """Everything that the first screen says of a run."""
     cases, fitted = run.cases, _fit(run)
-    cold = cases["launch"].isin(("graph", "primed")) & (cases["l2_state"] == "cold")
+    cold = (cases["launch"] == "graph") & (cases["l2_state"] == "cold")
     few = tables.only(run, cold & (cases["M"].isin((0, 1)) | at_shapes(cases, STUDY_SHAPES)))
     table, causes = tables.report_table(few), dequantisation_claims.of_run(run)
     return Answer(

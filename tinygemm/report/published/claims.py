@@ -22,7 +22,7 @@ def at_least_published(compared: pd.DataFrame, alone: pd.DataFrame | None = None
     sentence = (
         f"Beside {len(compared)} published speedups of kernels that compute the whole product, ours is above "
         f"{above.sum()}, below {below.sum()}, and cannot be told apart from {open_}. That is ours in CUDA graphs; the "
-        "sources time in other ways."
+        "sources time in ways of their own."
     )
     ratio = compared["ours"] / compared["value"]
     worst = compared.loc[ratio.idxmin()]
