@@ -344,7 +344,8 @@ RUNS = [
     ),
     fault(
         "a wrong kernel that ends a command well", "cli/measure.py",
-        'if not refused["status"].isin(["unsupported"]).all():', "if False:", "test_cli.py::test_a_wrong_kernel_makes_bench_fail_after_it_has_written_what_is_right"
+        'if not refused["status"].isin(["unsupported"]).all():', "if False:",
+        "test_cli.py::test_a_wrong_kernel_makes_bench_fail_after_it_has_written_what_is_right"
     ),
     fault(
         "a run recorded of uncommitted code", "cli/measure.py", "    if not allow_dirty:\n", "    if False:\n",
