@@ -7,6 +7,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -18,7 +19,7 @@ class Must:
     """What the values of a column must be beyond their type: in words, and as a test of one value."""
 
     words: str
-    holds: Callable[[object], bool]
+    holds: Callable[[Any], bool]
 
 
 POSITIVE_INTEGER = Must("a positive integer", lambda value: value > 0)

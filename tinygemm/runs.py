@@ -327,7 +327,7 @@ class RunWriter:
         if not claimed.index.is_unique or dict(claimed[claimed > 0]) != dict(counted):
             raise RunError(f"{self.path}: the samples are not those that cases.csv claims; the run cannot be sealed")
         for file in sorted(p for p in self.path.rglob("*") if p.is_file() and p.name != "provenance.json"):
-            entry = {"sha256": sha256(file)}
+            entry: dict[str, str | int] = {"sha256": sha256(file)}
             if file.name in TABLES:
                 entry["rows"] = len(read_table(file))
             files[file.relative_to(self.path).as_posix()] = entry
