@@ -2,6 +2,8 @@
 
 import ast
 import io
+import os
+import shutil
 import subprocess
 import sys
 import tokenize
@@ -12,61 +14,6 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "tinygemm").rglob("*.py"))
 
-# what a layer may import of this project; the first layer that a module's name starts with is its own
-LAYERS = {
-    "tinygemm.problem": {"tinygemm.problem"},
-    "tinygemm.backends": set(),
-    "tinygemm.metrics": set(),
-    "tinygemm.models": {"tinygemm.problem", "tinygemm.models"},
-    "tinygemm.hardware": {"tinygemm.problem", "tinygemm.hardware"},
-    "tinygemm.digest": {"tinygemm.digest"},
-    "tinygemm.provenance": {"tinygemm.provenance"},
-    "tinygemm.text": set(),
-    "tinygemm.runs": {
-        "tinygemm.digest",
-        "tinygemm.provenance",
-        "tinygemm.problem",
-        "tinygemm.hardware",
-        "tinygemm.runs",
-    },
-    "tinygemm.kernel": {"tinygemm.problem", "tinygemm.hardware", "tinygemm.runs", "tinygemm.kernel"},
-    "tinygemm.harness": {
-        "tinygemm.backends",
-        "tinygemm.metrics",
-        "tinygemm.problem",
-        "tinygemm.models",
-        "tinygemm.hardware",
-        "tinygemm.digest",
-        "tinygemm.runs",
-        "tinygemm.text",
-        "tinygemm.kernel",
-        "tinygemm.harness",
-    },
-    "tinygemm.report.build": {  # a command beside `tinygemm`, and shares what commands share
-        "tinygemm.runs",
-        "tinygemm.report",
-        "tinygemm.files",
-        "tinygemm.parameters",
-    },
-    "tinygemm.published": {"tinygemm.runs"},
-    "tinygemm.report": {
-        "tinygemm.backends",
-        "tinygemm.metrics",
-        "tinygemm.published",
-        "tinygemm.problem",
-        "tinygemm.models",
-        "tinygemm.hardware",
-        "tinygemm.digest",
-        "tinygemm.provenance",
-        "tinygemm.runs",
-        "tinygemm.text",
-        "tinygemm.report",
-    },
-    "tinygemm.files": set(),
-    "tinygemm.parameters": set(),
-    "tinygemm.dictionary": {"tinygemm.runs", "tinygemm.published", "tinygemm.report"},
-}
-TOP = {"tinygemm", "tinygemm.cli", "tinygemm.source"}  # may import everything, and nothing may import them
 ACCELERATOR = ("torch", "triton")
 LINES = 330  # of code: "about 300"
 LONGER = {"tinygemm.kernel.triton_kernels": "all kernels stand in one module, which holds nothing else"}
@@ -77,59 +24,44 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(source: str, module: str, is_package: bool = False) -> set[str]:
-    """Absolute names of what a module imports, also inside functions; `from a import b` counts as a.b and as a."""
-    found = set()
-    package = module if is_package else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                base = ".".join(
-                    filter(None, [".".join(package.split(".")[: len(package.split(".")) + 1 - node.level]), base])
-                )
-            found |= {f"{base}.{alias.name}" for alias in node.names} if base == "tinygemm" else {base}
-    return found
+def lint_imports(folder: Path) -> subprocess.CompletedProcess:
+    """The contracts of .importlinter, over the package in a folder."""
+    program = "from importlinter.cli import lint_imports_command as lint; lint()"
+    command = [sys.executable, "-c", program, "--no-cache"]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, encoding="utf-8", env=os.environ | {"COLUMNS": "200"}
+    )
 
 
-def wrong_arrows(module: str, imported: set[str]) -> list[str]:
-    """Imports of this project that the layer of a module does not allow."""
-    if any(module == top or (top != "tinygemm" and module.startswith(top + ".")) for top in TOP):
-        return []
-    layer = next((layer for layer in LAYERS if module == layer or module.startswith(layer + ".")), None)
-    assert layer, f"{module} belongs to no layer; place it in the design, then here"
-    own = {name for name in imported if name == "tinygemm" or name.startswith("tinygemm.")}
-    allowed = LAYERS[layer]
-    return sorted(name for name in own if not any(name == to or name.startswith(to + ".") for to in allowed))
+def test_imports_flow_one_way():
+    done = lint_imports(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_flow_one_way(path):
-    imported = imports_of(path.read_text(encoding="utf-8"), name_of(path), path.name == "__init__.py")
-    assert wrong_arrows(name_of(path), imported) == []
-
-
-@pytest.mark.parametrize(
-    ("module", "source"),
-    [
-        ("tinygemm.report.base.tables", "from tinygemm.harness import sweep"),
-        ("tinygemm.report.base.tables", "def f():\n    from tinygemm.kernel.quant import pack"),
-        ("tinygemm.kernel.gemm", "import tinygemm.report.tables"),
-        ("tinygemm.kernel.gemm", "from ..harness import sweep"),
-        ("tinygemm.runs", "from tinygemm import cli"),
-        ("tinygemm.problem", "from tinygemm.hardware import GPUS"),
-    ],
-)
-def test_the_check_sees_a_wrong_arrow(module, source):
-    assert wrong_arrows(module, imports_of(source, module))
-
-
-@pytest.mark.parametrize("path", [path for path in MODULES if name_of(path).startswith("tinygemm.report")], ids=name_of)
-def test_the_report_never_mentions_the_accelerator_stack(path):
-    roots = {name.split(".")[0] for name in imports_of(path.read_text(encoding="utf-8"), name_of(path))}
-    assert not roots & set(ACCELERATOR)
+def test_the_contracts_see_wrong_arrows(tmp_path):
+    wrong = {
+        "report/base/tables.py": "from tinygemm.harness import sweep",
+        "report/base/style.py": "def f():\n    from tinygemm.kernel.quant import pack",
+        "report/readme.py": "import torch",
+        "kernel/gemm.py": "import tinygemm.report.readme",
+        "kernel/quant.py": "from ..harness import sweep",
+        "kernel/configs.py": "from tinygemm import metrics",
+        "runs.py": "from tinygemm import cli",
+        "problem.py": "from tinygemm.hardware import GPUS",
+        "harness/plan.py": "from tinygemm.parameters import read_parameters",
+        "of_no_layer.py": "",
+    }
+    copied = shutil.ignore_patterns("__pycache__", "*.json", "*.md")
+    shutil.copytree(ROOT / "tinygemm", tmp_path / "tinygemm", ignore=copied)
+    shutil.copy(ROOT / ".importlinter", tmp_path)
+    for file, line in wrong.items():
+        with (tmp_path / "tinygemm" / file).open("a", encoding="utf-8") as stream:
+            stream.write(f"\n{line}\n")
+    done = lint_imports(tmp_path)
+    assert done.returncode == 1
+    for file in wrong:
+        module = ".".join(Path(file).with_suffix("").parts)
+        assert module in done.stdout, (module, done.stdout)
 
 
 def test_the_report_loads_where_torch_and_triton_are_absent():

@@ -20,7 +20,7 @@ from tinygemm.runs import latest_run
 
 pytestmark = pytest.mark.book
 CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-PAGES = [*(f"executed/{chapter}.html" for chapter in CHAPTERS), "references.html"]
+PAGES = [*(f"executed/{chapter}.html" for chapter in CHAPTERS), "api.html", "references.html"]
 TYPESET = [
     f"executed/{c}.html" for c in CHAPTERS if "$$" in (ROOT / "notebooks" / f"{c}.ipynb").read_text(encoding="utf-8")
 ]

@@ -16,6 +16,7 @@ from tinygemm import cli, hardware, runs
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report import bench_csv as bench_csv_reader
 from tinygemm.report.base import tables
+from tinygemm.rows import columns_of
 
 ROOT = Path(__file__).parent.parent
 NCU = Path(__file__).parent / "data" / "ncu"
@@ -157,7 +158,7 @@ def test_bench_takes_the_options_of_the_original_study(gpu, tmp_path, capsys):
     assert {"fp16-cublas", "dequant-fp16", "int4"} <= set(plan.backends)
     table = pd.read_csv(file)
     columns = {"latency_us_p50", "latency_us_low", "latency_us_high", "speedup_vs_fp16"}
-    assert columns | set(runs.columns_of(runs.Case)) <= set(table.columns)
+    assert columns | set(columns_of(runs.Case)) <= set(table.columns)
     assert len(table) == 3 * 2 + 2
     assert (table.loc[table["backend"] == "fp16-cublas", "speedup_vs_fp16"] == 1).all()
     assert "int4" in capsys.readouterr().out
@@ -338,7 +339,7 @@ def test_counters_keeps_ncus_own_csvs_beside_the_table(gpu, tmp_path, monkeypatc
     monkeypatch.setattr(counters, "collect", collect)
     succeed("counters", "--shape_list", "1,4096,1024", "--backend", "int4", "--out_dir", tmp_path / "D")
     table = pd.read_csv(tmp_path / "D" / "counters.csv")
-    assert table.columns.tolist() == runs.columns_of(runs.Counter)
+    assert table.columns.tolist() == columns_of(runs.Counter)
     raw = tmp_path / "D" / "int4_M1-K4096-N1024-g128_graph-cold.csv"
     assert raw.read_text(encoding="utf-8") == text
     succeed("plot", "peak-compute", "--fp16_csv", NCU / "long_fp16.csv", "--int4_csv", raw, "--out", tmp_path / "B.png")

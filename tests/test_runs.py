@@ -17,6 +17,7 @@ import pytest
 
 from tinygemm import runs
 from tinygemm.problem import GemmProblem
+from tinygemm.rows import columns_of
 from tinygemm.runs import Case, Counter, RunError, RunWriter, Sample, case_id, load_run, read_table
 
 GPU = {"key": "h200", "name": "NVIDIA H200", "power_limit_w": 700.0}
@@ -80,7 +81,7 @@ def test_columns_have_the_type_their_field_declares(tmp_path):
         kind = run.cases[field.name].dtype.kind
         assert kind == {"int": "i", "str": kind}.get(field.type, "f"), field.name
     assert run.cases["message"].tolist()[0] == ""
-    assert run.counters.columns.tolist() == runs.columns_of(Counter)
+    assert run.counters.columns.tolist() == columns_of(Counter)
 
 
 def test_the_run_id_says_when_and_which_commit(tmp_path):
@@ -120,7 +121,7 @@ def test_a_missing_file_is_refused_by_name(tmp_path):
 
 def test_an_added_file_is_refused_by_name(tmp_path):
     path = write(tmp_path)
-    (path / "counters.csv").write_text(",".join(runs.columns_of(Counter)) + "\n", encoding="utf-8")
+    (path / "counters.csv").write_text(",".join(columns_of(Counter)) + "\n", encoding="utf-8")
     with pytest.raises(RunError, match=r"counters.csv not listed"):
         load_run(path)
 
@@ -180,8 +181,8 @@ def test_an_unfinished_run_is_refused_with_the_way_to_finish_it(tmp_path):
         (",1,4.375", ",1,fast", r"samples.csv:3: latency_us must be float, got 'fast'"),
         (",1,4.375", ",1.5,4.375", r"samples.csv:3: sample must be int, got '1.5'"),
         (",2,4.5", ",2", r"samples.csv:4: latency_us must be float, got ''"),
-        (",2,4.5", ",2,4.5,9", r"samples.csv.*line 4"),
-        (",0,4.25", ",0,4.25,9", r"samples.csv: not a readable CSV"),
+        (",2,4.5", ",2,4.5,9", r"samples.csv:4: not a readable CSV: expected 3 cells, got 4"),
+        (",0,4.25", ",0,4.25,9", r"samples.csv:2: not a readable CSV: expected 3 cells, got 4"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_refused_with_its_line(tmp_path, old, new, message):

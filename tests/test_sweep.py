@@ -19,6 +19,7 @@ from tinygemm.harness.plan import Group, SweepPlan, groups
 from tinygemm.harness.suites import Suite
 from tinygemm.kernel import quant
 from tinygemm.problem import GemmProblem
+from tinygemm.rows import columns_of
 from tinygemm.runs import RunError, load_run
 
 SMALL = (GemmProblem(1, 32, 128), GemmProblem(2, 32, 128), GemmProblem(1, 64, 128))
@@ -258,7 +259,7 @@ def test_a_recorded_run_cannot_skip_verification(lab, tmp_path):
 def test_bench_times_what_is_not_verified_and_records_nothing(lab, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "DATA_ROOT", tmp_path)
     cases, samples = sweep.bench(small_plan(verify=False))
-    assert cases.columns.tolist() == runs.columns_of(runs.Case)
+    assert cases.columns.tolist() == columns_of(runs.Case)
     assert (cases["status"] == "ok").all()
     assert cases["max_err"].isna().all()
     assert len(samples) == 3 * len(cases)

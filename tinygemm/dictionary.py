@@ -112,8 +112,8 @@ source corrects itself or was misread. `tinygemm/published.py` reads them and re
 def render() -> str:
     """The text of data/README.md."""
     later = [f for row_type in TABLES.values() for f in dataclasses.fields(row_type) if f.metadata["since"] > 1]
-    later = ", ".join(f"`{f.name}` {'empty' if f.default is None else f.default}" for f in later)
-    parts = [INTRODUCTION.format(version=SCHEMA_VERSION, later=later)]
+    told = ", ".join(f"`{f.name}` {'empty' if f.default is None else f.default}" for f in later)
+    parts = [INTRODUCTION.format(version=SCHEMA_VERSION, later=told)]
     for file, row_type in TABLES.items():
         parts.append(f"## {file}\n\n{ROWS[file]}\n\n{_columns(row_type)}")
     return "\n".join([*parts, PROVENANCE, DEFECTS, PUBLISHED, _columns(Quoted)])

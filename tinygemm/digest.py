@@ -63,10 +63,10 @@ def same_code(first: dict, second: dict) -> bool:
 
     Runs from before the code had a digest of its own are compared by the one that covers launch configs, too.
     """
-    both = [provenance.get("kernel_code_sha256") for provenance in (first, second)]
-    if None in both:
-        both = [provenance.get("kernel_sha256") for provenance in (first, second)]
-    return same_kernels(*both)
+    one, other = (provenance.get("kernel_code_sha256") for provenance in (first, second))
+    if None in (one, other):
+        one, other = (provenance.get("kernel_sha256") for provenance in (first, second))
+    return same_kernels(one, other)
 
 
 @functools.cache

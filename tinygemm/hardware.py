@@ -170,8 +170,7 @@ def full_key(said: str) -> str:
 def _fits(said: str) -> tuple[frozenset[str], list[GpuSpec]]:
     """The words that somebody named a GPU by, and the known GPUs whose names have all of them."""
     vocabulary = sorted(FILLERS.union(*(spec.words for spec in GPUS.values())), key=len, reverse=True)
-    words = _split(_compact(said), vocabulary)
-    words = frozenset(words or ()) - FILLERS
+    words = frozenset(_split(_compact(said), vocabulary) or ()) - FILLERS
     return words, [spec for spec in GPUS.values() if words and words <= spec.words]
 
 

@@ -52,7 +52,7 @@ def _text(file: Path) -> str:
 
 def _check(file: Path, mapping: yaml.MappingNode) -> None:
     """Refuse what YAML would pass without a word and nobody means."""
-    lines = {}
+    lines: dict[str, int] = {}
     for key, value in mapping.value:
         if key.tag != "tag:yaml.org,2002:str":
             raise _refusal(file, key, "expected the name of a parameter before the colon")

@@ -10,7 +10,7 @@ def software_versions() -> dict:
     import platform
     from importlib import metadata
 
-    versions = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("torch", "triton", "numpy", "pandas", "gemlite", "bitsandbytes", "marlin"):
         try:
             versions[package] = metadata.version(package)

@@ -9,9 +9,8 @@ import json
 import os
 import re
 import subprocess
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pandas as pd
 
 from tinygemm.digest import kernel_digest
 from tinygemm.provenance import software_versions
+from tinygemm.rows import column, columns_of, read_rows
 
 # history: 1 = first schema; 2 = cases.csv has operands and max_registers, L2 may be warm, do_bench is a launch mode;
 # 3 = primed is a launch mode, and what was launched before a graph no longer decides about its times
@@ -39,14 +39,6 @@ class RunError(ValueError):
     def _render_traceback_(self) -> list[str]:
         """Show one line in a notebook, where the frames would bury it: IPython asks for this."""
         return [f"{type(self).__name__}: {self}"]
-
-
-def column(unit: str, meaning: str, default=dataclasses.MISSING, since: int = 1):
-    """A column with its unit and meaning, the two things its name cannot say.
-
-    since: schema version that brought it; in older runs every row has its default
-    """
-    return field(default=default, metadata={"unit": unit, "meaning": meaning, "since": since})
 
 
 @dataclass(frozen=True)
@@ -197,41 +189,11 @@ def read_table(file: Path, version: int = SCHEMA_VERSION) -> pd.DataFrame:
     version: schema of the run; columns that came later are filled with their default
     """
     row_type = TABLES[file.name]
-    later = {f.name: f.default for f in dataclasses.fields(row_type) if f.metadata["since"] > version}
-    expected = [name for name in columns_of(row_type) if name not in later]
     if not file.is_file():
         if row_type is Counter:
             return pd.DataFrame(columns=columns_of(row_type))
         raise RunError(f"{file} is missing")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would be cut
-            table = pd.read_csv(file, dtype=str, keep_default_na=False, index_col=False, skip_blank_lines=False)
-    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError, ValueError) as error:
-        raise RunError(f"{file}: not a readable CSV: {error}") from None
-    if list(table.columns) != expected:
-        raise RunError(f"{file}:1: columns are {', '.join(table.columns)}; expected {', '.join(expected)}")
-    filled = {name: "" if default is None else str(default) for name, default in later.items()}
-    table = table.assign(**filled)[columns_of(row_type)]
-    return table.assign(**{f.name: _parsed(table[f.name], f.type, file) for f in dataclasses.fields(row_type)})
-
-
-def _parsed(column: pd.Series, type_: str, file: Path) -> pd.Series:
-    """A column of text in the type its field declares; raises RunError naming the line of a value that is not of it."""
-    if type_ == "str":
-        if (missing := column[column.isna()]).size:
-            raise RunError(f"{file}:{missing.index[0] + 2}: the row ends before {column.name}")
-        return column
-    optional = type_.endswith("| None")
-    text = column.fillna("")
-    numbers = pd.to_numeric(text, errors="coerce")
-    bad = numbers.isna() & ~((text == "") & optional)
-    if type_.startswith("int"):
-        bad |= numbers.notna() & (numbers % 1 != 0)
-    if bad.any():
-        line = bad.idxmax()
-        raise RunError(f"{file}:{line + 2}: {column.name} must be {type_}, got {text[line]!r}")
-    return numbers.astype("int64") if type_ == "int" else numbers.astype("float64")
+    return read_rows(row_type, file, version, RunError)
 
 
 def recorded_runs(gpu: str | None = None, root: Path = DATA_ROOT) -> list[Path]:
@@ -365,7 +327,7 @@ class RunWriter:
         if not claimed.index.is_unique or dict(claimed[claimed > 0]) != dict(counted):
             raise RunError(f"{self.path}: the samples are not those that cases.csv claims; the run cannot be sealed")
         for file in sorted(p for p in self.path.rglob("*") if p.is_file() and p.name != "provenance.json"):
-            entry = {"sha256": sha256(file)}
+            entry: dict[str, str | int] = {"sha256": sha256(file)}
             if file.name in TABLES:
                 entry["rows"] = len(read_table(file))
             files[file.relative_to(self.path).as_posix()] = entry
@@ -420,10 +382,6 @@ def _read_provenance(file: Path) -> dict:
     if lacking := {"run_id", "commit", "dirty", "gpu", "parameters"} - set(provenance):
         raise RunError(f"{file}: {', '.join(sorted(lacking))} missing")
     return provenance
-
-
-def columns_of(row_type: type) -> list[str]:
-    return [f.name for f in dataclasses.fields(row_type)]
 
 
 def sha256(file: Path) -> str:

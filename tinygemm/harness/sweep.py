@@ -13,6 +13,7 @@ from tinygemm import hardware, runs
 from tinygemm.harness import compile, contest, counters, registry, timing
 from tinygemm.harness.contest import SweepStoppedError
 from tinygemm.harness.plan import Group, SweepPlan, groups
+from tinygemm.rows import columns_of
 from tinygemm.runs import Case, Sample
 
 __all__ = ["SweepPlan", "SweepStoppedError", "bench", "measure", "record"]
@@ -126,4 +127,4 @@ def _record_counters(plan: SweepPlan, writer: runs.RunWriter, say: Callable) -> 
 
 
 def _frame(rows: list, row_type: type) -> pd.DataFrame:
-    return pd.DataFrame([dataclasses.astuple(row) for row in rows], columns=runs.columns_of(row_type))
+    return pd.DataFrame([dataclasses.astuple(row) for row in rows], columns=columns_of(row_type))

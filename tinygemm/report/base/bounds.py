@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict, for_all
+from tinygemm.report.base.words import shape_name
 
 NAMED = 6  # counterexamples that a sentence names; the table of the page has them all
 
@@ -24,7 +25,7 @@ def at_most(claim: str, rows: pd.DataFrame, bound: float, missing: str) -> Verdi
 
 
 def case_name(row) -> str:
-    return f"{int(row['K'])}×{int(row['N'])}, M = {int(row['M'])}"
+    return f"{shape_name(row)}, M = {int(row['M'])}"
 
 
 def named(rows: pd.DataFrame) -> pd.DataFrame:

@@ -29,7 +29,3 @@ def for_all(confirmed: pd.Series, refuted: pd.Series) -> str:
     if refuted.any():
         return FAILS
     return HOLDS if len(confirmed) and confirmed.all() else UNDECIDED
-
-
-def shape_name(row) -> str:
-    return f"{int(row['K'])}×{int(row['N'])}"

@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 
 from tinygemm.report.base import style, tables
 from tinygemm.report.base.tables import BASELINE, LATENCY
-from tinygemm.report.base.words import spans
+from tinygemm.report.base.words import shape_name, spans
 
 LADDER = (BASELINE, "dequant-fp16", "int4-static", "aten-int4mm", "int4")
 
@@ -22,7 +22,7 @@ def _dumbbells(table, rows, ends, title, M, shapes, backends, fact) -> tuple[Fig
     rows = rows[(rows["M"] == M) & rows["backend"].isin(backends)]
     panels = [shape for shape in shapes if ((rows["K"] == shape[0]) & (rows["N"] == shape[1])).any()]
     if not panels:
-        wanted = ", ".join(f"{K}×{N}" for K, N in shapes)
+        wanted = ", ".join(map(shape_name, shapes))
         raise ValueError(f"the table has no case timed both {ends[0]} and {ends[1]} at M = {M}, {wanted}")
     shown = [backend for backend in backends if backend in set(rows["backend"])]
     words = {"graph": "CUDA graph", "eager": "from Python", "hot": "hot L2", "cold": "cold L2"}
@@ -59,5 +59,5 @@ def _dumbbells(table, rows, ends, title, M, shapes, backends, fact) -> tuple[Fig
     axes[-1, 0].set_xlabel("time per call (µs)")
     there = rows[tables.at_shapes(rows, panels)]
     told = [f"{words[end]}: {spans(there, f'{end}_us', '.1f', ' µs')}" for end in ends]
-    alt = f"Pairs of dots, time per call at M = {M}, {', '.join(map(style.shape_name, panels))}. {'. '.join(told)}."
+    alt = f"Pairs of dots, time per call at M = {M}, {', '.join(map(shape_name, panels))}. {'. '.join(told)}."
     return fig, alt

@@ -12,7 +12,7 @@ from tinygemm.hardware import GPUS, gpu_key
 from tinygemm.problem import WIDE
 from tinygemm.report.base import style
 from tinygemm.report.base.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, primary
-from tinygemm.report.base.words import spans
+from tinygemm.report.base.words import shape_name, spans
 
 
 @style.figure
@@ -26,7 +26,7 @@ def roofline(table: pd.DataFrame, shape=WIDE, backends=(BASELINE, "int4")) -> tu
     rows = rows[(rows["K"] == shape[0]) & (rows["N"] == shape[1]) & rows["backend"].isin(backends)]
     copy = copy_bandwidth_gb_s(table)
     if rows.empty or not np.isfinite(copy):
-        raise ValueError(f"roofline needs {' and '.join(backends)} at {shape[0]}×{shape[1]} and the copy bandwidth")
+        raise ValueError(f"roofline needs {' and '.join(backends)} at {shape_name(shape)} and the copy bandwidth")
     rows = rows.assign(intensity=rows["flops"] / rows["bytes_min"]).sort_values("M")
     spec = GPUS.get(gpu_key(table["gpu"].iloc[0])) if "gpu" in table else None
 
@@ -35,7 +35,7 @@ def roofline(table: pd.DataFrame, shape=WIDE, backends=(BASELINE, "int4")) -> tu
         for b in backends
     ]
     tokens = ", ".join(str(M) for M in sorted(set(rows["M"])))
-    where = style.conditions(rows[rows["backend"] != BASELINE], style.shape_name(shape), f"M = {tokens}")
+    where = style.conditions(rows[rows["backend"] != BASELINE], shape_name(shape), f"M = {tokens}")
     fig, ax = style.canvas("Decode under the roofline", where, legend=handles, height=3.6)
     peak = spec.fp16_tflop_s if spec else 10 * rows["tflop_s"].max()
     ridge = peak * 1e3 / copy
@@ -55,7 +55,7 @@ def roofline(table: pd.DataFrame, shape=WIDE, backends=(BASELINE, "int4")) -> tu
             text.set(color=style.colour(backend), path_effects=style.HALO)
     ax.set(xlabel="arithmetic intensity (FLOP per byte that must move)", ylabel="arithmetic rate (TFLOP/s)")
     alt = (
-        f"Arithmetic rate against intensity for {style.shape_name(shape)}, under the roof of the copy bandwidth, "
+        f"Arithmetic rate against intensity for {shape_name(shape)}, under the roof of the copy bandwidth, "
         f"{copy / 1e3:.2f} TB/s. {spans(rows, 'tflop_s', '.1f', ' TFLOP/s')}, at {spans(rows, 'intensity', '.1f')} "
         f"FLOP per byte, for M = {tokens}."
     )

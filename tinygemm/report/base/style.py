@@ -150,11 +150,6 @@ def conditions(table: pd.DataFrame, *facts: str) -> str:
     return " · ".join(part.replace(" ", NO_BREAK) for part in parts if part)
 
 
-def shape_name(shape) -> str:
-    """`4096×14336`: K, then N."""
-    return f"{int(shape[0])}×{int(shape[1])}"
-
-
 def _only(table: pd.DataFrame, column: str):
     """The one value of a column; None if it is absent or varies."""
     values = table[column].dropna().unique() if column in table else []

@@ -7,9 +7,18 @@ import pandas as pd
 from tinygemm.report.base import style
 
 
+def shape_name(shape) -> str:
+    """`4096×14336`: K, then N.
+
+    shape: (K, N), or a row that has both
+    """
+    K, N = (shape["K"], shape["N"]) if isinstance(shape, pd.Series | dict) else shape
+    return f"{int(K)}×{int(N)}"
+
+
 def shape_names(rows: pd.DataFrame) -> pd.Series:
-    """`4096×14336` for each row: K, then N."""
-    return rows["K"].astype(str) + "×" + rows["N"].astype(str)
+    """The name of the shape of each row."""
+    return pd.Series(map(shape_name, zip(rows["K"], rows["N"], strict=True)), index=rows.index, dtype="str")
 
 
 def interval_texts(rows: pd.DataFrame, spec: str = ".2f", ends: tuple[str, str] = ("low", "high")) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from tinygemm.report.base.bounds import at_most, case_name, listed
-from tinygemm.report.base.claims import UNDECIDED, Verdict, for_all, shape_name
+from tinygemm.report.base.claims import UNDECIDED, Verdict, for_all
 from tinygemm.report.base.tables import BASELINE, SHAPE
+from tinygemm.report.base.words import shape_name
 from tinygemm.report.bottleneck.tables import MARGIN, ROUTE
 
 MOST_TRAFFIC = 1.05

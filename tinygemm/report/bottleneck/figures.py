@@ -15,7 +15,7 @@ from tinygemm.problem import NARROW, STUDY_SHAPES, WIDE
 from tinygemm.report.base import style
 from tinygemm.report.base.roofline import rates
 from tinygemm.report.base.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, primary, usual
-from tinygemm.report.base.words import spans
+from tinygemm.report.base.words import shape_name, spans
 from tinygemm.report.bottleneck.tables import BOUND, NOT_A_STALL, ROUTE, STALLS, marked
 
 READINGS = {
@@ -194,13 +194,13 @@ def roofline_regimes(
         for backend in shown:
             rates(ax, mine[mine["backend"] == backend], backend, ms=6, lw=1.3)
         regime = f"{REGIMES[STUDY_SHAPES.index(shape)]}: " if shape in STUDY_SHAPES else ""
-        ax.set_title(f"{regime}{style.shape_name(shape)}", loc="left", size=10.5, weight="bold", pad=4)
+        ax.set_title(f"{regime}{shape_name(shape)}", loc="left", size=10.5, weight="bold", pad=4)
     for ax in axes[:, 0]:
         ax.set_ylabel("TFLOP/s")
     for ax in axes[-1]:
         ax.set_xlabel("FLOP per byte")
     alt = (
-        f"Arithmetic rate against intensity for {', '.join(map(style.shape_name, panels))}, {tokens}, below the "
+        f"Arithmetic rate against intensity for {', '.join(map(shape_name, panels))}, {tokens}, below the "
         f"roof of the copy bandwidth, {copy / 1e3:.2f} TB/s: {spans(rows, 'tflop_s', '.1f', ' TFLOP/s')}."
     )
     return fig, alt
@@ -237,7 +237,7 @@ def _name_cases(ax: Axes, rows: pd.DataFrame, y: np.ndarray) -> None:
     for at, (_, row) in zip(y[first], rows[first].iterrows(), strict=True):
         shape = (int(row["K"]), int(row["N"]))
         regime = f"{REGIMES[STUDY_SHAPES.index(shape)]}: " if shape in STUDY_SHAPES else ""
-        text = f"{regime}{style.shape_name(shape)}, M = {int(row['M'])}"
+        text = f"{regime}{shape_name(shape)}, M = {int(row['M'])}"
         place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "xytext": (3, 0)}
         ax.annotate(text, (0, at - 0.86), va="center", size=9.5, weight="bold", **place)
 

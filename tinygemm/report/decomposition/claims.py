@@ -5,8 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from tinygemm.problem import REPORT_SHAPES
-from tinygemm.report.base.claims import UNDECIDED, Verdict, for_all, shape_name
+from tinygemm.report.base.claims import UNDECIDED, Verdict, for_all
 from tinygemm.report.base.tables import at_shapes
+from tinygemm.report.base.words import shape_name
 from tinygemm.report.decomposition import tables as decomposition
 from tinygemm.report.speedup.claims import NARROW_N_PER_K, WIDE_N_PER_K
 

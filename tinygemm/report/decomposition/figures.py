@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import style
 from tinygemm.report.base.tables import SHAPE, primary
-from tinygemm.report.base.words import span
+from tinygemm.report.base.words import shape_name, span
 from tinygemm.report.decomposition import tables as decomposition
 
 TICKS_US = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000)
@@ -53,7 +53,7 @@ def waterfall(steps: pd.DataFrame, table: pd.DataFrame, M: int = 1, shapes=STUDY
         floor = floors.get(paths[shape]["problem"].iloc[0], np.nan)
         ax.axvline(floor, color=style.IDEAL, lw=2, zorder=4)
         between = paths[shape].drop(index="launch", errors="ignore")["value"].prod()
-        title = f"{style.shape_name(shape)}: {between:.2f}×{_kernel_and_bits(paths[shape])}"
+        title = f"{shape_name(shape)}: {between:.2f}×{_kernel_and_bits(paths[shape])}"
         ax.set_title(title, loc="left", size=10.5, weight="bold", pad=4)
     shown = pd.concat(paths[shape] for shape in shapes)
     times = np.concatenate([floors.reindex(shown["problem"]), shown["left_us"], shown["right_us"]])
@@ -64,7 +64,7 @@ def waterfall(steps: pd.DataFrame, table: pd.DataFrame, M: int = 1, shapes=STUDY
     axes[-1, 0].minorticks_off()
     factors = {step: span(of["value"], ".2f") for step, of in shown.groupby("label", sort=False)}
     alt = (
-        f"Steps from the time of FP16 to that of INT4 at M = {M}, {', '.join(map(style.shape_name, shapes))}; their "
+        f"Steps from the time of FP16 to that of INT4 at M = {M}, {', '.join(map(shape_name, shapes))}; their "
         f"factors are: {'; '.join(f'{step} {factor}' for step, factor in factors.items())}."
     )
     return fig, alt

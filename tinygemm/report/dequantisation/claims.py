@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict
+from tinygemm.report.base.words import shape_name
 from tinygemm.report.dequantisation import tables as causes
 from tinygemm.report.dequantisation.tables import CAUSES, REGIMES
 
@@ -39,7 +40,7 @@ def dequantisation_comes_first(rows: pd.DataFrame, regime: str, candidates: tupl
     shape = REGIMES[regime]
     in_graph = "launch" not in candidates
     where = "in a CUDA graph" if in_graph else "called from Python"
-    name = f"{shape[0]}×{shape[1]}"
+    name = shape_name(shape)
     claim = f"At the {regime} projection, {name}, naive dequantisation is the largest cost of INT4, {where}"
     kind = "cause" if in_graph else "from_python"
     here = rows[(rows["K"] == shape[0]) & (rows["N"] == shape[1]) & rows[kind].isin(candidates)]

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from tinygemm.problem import NARROW, WIDE
 from tinygemm.report.base import style
 from tinygemm.report.base.tables import BASELINE, LATENCY, SHAPE, at_shapes, in_mode, primary
-from tinygemm.report.base.words import span, spans
+from tinygemm.report.base.words import shape_name, span, spans
 from tinygemm.report.dequantisation.tables import CAUSES, LEFTOVERS, REGIMES
 
 CAUSE_COLOURS = {
@@ -55,7 +55,7 @@ def cause_removed(removals: pd.DataFrame, M: int = 1) -> tuple[Figure, str]:
         for y, (removal, row) in enumerate(at.iterrows()):
             _saved_bar(ax, y, row, CAUSE_COLOURS.get(removal, "#C4C7CA"))
         ax.axvline(0, color=style.INK, lw=1, zorder=4)
-        ax.set_title(f"{name}, {style.shape_name(REGIMES[name])}", loc="left", size=10.5, weight="bold", pad=4)
+        ax.set_title(f"{name}, {shape_name(REGIMES[name])}", loc="left", size=10.5, weight="bold", pad=4)
         ax.set_yticks(range(len(shown)), [SHORT.get(removal, removal) for removal in shown])
         ax.set_ylim(len(shown) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
@@ -66,7 +66,7 @@ def cause_removed(removals: pd.DataFrame, M: int = 1) -> tuple[Figure, str]:
     for ax in axes[-1]:
         ax.set_xlabel("time saved (%)")
     saved = {
-        f"{name}, {style.shape_name(REGIMES[name])}": ", ".join(
+        f"{name}, {shape_name(REGIMES[name])}": ", ".join(
             f"{SHORT.get(row.removal, row.removal)} {100 * row.value:.0f} %"
             for row in at.itertuples()
             if row.cause and row.value == row.value
@@ -238,7 +238,7 @@ def dequant_breakdown(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE)) ->
     axes[-1, 0].set_xlabel("latency (µs)")
     shown = rows[at_shapes(rows, panels)]
     times = spans(shown, "latency_us_p50", ".1f", " µs")
-    alt = f"Bars of the time of one call at M = {M}, {', '.join(map(style.shape_name, panels))}: {times}."
+    alt = f"Bars of the time of one call at M = {M}, {', '.join(map(shape_name, panels))}: {times}."
     return fig, alt
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from tinygemm.report.base.bounds import at_most, listed
-from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict, shape_name
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict
+from tinygemm.report.base.words import shape_name
 from tinygemm.report.evidence.tables import EXPECTED_INSIDE, spread
 
 MATTERS = 0.05  # relative: an error below this would not change what the report says

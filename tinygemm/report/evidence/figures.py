@@ -12,7 +12,7 @@ from tinygemm.problem import WIDE
 from tinygemm.report.base import style
 from tinygemm.report.base.dumbbells import LADDER
 from tinygemm.report.base.tables import BASELINE
-from tinygemm.report.base.words import span, spans
+from tinygemm.report.base.words import shape_name, span, spans
 from tinygemm.runs import Run
 
 WORDS = {
@@ -156,12 +156,12 @@ def samples_spread(
     rows = table[(table["M"] == M) & (table["K"] == shape[0]) & (table["N"] == shape[1]) & (table["status"] == "ok")]
     rows = rows[(rows["launch"] == "graph") & (rows["l2_state"] == "cold") & rows["backend"].isin(backends)]
     if rows.empty:
-        raise ValueError(f"samples_spread: the table has no {', '.join(backends)} at M = {M}, {shape[0]}×{shape[1]}")
+        raise ValueError(f"samples_spread: the table has no {', '.join(backends)} at M = {M}, {shape_name(shape)}")
     shown = [backend for backend in backends if backend in set(rows["backend"])]
     handles = [
         Line2D([], [], color=style.colour(b), marker=style.marker(b), ms=5, lw=1.4, label=style.name(b)) for b in shown
     ]
-    where = style.conditions(rows[rows["backend"] != BASELINE], f"M = {M}", style.shape_name(shape))
+    where = style.conditions(rows[rows["backend"] != BASELINE], f"M = {M}", shape_name(shape))
     fig, ax = style.canvas("The samples of one group, round by round", where, legend=handles, height=3.3)
     furthest = {}
     for backend in shown:
@@ -174,5 +174,5 @@ def samples_spread(
     ax.set(xlabel="round", ylabel="latency, % off its median")
     ax.xaxis.get_major_locator().set_params(integer=True)
     told = "; ".join(f"{style.name(backend)} {percent:.1f} %" for backend, percent in furthest.items())
-    alt = f"Lines of latency, round by round, M = {M}, {style.shape_name(shape)}. Furthest off its own median: {told}."
+    alt = f"Lines of latency, round by round, M = {M}, {shape_name(shape)}. Furthest off its own median: {told}."
     return fig, alt

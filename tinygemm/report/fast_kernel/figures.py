@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import style
 from tinygemm.report.base.tables import BASELINE
+from tinygemm.report.base.words import shape_name
 from tinygemm.report.peers.tables import OVERLAPPING, SERIAL
 
 LOSS = style.colour("aten-int4mm")
@@ -59,7 +60,7 @@ def ladder(rows: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> tuple[Figure,
             ax.axvline(mine[name].iloc[0], color=style.colour(LINES[name][0]), lw=1.8, ls=LINES[name][2], zorder=1)
         totals[shape] = mine["latency_us"].iloc[[0, -1]]
         total = totals[shape].iloc[0] / totals[shape].iloc[-1]
-        ax.set_title(f"{style.shape_name(shape)}: {total:.1f}× faster", loc="left", size=10.5, weight="bold", pad=4)
+        ax.set_title(f"{shape_name(shape)}: {total:.1f}× faster", loc="left", size=10.5, weight="bold", pad=4)
         ax.set(xscale="log", xlim=(low, high))
         ax.set_xticks(ticks, [f"{tick}" for tick in ticks])
         ax.minorticks_off()
@@ -70,7 +71,7 @@ def ladder(rows: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> tuple[Figure,
         ax.set_visible(False)
     for ax in axes[-1]:
         ax.set_xlabel("µs per call, log scale")
-    ends = [f"{style.shape_name(shape)} {first:.1f} to {last:.1f} µs" for shape, (first, last) in totals.items()]
+    ends = [f"{shape_name(shape)} {first:.1f} to {last:.1f} µs" for shape, (first, last) in totals.items()]
     alt = f"Stairs of the time of each step from the simple to the tuned kernel at M = {M}: {'; '.join(ends)}."
     return fig, alt
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from IPython.display import Markdown
 
-from tinygemm.report.base import style
 from tinygemm.report.base.page import lacks
-from tinygemm.report.base.words import interval_texts, shape_names
+from tinygemm.report.base.words import interval_texts, shape_name, shape_names
 from tinygemm.report.fast_kernel import tables as steps
 
 MISSING = lacks("every step of the ladder at one projection")
@@ -63,7 +62,7 @@ def whole(rows: pd.DataFrame) -> Markdown:
     sentences = []
     for M, of in steps.totals(rows).groupby("M"):
         ends = [of.loc[index] for index in (of["total"].idxmin(), of["total"].idxmax())]
-        factors = " to ".join(f"{row['total']:.1f} ({style.shape_name((row['K'], row['N']))})" for row in ends)
+        factors = " to ".join(f"{row['total']:.1f} ({shape_name((row['K'], row['N']))})" for row in ends)
         sentences.append(f"At M = {M} the steps together make the kernel faster by a factor of {factors}.")
         if len(near := of["of_reads"].dropna()):
             reached = f"{100 * near.min():.0f} % to {100 * near.max():.0f} %"

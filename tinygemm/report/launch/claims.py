@@ -5,8 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from tinygemm.report.base.bounds import at_least, at_most, listed, named
-from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict, for_all, shape_name
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict, for_all
 from tinygemm.report.base.host import slow_groups
+from tinygemm.report.base.words import shape_name
 from tinygemm.report.launch import tables as launch
 
 
@@ -49,7 +50,7 @@ def launch_hides_the_gain(rows: pd.DataFrame, slow=()) -> Verdict:
     if rest := len(rows) - int(hidden.sum()) - int(kept.sum()):
         parts.append(f"A tie from Python: {rest} of {len(rows)} shapes.")
     if slow:
-        shapes = ", ".join(f"{K}×{N}" for K, N in slow)
+        shapes = ", ".join(map(shape_name, slow))
         parts.append(f"Left out, because the host was slow there: {shapes}.")
     numbers = {"n": len(rows), "n_hidden": hidden.sum(), "n_kept": kept.sum()}
     numbers |= {"worst_eager": rows["eager"].min(), "best_eager": rows["eager"].max()}

@@ -12,7 +12,7 @@ from tinygemm.report.base import style, tables
 from tinygemm.report.base.dumbbells import LADDER, _dumbbells, _required
 from tinygemm.report.base.host import slow_groups, steady
 from tinygemm.report.base.tables import BASELINE, LATENCY, usual
-from tinygemm.report.base.words import span, spans
+from tinygemm.report.base.words import shape_names, span, spans
 from tinygemm.report.launch.tables import gains
 
 LOST = "#C5221F"
@@ -55,7 +55,7 @@ def launch_gain(table: pd.DataFrame, M: int = 1) -> tuple[Figure, str]:
     ax.set_xscale("log")
     ax.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
     ax.minorticks_off()
-    ax.set_yticks(range(len(rows)), [style.shape_name(shape) for shape in zip(rows["K"], rows["N"], strict=True)])
+    ax.set_yticks(range(len(rows)), shape_names(rows))
     ax.set(
         xlim=(left, right), ylim=(len(rows) - 0.5, -0.5), xlabel="speedup of INT4 over FP16 (log scale)", ylabel="K×N"
     )

@@ -10,7 +10,7 @@ from IPython.display import Markdown
 from tinygemm.report.base import host as hosts
 from tinygemm.report.base import style
 from tinygemm.report.base.tables import empty_node_us
-from tinygemm.report.base.words import interval_texts, shape_names
+from tinygemm.report.base.words import interval_texts, shape_name, shape_names
 from tinygemm.report.launch import tables as launch
 
 STEP = {
@@ -53,7 +53,7 @@ def narrowest(table: pd.DataFrame) -> Markdown:
     K, N = launch.ends(rows)[0]
     row = rows[(rows["K"] == K) & (rows["N"] == N)].iloc[0]
     return Markdown(
-        f"At {style.shape_name((K, N))} a call of the tuned kernel takes {row['eager_us']:.1f} µs from Python and "
+        f"At {shape_name((K, N))} a call of the tuned kernel takes {row['eager_us']:.1f} µs from Python and "
         f"{row['graph_us']:.1f} µs as a node of a graph."
     )
 

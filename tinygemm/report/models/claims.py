@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from tinygemm.report.base.claims import UNDECIDED, Verdict, for_all, shape_name
+from tinygemm.report.base.claims import UNDECIDED, Verdict, for_all
+from tinygemm.report.base.words import shape_name
 from tinygemm.report.models.tables import FASTER, NOT_QUANTISABLE, SLOWER, TIE, distinct, geometric_mean
 
 NAMED = 8  # weights that the sentence lists; the table on the page has all

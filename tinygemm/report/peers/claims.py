@@ -7,6 +7,7 @@ import pandas as pd
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base.bounds import at_least, at_most, case_name, listed, named
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict
+from tinygemm.report.base.words import shape_names
 from tinygemm.report.peers import tables as peers
 
 MEAN_OVER_PEERS, LEAST_OVER_PEERS = 1.6, 1.25
@@ -96,7 +97,7 @@ def close_to_reads(run, M: int = 1, reads: str = peers.OVERLAPPING) -> Verdict:
 def sixteen_costs_no_more(rows: pd.DataFrame, how: str = "") -> Verdict:
     """rows: peers.sixteen_over_eight; how: what the claim and the sentence add about both calls"""
     claim = f"M = 16 takes at most {MOST_SIXTEEN_OVER_EIGHT:g} times as long as M = 8{how}"
-    names = [f"{row['K']}×{row['N']}" for _, row in rows.iterrows()]
+    names = list(shape_names(rows))
     return at_most(
         claim, rows.assign(name=names), MOST_SIXTEEN_OVER_EIGHT, f"This run did not time M = 8 and M = 16{how}."
     )

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import style
-from tinygemm.report.base.words import span, spans
+from tinygemm.report.base.words import shape_name, span, spans
 from tinygemm.report.peers.claims import LEAST_OF_READS, LEAST_OVER_PEERS, MEAN_OVER_PEERS
 from tinygemm.report.peers.tables import OVERLAPPING, SERIAL
 
@@ -46,7 +46,7 @@ def peer_times(rows: pd.DataFrame, mean: dict[str, float], origin: pd.DataFrame)
         for j, M in enumerate(tokens):
             y = i * (len(tokens) + 1.1) + j
             places.append(y)
-            labels.append(f"{style.shape_name((K, N)) + ',  ' if j == 0 else ''}M = {M}")
+            labels.append(f"{shape_name((K, N)) + ',  ' if j == 0 else ''}M = {M}")
             _dots(ax, rows[(rows["K"] == K) & (rows["N"] == N) & (rows["M"] == M)], y)
     ax.set_yticks(places, labels)
     right = 1.12 * rows["value"].max()
@@ -58,7 +58,7 @@ def peer_times(rows: pd.DataFrame, mean: dict[str, float], origin: pd.DataFrame)
     ax.grid(axis="y", visible=False)
     alt = (
         f"Dots of the time of other INT4 kernels over ours, M = {', '.join(map(str, tokens))}, "
-        f"{', '.join(map(style.shape_name, shapes))}: {spans(rows, 'value', '.2f', '×')}. The mean over the best of "
+        f"{', '.join(map(shape_name, shapes))}: {spans(rows, 'value', '.2f', '×')}. The mean over the best of "
         f"each case is {mean['value']:.2f}×."
     )
     return fig, alt
@@ -97,7 +97,7 @@ def fraction_of_reads(by_reads: dict[str, pd.DataFrame], origin: pd.DataFrame) -
             )  # fmt: skip
         ax.axvline(100 * LEAST_OF_READS[M], **LIMIT)
         ax.axvline(100, color=style.colour("int4-load-only"), lw=1.4, zorder=1)
-        ax.set_yticks(range(len(shapes)), [style.shape_name(shape) for shape in shapes])
+        ax.set_yticks(range(len(shapes)), [*map(shape_name, shapes)])
         ax.set_ylim(len(shapes) - 0.5, -0.5)
         ax.set_title(f"M = {M}: target {LEAST_OF_READS[M]:.0%}", loc="left", size=10.5, weight="bold", pad=4)
         ax.set_xlim(0, 100 * max(1.05, 1.05 * every["value"].max()))

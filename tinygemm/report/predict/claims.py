@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict
+from tinygemm.report.base.words import shape_name
 from tinygemm.report.predict.against_published import HIT
 from tinygemm.report.predict.model import COVERED
 
@@ -31,7 +32,7 @@ def predicts(left_out: pd.DataFrame, launch: str = "graph") -> Verdict:
         f"Over {len(rows):,} cases of {rows[['K', 'N']].drop_duplicates().shape[0]} shapes, each predicted by a fit "
         f"without its shape, the median error is {sizes.median():.1%} (largest for {poorest}: "
         f"{by_backend.loc[poorest, 'median']:.1%}) and the worst {sizes.max():.0%} ({worst['backend']}, M = "
-        f"{worst['M']:.0f}, {worst['K']:.0f}×{worst['N']:.0f}); {(sizes <= WORST_ERROR).mean():.1%} are within "
+        f"{worst['M']:.0f}, {shape_name(worst)}); {(sizes <= WORST_ERROR).mean():.1%} are within "
         f"{WORST_ERROR:.0%}."
     )
     numbers = {

@@ -17,7 +17,7 @@ from tinygemm.hardware import gpu_spec
 from tinygemm.problem import NARROW, WIDE
 from tinygemm.report.base import style
 from tinygemm.report.base.tables import BASELINE, SHAPE, at_shapes
-from tinygemm.report.base.words import span, spans
+from tinygemm.report.base.words import shape_name, span, spans
 from tinygemm.report.predict.against_published import HIT
 from tinygemm.report.predict.terms import device_us, parts_us
 
@@ -152,7 +152,7 @@ def projected_speedups(speedups: pd.DataFrame, shapes=(NARROW, WIDE)) -> tuple[F
     axes[-1, 0].set_xlim(0, 1.12 * speedups["high"].max())
     axes[-1, 0].set_xlabel("speedup of INT4 over FP16 (cuBLAS)")
     there = speedups[at_shapes(speedups, panels)]
-    told = [f"{style.shape_name(shape)} {_by_gpu(there, shape)}" for shape in panels]
+    told = [f"{shape_name(shape)} {_by_gpu(there, shape)}" for shape in panels]
     alt = f"Bars of the speedup of INT4 over FP16 per GPU, measured on one and projected for others: {'; '.join(told)}."
     return fig, alt
 
@@ -210,7 +210,7 @@ def published_vs_projected(compared: pd.DataFrame) -> tuple[Figure, str]:
             look = {"color": style.INK if hit else "#C5221F", "marker": "o" if hit else "X"}
             ax.plot([row.low / row.value, row.high / row.value], [y, y], color=look["color"], lw=1, ls=(0, (3, 2)))
             ax.plot(row.predicted / row.value, y, mfc="white", ms=5.5, mew=1.2, zorder=3, **look)
-            case = f"M = {row.M}" if by_m else style.shape_name((row.K, row.N))
+            case = f"M = {row.M}" if by_m else shape_name((row.K, row.N))
             ax.annotate(
                 case, (row.high / row.value, y), xytext=(5, 0), textcoords="offset points", va="center", size=8.5
             )

@@ -14,6 +14,7 @@ from tinygemm.problem import STUDY_SHAPES, GemmProblem
 from tinygemm.report.base import style
 from tinygemm.report.base.page import lacks
 from tinygemm.report.base.tables import BASELINE, SHAPE, primary
+from tinygemm.report.base.words import shape_names
 from tinygemm.report.predict import against_published, against_runs
 from tinygemm.report.predict import model as costmodel
 from tinygemm.report.predict import projection as extrapolate
@@ -160,7 +161,7 @@ def latencies(model: CostModel, M: int = 1, shapes=STUDY_SHAPES) -> pd.DataFrame
     rows = costmodel.predict(model, problems, GPUS[other_gpu(model)], wanted)
     rows = rows.assign(
         name=rows["backend"].map(style.name),
-        shape=[style.shape_name(shape) for shape in zip(rows["K"], rows["N"], strict=True)],
+        shape=shape_names(rows),
         text=[f"*{row.latency_us:.3g}* ({row.low_us:.3g}–{row.high_us:.3g})" for row in rows.itertuples()],
     )
     wide = rows.pivot(index=["name", "launch"], columns="shape", values="text").reset_index()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from tinygemm.report.base.claims import FAILS, UNDECIDED, Verdict, for_all, shape_name
+from tinygemm.report.base.claims import FAILS, UNDECIDED, Verdict, for_all
+from tinygemm.report.base.words import shape_name
 
 
 def at_least_published(compared: pd.DataFrame, alone: pd.DataFrame | None = None) -> Verdict:

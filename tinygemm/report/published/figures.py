@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 
 from tinygemm.report.base import style
 from tinygemm.report.base.tables import SHAPE
-from tinygemm.report.base.words import span
+from tinygemm.report.base.words import shape_name, span
 from tinygemm.report.published.tables import MEASURED, OURS, PROJECTED, PUBLISHED, of_ours
 
 PRINTED, READ_OFF = style.INK, "#9AA0A6"
@@ -83,16 +83,16 @@ def _groups(rows: pd.DataFrame, most_shapes: int) -> list[tuple[str, list]]:
                 key = (row.gpu, row.M, row.K, row.N)
                 beside = [ours.loc[key]] if key in ours.index else []
                 clock = ", base clock" if "base clock" in row.method else ""
-                label = style.shape_name((row.K, row.N)) if several else _name(row.backend) + clock
+                label = shape_name((row.K, row.N)) if several else _name(row.backend) + clock
                 lines.append((label, [row, *beside]))
         name = (quoted["gpu_name"].iloc[0] or gpu).removeprefix("NVIDIA ").removeprefix("GeForce ")
-        what = _name(quoted["backend"].iloc[0]) if several else style.shape_name(shapes[0])
+        what = _name(quoted["backend"].iloc[0]) if several else shape_name(shapes[0])
         groups.append((f"{name}, {what}", lines))
     timed = rows[rows["kind"] == MEASURED]
     for (gpu, K, N), mine in timed.groupby(["gpu_name", "K", "N"], sort=False):
         if (K, N) in {(4096, 4096)} or len(timed[["K", "N"]].drop_duplicates()) == 1:
             lines = [(_name(row.backend), [row]) for row in mine.itertuples()]
-            groups.append((f"{gpu.removeprefix('NVIDIA ')}, {style.shape_name((K, N))}, this run", lines))
+            groups.append((f"{gpu.removeprefix('NVIDIA ')}, {shape_name((K, N))}, this run", lines))
     return groups
 
 

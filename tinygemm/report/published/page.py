@@ -7,6 +7,7 @@ from IPython.display import Markdown
 
 from tinygemm.report.base import style
 from tinygemm.report.base.page import table
+from tinygemm.report.base.words import shape_name, shape_names
 from tinygemm.report.published.tables import MEASURED
 
 LAUNCH = {
@@ -60,7 +61,7 @@ def all_published(values: pd.DataFrame) -> Markdown:
     values: published.load()
     """
     shown = values.assign(
-        shape=[style.shape_name(shape) for shape in zip(values["K"], values["N"], strict=True)],
+        shape=shape_names(values),
         read=values["digitised"].map({True: "figure", False: "printed"}),
         source=[f"{{cite:p}}`{key}`" for key in values["source_key"]],
         where=values["note"].str.replace("|", "\\|"),
@@ -85,7 +86,7 @@ def _latency_row(group: pd.DataFrame) -> dict[str, str]:
     ]
     return {
         "gpu": row["gpu_name"].removeprefix("NVIDIA "),
-        "shape": style.shape_name((row["K"], row["N"])),
+        "shape": shape_name((row["K"], row["N"])),
         "theirs": "; ".join(theirs),
         "ours": ours if row["kind"] == MEASURED else f"*{ours}*, {row['kind']}",
     }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict, for_all, shape_name
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict, for_all
+from tinygemm.report.base.words import shape_name
 from tinygemm.report.regimes import tables as regimes
 from tinygemm.report.regimes.tables import LEEWAY
 from tinygemm.report.speedup.claims import SUBJECT

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import style
-from tinygemm.report.base.words import span
+from tinygemm.report.base.words import shape_name, span
 from tinygemm.report.regimes import tables as regimes
 
 # orange for a loss, blue for a gain, white at 1: told apart with the common colour-vision deficiencies, and in grey by
@@ -101,7 +101,7 @@ def crossover(rows: pd.DataFrame) -> tuple[Figure, str]:
         if np.isfinite(at := crossings[shape]):
             ax.axvline(at, color=style.INK, lw=1.2, ls=(0, (3, 2)), zorder=1)
         where = f"M ≈ {at:.0f}" if np.isfinite(at) else "no crossing"
-        ax.set_title(f"{style.shape_name(shape)}: {where}", loc="left", size=10.5, weight="bold", pad=4)
+        ax.set_title(f"{shape_name(shape)}: {where}", loc="left", size=10.5, weight="bold", pad=4)
         ax.set_yscale("log")
         low, high = ax.get_ylim()
         ticks = [tick for tick in (2, 3, 5, 10, 20, 30, 50, 100, 200, 500) if low <= tick <= high]
@@ -117,7 +117,7 @@ def crossover(rows: pd.DataFrame) -> tuple[Figure, str]:
     for ax in axes[:, 0]:
         ax.set_ylabel("time (µs)")
     stops = "; ".join(
-        f"{style.shape_name(shape)} " + (f"at M ≈ {at:.0f}" if np.isfinite(at) else "nowhere")
+        f"{shape_name(shape)} " + (f"at M ≈ {at:.0f}" if np.isfinite(at) else "nowhere")
         for shape, at in crossings.reindex(panels).items()
     )
     alt = f"Curves of latency against the tokens in flight. The fused INT4 kernel stops paying: {stops}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict, for_all, shape_name
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict, for_all
 from tinygemm.report.base.tables import (
     BASELINE,
     SHAPE,
@@ -17,6 +17,7 @@ from tinygemm.report.base.tables import (
     report_table,
     suite,
 )
+from tinygemm.report.base.words import shape_name
 from tinygemm.report.bottleneck.tables import COPY_FRACTION, limited_by_bytes
 
 # A projection is wide when it expands (the up and gate projections of an FFN, N >= 2 K) and narrow when it shrinks to a

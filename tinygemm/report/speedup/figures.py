@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import style
 from tinygemm.report.base.tables import BASELINE, primary
-from tinygemm.report.base.words import spans
+from tinygemm.report.base.words import shape_name, spans
 
 CASE = ["backend", "M", "K", "N", "launch", "l2_state", "status"]
 SPEEDUP = ["speedup_vs_fp16", "speedup_vs_fp16_low", "speedup_vs_fp16_high"]
@@ -172,7 +172,7 @@ def _bars(ax: Axes, rows: pd.DataFrame, backends, shapes, value: str, write, flo
 
 def _listed(values) -> str:
     """`1, 8` or `4096×1024, 4096×4096`."""
-    return ", ".join(style.shape_name(value) if isinstance(value, tuple) else str(value) for value in values)
+    return ", ".join(shape_name(value) if isinstance(value, tuple) else str(value) for value in values)
 
 
 def _us(value: float) -> str:
@@ -196,7 +196,7 @@ def _line_look(backend: str) -> dict:
 
 
 def _name_shapes(ax: Axes, shapes) -> None:
-    labels = [f"{LAYER_NAMES.get(shape, '')}\n{shape[0]}×{shape[1]}".strip() for shape in shapes]
+    labels = [f"{LAYER_NAMES.get(shape, '')}\n{shape_name(shape)}".strip() for shape in shapes]
     ax.set_xticks(range(len(shapes)), labels)
     ax.tick_params(axis="x", length=0)
     ax.set_xlabel("projection, K×N")
