@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help report test faults test-gpu numerics sanitize bench counters check headline clean
+.PHONY: help report test times faults test-gpu numerics sanitize bench counters check headline clean
 
 PYTHON ?= python3
 PARAMS ?=
@@ -33,6 +33,9 @@ test: $(VENV)/.has-report+kernel+test ## lint, then every test that needs no GPU
 	$(PY) -m pytest $(IN_PARALLEL) -m "not gpu and not aot" || failed=1; \
 	$(PY) -m pytest -m aot || failed=1; \
 	exit $$failed
+
+times: $(VENV)/.has-report+kernel+test ## print what builds and tests take on this machine
+	@$(PY) tests/times.py
 
 faults: $(VENV)/.has-report+kernel+test ## plant known faults one by one, each of which a test must see; NAME=words chooses some
 	@$(PY) tests/planted_faults.py $(NAME)

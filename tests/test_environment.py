@@ -103,7 +103,9 @@ def test_no_file_names_a_registry_or_a_machine():
                 assert not machine.search(line), f"{file.name}:{number}: {line.strip()[:80]}"
 
 
-@pytest.mark.parametrize("goal", ["report", "test", "test-gpu", "bench", "counters", "check", "headline", "clean"])
+@pytest.mark.parametrize(
+    "goal", ["report", "test", "times", "test-gpu", "bench", "counters", "check", "headline", "clean"]
+)
 def test_every_make_target_is_listed_by_make_and_can_be_planned(goal):
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
     assert f"make {goal} " in shown

@@ -34,10 +34,12 @@ def open_run(
         if source == "live":
             raise ValueError("source is live and run_dir names a recorded run; give one of the two")
         return _of_gpu(runs.load_run(run_dir, allow_dirty=allow_dirty), gpu)
+    if source == "recorded":  # seconds are spent on asking for a GPU
+        return _newest(gpu, root, allow_dirty)
     here = hardware.live_gpu_key()
-    if source == "live" or (source == "auto" and here is not None and gpu in ("auto", here)):
+    if source == "live" or (here is not None and gpu in ("auto", here)):
         return _measure(here, gpu, root, allow_dirty, sweep)
-    return _newest(here, gpu, root, allow_dirty)
+    return _newest(gpu, root, allow_dirty)
 
 
 def _of_gpu(run: Run, gpu: str) -> Run:
@@ -48,9 +50,10 @@ def _of_gpu(run: Run, gpu: str) -> Run:
     return run
 
 
-def _newest(here: str | None, gpu: str, root: Path, allow_dirty: bool) -> Run:
+def _newest(gpu: str, root: Path, allow_dirty: bool) -> Run:
     if gpu != "auto" and not runs.recorded_runs(gpu, root):
         have = sorted({path.parent.name for path in runs.recorded_runs(root=root)})
+        here = hardware.live_gpu_key()
         machine = f"this machine's GPU is {here}" if here else "this machine has no CUDA GPU"
         raise RunError(
             f"no recorded run of {gpu} in {root} (recorded: {', '.join(have) or 'none'}) and {machine}: "

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def code_digest(module: str, root: Path = ROOT) -> str:
     while waiting:
         if (file := waiting.pop()) not in found:
             found.add(file)
-            waiting += filter(None, (file_of(name, root) for name in imports(file)))
+            waiting += filter(None, (file_of(name, root) for name in imports(file.read_bytes())))
     for file in sorted(found):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
@@ -40,14 +40,16 @@ def file_of(module: str, root: Path) -> Path | None:
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
-def imports(file: Path) -> Iterator[str]:
-    """Dotted names of all that a file may import, wherever it does so; names inside modules are among them."""
-    for node in ast.walk(ast.parse(file.read_bytes())):
+@functools.cache
+def imports(code: bytes) -> list[str]:
+    """Dotted names of all that a module may import, wherever it does so; names inside modules are among them."""
+    names = []
+    for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
 
 
 def memory(module: str, folder: Path = FOLDER, root: Path = ROOT) -> Memory:
