@@ -9,6 +9,7 @@ from ptx import emulated
 
 from tinygemm.kernel import forms, gemm, launch
 from tinygemm.kernel.configs import DEQUANTISE, DEQUANTISE_FROM_M, STATIC, LaunchConfig, select, table
+from tinygemm.kernel.linear import Int4Linear
 from tinygemm.kernel.quant import dequantize, pack, quantize, random_packed
 from tinygemm.problem import GemmProblem
 
@@ -72,6 +73,23 @@ def test_the_dequantised_route_can_be_forced_and_keeps_leading_dimensions(launch
 def test_a_fused_call_on_bad_input_says_what_is_wrong():
     with pytest.raises(ValueError, match="K=256"):
         gemm.fused_gemm(torch.ones(1, 128).half(), random_packed(16, 256))
+
+
+OPERANDS = {
+    "x a list": (lambda w: ([1], w), "x must be a tensor, got list"),
+    "w a tensor": (lambda w: (X, torch.ones(16, 256)), "w must be a PackedInt4, got Tensor; pack"),
+    "w a layer": (lambda w: (X, Int4Linear.from_packed(w)), "got Int4Linear; pass layer.weight"),
+    "w a float layer": (lambda w: (X, torch.nn.Linear(256, 16)), "got Linear; pack a matrix"),
+}
+X = torch.ones(1, 256).half()
+
+
+@pytest.mark.parametrize("product", [gemm.gemm, gemm.fused_gemm, gemm.check])
+@pytest.mark.parametrize("case", OPERANDS)
+def test_what_is_no_operand_is_refused_with_what_to_pass(case, product):
+    operands, message = OPERANDS[case]
+    with pytest.raises(TypeError, match=message):
+        product(*operands(random_packed(16, 256)))
 
 
 @pytest.mark.parametrize("group_size", [32, 128, -1])

@@ -9,6 +9,7 @@ import torch
 from operands import assert_close, poison_allocations
 from ptx import emulated
 from torch import nn
+from torch.nn.utils import prune
 
 from tinygemm.kernel.linear import Int4Linear, quantize_model
 from tinygemm.kernel.quant import dequantize, quantize
@@ -97,6 +98,27 @@ def test_names_and_paths_to_skip_stay_as_they_are(model):
     assert quantize_model(Model().half(), skip=())[-1] == "lm_head"
 
 
+def test_a_name_given_as_a_string_is_one_name(model):
+    model.head, model.lm = nn.Linear(128, 16).half(), nn.Linear(128, 16).half()
+    assert {"head", "lm"} < set(quantize_model(model, skip="lm_head")), "both are parts of the word"
+
+
+@pytest.mark.parametrize(("skip", "kept"), [("layers.1", 1), (["layers"], 2), (["ModuleList"], None)])
+def test_what_a_skipped_module_contains_is_skipped_and_an_unknown_name_is_an_error(skip, kept, model):
+    if kept is None:
+        with pytest.raises(ValueError, match="skip names no module of the model: 'ModuleList'"):
+            quantize_model(model, skip=skip)
+    else:
+        replaced = quantize_model(model, skip=skip)
+        assert replaced == [f"layers.{i}.{name}" for i in range(2 - kept) for name in PROJECTIONS] + ["lm_head"]
+
+
+@pytest.mark.parametrize("skip", [None, 3, [nn.Linear]])
+def test_skip_holds_names(skip, model):
+    with pytest.raises(TypeError, match="skip must be names of modules"):
+        quantize_model(model, skip=skip)
+
+
 def test_a_layer_used_in_two_places_stays_one_layer(model):
     model.layers[1].o_proj = model.layers[0].o_proj
     quantize_model(model)
@@ -112,8 +134,40 @@ REFUSED = {  # a layer that cannot be quantised, and what is said of it
     "too large for float16": (lambda: filled(1e6).float(), "a group's scale is"),
     "forward replaced": (lambda: patched("forward", lambda x: x), "its forward was replaced"),
     "hooked by accelerate": (lambda: patched("_hf_hook", object()), "its forward was replaced"),
+    "weight_norm of the bias": (lambda: nn.utils.weight_norm(nn.Linear(256, 128), "bias"), "its bias is made anew"),
+    "pruned bias": (
+        lambda: prune.l1_unstructured(nn.Linear(256, 128), "bias", 0.5),
+        "its bias is made anew by a hook",
+    ),
+    "bias without values": (
+        lambda: with_bias(torch.zeros(128, device="meta")),
+        "bias must be on the device of qweight",
+    ),
+    "bias of one number": (lambda: with_bias(torch.zeros(1)), "bias must have shape [128], got [1]"),
+    "sparse weight": (lambda: sparse(), "weight must be dense"),
     "weight_norm": (lambda: nn.utils.weight_norm(nn.Linear(256, 128)), "its weight is made anew by a hook"),
 }
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Plain(nn.Linear):
+    """A subclass that computes what nn.Linear does."""
+
+
+def with_bias(bias):
+    linear = nn.Linear(256, 128)
+    linear.bias = nn.Parameter(bias)
+    return linear
+
+
+def sparse():
+    linear = nn.Linear(256, 128)
+    linear.weight = nn.Parameter(linear.weight.to_sparse())
+    return linear
 
 
 def filled(value):
@@ -137,6 +191,49 @@ def test_a_layer_that_cannot_be_quantised_is_named_by_its_path_and_nothing_is_ch
         quantize_model(model)
     assert not any(isinstance(module, Int4Linear) for module in model.modules())
     quantize_model(model, skip=("lm_head", "layers.1.down_proj"))
+
+
+def test_a_subclass_with_a_forward_of_its_own_is_refused_and_a_plain_one_is_not():
+    with pytest.raises(ValueError, match="Doubled has a forward of its own"):
+        Int4Linear.from_linear(Doubled(128, 16))
+    with pytest.raises(TypeError, match=r"linear must be an nn\.Linear, got Conv1d"):
+        Int4Linear.from_linear(nn.Conv1d(128, 16, 1))
+    plain, x = Plain(128, 16).half(), torch.randn(2, 128).half()
+    expected = x.double() @ dequantize(quantize(plain.weight), torch.float64).T + plain.bias.double()
+    assert_close(Int4Linear.from_linear(plain)(x), expected)
+
+
+@pytest.mark.parametrize(("count", "more"), [(2, ""), (7, " and 2 more")])
+def test_linear_layers_that_stay_because_they_are_subclasses_are_named(count, more):
+    model = nn.Sequential(nn.Linear(256, 128).half(), *(Plain(128, 16) for _ in range(count)), Plain(128, 16))
+    with pytest.warns(UserWarning, match=f"subclasses.* {', '.join(map(str, range(1, min(count, 5) + 1)))}{more}$"):
+        assert quantize_model(model, skip=[str(count + 1)]) == ["0"]
+
+
+class Refusing(nn.Module):
+    """A parent that takes one more layer and then no other."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        for name, layer in zip("abc", layers, strict=True):
+            self.add_module(name, layer)
+
+    def __setattr__(self, name, value):
+        if name == "b" and isinstance(value, Int4Linear):
+            raise RuntimeError("not this one")
+        super().__setattr__(name, value)
+
+
+def test_a_parent_that_refuses_a_layer_leaves_the_model_as_it_was():
+    model = nn.Sequential(nn.Linear(128, 128), Refusing(*(nn.Linear(128, 128) for _ in range(3)))).half()
+    before, calls = dict(model.named_modules()), []
+    handle = model[0].register_forward_hook(lambda *arguments: calls.append(1))
+    with pytest.raises(RuntimeError, match="not this one"):
+        quantize_model(model)
+    assert dict(model.named_modules()) == before
+    handle.remove()
+    model[0](torch.ones(1, 128).half())
+    assert not calls
 
 
 def test_an_error_of_the_machine_keeps_its_type_and_names_the_layer(model, monkeypatch):
@@ -225,6 +322,27 @@ def test_hooks_of_the_forward_move_along_and_can_still_be_removed():
     assert torch.equal(model(2 * x), doubled)
     assert len(calls) == 4
     assert torch.equal(plain(x), doubled), "a copy has hooks of its own"
+
+
+def test_hooks_added_later_belong_to_one_layer():
+    linear, x = nn.Linear(128, 32).half(), torch.randn(2, 128).half()
+    calls = []
+    early = linear.register_forward_hook(lambda *arguments: calls.append("early"))
+    one, other = Int4Linear.from_linear(linear), Int4Linear.from_linear(linear)
+    one.register_forward_hook(lambda *arguments: calls.append("one"))
+    linear.register_forward_hook(lambda *arguments: calls.append("float"))
+    for layer, heard in ((one, ["early", "one"]), (other, ["early"]), (linear, ["early", "float"])):
+        calls.clear()
+        layer(x)
+        assert calls == heard
+    model = nn.Sequential(linear)
+    quantize_model(model)
+    model[0].register_forward_hook(lambda *arguments: calls.append("model"))
+    early.remove()
+    for layer, heard in ((model[0], ["float", "model"]), (linear, ["early", "float"])):
+        calls.clear()
+        layer(x)
+        assert calls == heard
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -347,6 +465,111 @@ def test_a_buffer_that_was_replaced_by_another_kind_is_refused_by_name(case):
     setattr(layer, name, change(getattr(layer, name)))
     with pytest.raises(ValueError, match=f"^{name} must be"):
         layer(x)
+
+
+SWAPPED = {  # what becomes the `.data` of a buffer, and whether the layer can still be right
+    "codes strided": ("qweight", lambda tensor: tensor.mT.contiguous().mT, False),
+    "codes in int64": ("qweight", torch.Tensor.long, False),
+    "scales strided": ("scales", lambda tensor: tensor.t().contiguous().t(), False),
+    "scales in bfloat16": ("scales", torch.Tensor.bfloat16, False),
+    "zeros in int32": ("zeros", torch.Tensor.int, False),
+    "bias of two rows": ("bias", lambda tensor: tensor.repeat(2, 1), False),
+    "other scales": ("scales", lambda tensor: tensor / 2, True),
+}
+
+
+@pytest.mark.parametrize("case", SWAPPED)
+def test_a_swap_of_the_data_of_a_buffer_is_seen(case):
+    name, change, fits = SWAPPED[case]
+    layer, x = Int4Linear.from_linear(nn.Linear(256, 40).half(), 64, False), torch.randn(2, 256).half()
+    layer(x)
+    buffer = getattr(layer, name)
+    buffer.data = change(buffer.data)
+    if fits:
+        assert_close(layer(x), x.double() @ dequantize(layer.weight, torch.float64).T + layer.bias.double())
+    else:
+        with pytest.raises(ValueError, match=f"^{name} must"):
+            layer(x)
+
+
+@pytest.mark.parametrize("bias", [torch.zeros(1), torch.zeros(2, 40), torch.zeros(40, device="meta")])
+def test_a_bias_that_would_broadcast_or_has_no_values_is_refused(bias):
+    w, x = quantize(torch.randn(40, 256)), torch.randn(2, 256).half()
+    with pytest.raises(ValueError, match=r"^bias must"):
+        Int4Linear.from_packed(w, bias)
+    layer = Int4Linear.from_packed(w, torch.zeros(40))
+    layer(x)
+    layer.bias = bias
+    with pytest.raises(ValueError, match=r"^bias must"):
+        layer(x)
+
+
+def test_a_bias_that_was_not_loaded_is_no_zero():
+    state = Int4Linear.from_linear(nn.Linear(256, 40).half()).state_dict()
+    del state["bias"]
+    layer = Int4Linear(256, 40, device="meta")
+    layer.load_state_dict(state, strict=False, assign=True)
+    with pytest.raises(ValueError, match="bias must be on the device of qweight"):
+        layer(torch.randn(2, 256).half())
+
+
+VALUES = {  # a value that `pack` refuses
+    "zeros": ("zeros", 16, "zeros must lie in 0..15, got 16"),
+    "NaN": ("scales", torch.nan, "a group's scale is nan"),
+    "infinite": ("scales", torch.inf, "a group's scale is inf"),
+    "beyond the limit": ("scales", 9000.0, "a group's scale is 9000"),
+}
+
+
+@pytest.mark.parametrize("assign", [False, True], ids=["copy", "assign"])
+@pytest.mark.parametrize("case", VALUES)
+def test_values_that_pack_refuses_are_not_loaded(case, assign):
+    name, value, message = VALUES[case]
+    model, x = nn.Sequential(Int4Linear.from_linear(nn.Linear(256, 40).half(), 64, False)), torch.randn(2, 256).half()
+    before = model(x)
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    state[f"0.{name}"][1, 3] = value
+    with pytest.raises(RuntimeError, match=rf"0\.{name} .*{message.removeprefix('zeros ')}"):
+        model.load_state_dict(state, assign=assign)
+    assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_state_dict_of_the_other_kind_of_groups_is_refused(symmetric, strict):
+    model = nn.Sequential(Int4Linear(256, 40, symmetric=symmetric))
+    other = nn.Sequential(Int4Linear.from_linear(nn.Linear(256, 40).half(), symmetric=not symmetric))
+    with pytest.raises(RuntimeError, match=rf"0\.zeros .*symmetric={not symmetric}"):
+        model.load_state_dict(other.state_dict(), strict=strict)
+    assert not model[0].scales.any(), "nothing was loaded"
+
+
+def test_a_memory_format_leaves_the_codes_as_they_lie():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), Int4Linear.from_linear(nn.Linear(256, 40).half()))
+    x = torch.randn(2, 256).half()
+    before = model[1](x)
+    model.to(memory_format=torch.channels_last)
+    assert torch.equal(model[1](x), before)
+    assert not model[0].weight.is_contiguous(), "the convolution has the format"
+
+
+SIZES = {
+    "no group": ({"group_size": 0}, "group_size must be one of"),
+    "unknown group": ({"group_size": 48}, "group_size must be one of"),
+    "group in float": ({"group_size": 128.0}, "group_size must be one of"),
+    "no multiple of the group": ({"in_features": 200}, "in_features=200 must be divisible by group_size=128"),
+    "no inputs": ({"in_features": 0}, "in_features must be a positive integer, got 0"),
+    "no outputs": ({"out_features": 0}, "out_features must be a positive integer, got 0"),
+    "outputs in float": ({"out_features": 8.0}, "out_features must be a positive integer, got 8.0"),
+    "neither": ({"symmetric": None}, "symmetric must be True or False, got None"),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_a_layer_of_impossible_size_is_refused_by_name(case):
+    change, message = SIZES[case]
+    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+        Int4Linear(**{"in_features": 256, "out_features": 8} | change)
 
 
 def test_a_copy_and_a_pickle_are_layers_of_their_own(tmp_path):

@@ -278,6 +278,14 @@ def test_no_weight_of_a_group_may_lie_beyond_float16(symmetric, rule, largest, l
         pack(unpack(w), w.scales * 1.01, w.zeros)
 
 
+@pytest.mark.parametrize(("low", "largest"), [(0, 65_490), (-1, 61_420)], ids=["one sign", "both sides"])
+def test_the_largest_asymmetric_weight_is_what_the_docstring_says(low, largest):
+    weight = torch.linspace(low, 1, 128).repeat(16, 1)
+    assert dequantize(quantize(weight * (largest - 5), symmetric=False)).isfinite().all()
+    with pytest.raises(ValueError, match="a group's scale is"):
+        quantize(weight * (largest + 10), symmetric=False)
+
+
 @pytest.mark.parametrize("scale", [torch.nan, torch.inf, -torch.inf, -8192.0])
 def test_a_scale_that_stands_for_no_weights_is_refused(scale):
     scales = scales_like(1, 16)
@@ -325,6 +333,15 @@ REFUSED = {
         "rule must be one of ('full-range', 'absmax')",
     ),
     "weight without values": (lambda: quantize(torch.ones(16, 128, device="meta")), "weight is on the meta device"),
+    "weight that is a list": (lambda: quantize([1.0]), "weight must be a tensor, got list"),
+    "sparse weight": (lambda: quantize(torch.ones(16, 128).to_sparse()), "weight must be dense"),
+    "neither symmetric nor not": (lambda: quantize(torch.ones(16, 128), symmetric=None), "symmetric must be True or"),
+    "codes without values": (
+        lambda: pack(CODES.to("meta"), scales_like(1, 16).to("meta"), None),
+        "codes are on the meta device",
+    ),
+    "codes that are a list": (lambda: pack([1], scales_like(1, 16), None), "codes must be a tensor, got list"),
+    "group size in float": (lambda: quantize(torch.ones(16, 128), 128.0), "group_size must be one of"),
     "unknown group size": (lambda: quantize(torch.ones(16, 96), group_size=48), "group_size must be one of"),
     "codes of another type": (lambda: pack(CODES.int(), scales_like(1, 16), None), "codes must be uint8"),
     "code 16": (lambda: pack(CODES + 16, scales_like(1, 16), None), "codes must lie in 0..15, got 16"),

@@ -37,9 +37,11 @@ def gemm(
     Without a CUDA GPU no kernel runs: each call dequantises the weight in float32, which is slow, and the product
     in float32 is rounded to the dtype of x.
     """
+    if type(w) is not PackedInt4 or type(x) not in _REAL_TENSORS:
+        _check_types(x, w)
     if _differentiates(x):
         raise RuntimeError("gemm has no backward: call it under torch.inference_mode() or with x.detach()")
-    if torch.compiler.is_compiling() or _traced(x):
+    if torch.compiler.is_compiling() or traced(x):
         if config is not None:
             raise ValueError("config cannot be forced while torch traces the call; leave it to the static table")
         return torch.ops.tinygemm.gemm(x, *forms.stored(w), w.N, w.K, w.group_size, dependent_launch)
@@ -70,7 +72,18 @@ def check(x: torch.Tensor, w: PackedInt4) -> None:
         raise ValueError(f"x is on {x.device}; the kernels run on a CUDA GPU")
 
 
+def _check_types(x, w) -> None:
+    """Raise a TypeError that says what to pass; torch.fx puts a proxy in the place of either."""
+    if not isinstance(x, (torch.Tensor, torch.fx.Proxy)):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if not isinstance(w, (PackedInt4, torch.fx.Proxy)):
+        packed = isinstance(getattr(w, "weight", None), PackedInt4)
+        advice = "pass layer.weight" if packed else "pack a matrix with tinygemm.quantize(weight)"
+        raise TypeError(f"w must be a PackedInt4, got {type(w).__name__}; {advice}")
+
+
 def _check_operands(x: torch.Tensor, w: PackedInt4) -> None:
+    _check_types(x, w)
     if x.dtype not in DTYPES:
         raise TypeError(
             f"x must be {' or '.join(str(t).removeprefix('torch.') for t in DTYPES)}, got {x.dtype}; "
@@ -89,7 +102,11 @@ def _has_kernels(device: torch.device) -> bool:
 
 
 def _gemm(x, w, config, dependent_launch) -> torch.Tensor:
-    """`gemm` of real tensors. The key is all that the checks, the selection and the launch look at."""
+    """`gemm` of real tensors. The key is all that the checks, the selection and the launch look at.
+
+    Dtypes, shapes and strides of the packed tensors are not in it: PackedInt4 checked them, and reading them takes a
+    microsecond of every call.
+    """
     key = (
         "gemm", x.shape, x.is_contiguous() or x.stride(), x.dtype, x.device, w.qweight.device,
         w.N, w.K, w.group_size, w.zeros is None, config, dependent_launch,
@@ -176,7 +193,7 @@ _dispatch_modes, _tracing_state = torch._C._len_torch_dispatch_stack, torch._C._
 _transforms = torch._C._functorch.peek_interpreter_stack
 
 
-def _traced(x: torch.Tensor) -> bool:
+def traced(x: torch.Tensor) -> bool:
     """Whether torch is recording or transforming rather than computing: x has no address of its own then."""
     return (
         type(x) not in _REAL_TENSORS

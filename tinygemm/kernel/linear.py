@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection
+from numbers import Integral
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from tinygemm.kernel.gemm import gemm
-from tinygemm.kernel.quant import FLOAT_DTYPES, TILE_K, TILE_N, WORDS, PackedInt4, quantize
+from tinygemm.kernel.gemm import gemm, traced
+from tinygemm.kernel.quant import (
+    FLOAT_DTYPES,
+    TILE_K,
+    TILE_N,
+    WORDS,
+    PackedInt4,
+    check_group,
+    check_symmetric,
+    check_values,
+    quantize,
+)
 
 PACKED = ("qweight", "scales", "zeros")  # buffers whose bytes a kernel reads as they are
 HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
     "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
 )  # fmt: skip
-_any_autocast = torch._C._is_any_autocast_enabled  # bound once: every call asks it
+USUAL = "lm_head"  # skipped by default, and not missed where a model has none
+NAMED = 5  # layers in a warning
+# bound once: every call asks them
+_any_autocast, _is_compiling = torch._C._is_any_autocast_enabled, torch.compiler.is_compiling
 
 
 class Int4Linear(nn.Module):
@@ -27,6 +41,7 @@ class Int4Linear(nn.Module):
     group_size: weights along in_features that share a scale: 32, 64, 128 or -1
     symmetric:  False: the layer stores a zero point per group, too
     buffers:    qweight, scales, zeros (None where symmetric) as in PackedInt4, and bias; all of them in the state dict
+    raises:     ValueError naming the argument and what was expected
     """
 
     def __init__(
@@ -40,6 +55,11 @@ class Int4Linear(nn.Module):
         dtype: torch.dtype = torch.float16,
     ):
         super().__init__()
+        check_symmetric(symmetric)
+        for name, size in (("in_features", in_features), ("out_features", out_features)):
+            if not isinstance(size, Integral) or size < 1:
+                raise ValueError(f"{name} must be a positive integer, got {size!r}")
+        check_group(in_features, group_size, "in_features")
         self.in_features, self.out_features, self.group_size = in_features, out_features, group_size
         groups = 1 if group_size == -1 else in_features // group_size
         words = (-(-out_features // TILE_N), -(-in_features // TILE_K), TILE_N, WORDS)
@@ -48,7 +68,9 @@ class Int4Linear(nn.Module):
         zeros = None if symmetric else torch.zeros(groups, out_features, dtype=torch.uint8, device=device)
         self.register_buffer("zeros", zeros)
         self.register_buffer("bias", torch.zeros(out_features, dtype=dtype, device=device) if bias else None)
-        self._weight: PackedInt4 | None = None
+        self._checked: tuple | None = (
+            None  # the packed weight, then the buffers that were checked, then their addresses
+        )
 
     @classmethod
     def from_linear(
@@ -56,37 +78,64 @@ class Int4Linear(nn.Module):
     ) -> Int4Linear:
         """The layer that does what `linear` does, hooks of its forward included, but for the rounding of its weight.
 
+        The hooks are copied: what is added or removed later belongs to one of the two layers, and a handle to `linear`.
+
         group_size, symmetric, rule: as in `quantize`
-        raises: as `quantize`; ValueError where `linear` computes something else than its weight says
+        raises: as `quantize`; TypeError where `linear` is no nn.Linear; ValueError where it computes something else
+                than its weight and bias say: a forward of its own, or a weight or bias that a hook makes anew
         """
+        if not isinstance(linear, nn.Linear):
+            raise TypeError(f"linear must be an nn.Linear, got {type(linear).__name__}")
         if "forward" in vars(linear) or hasattr(linear, "_hf_hook"):
             raise ValueError("its forward was replaced (by accelerate, say), and Int4Linear would not call that one")
-        if "weight" not in linear._parameters:
-            raise ValueError("its weight is made anew by a hook (weight_norm or pruning, say); make it permanent first")
+        if type(linear).forward is not nn.Linear.forward:
+            raise ValueError(f"{type(linear).__name__} has a forward of its own, which Int4Linear would not call")
+        for name in ("weight", "bias"):
+            if name not in linear._parameters:
+                raise ValueError(
+                    f"its {name} is made anew by a hook (weight_norm or pruning, say); make it permanent first"
+                )
         layer = cls.from_packed(quantize(linear.weight, group_size, symmetric, rule=rule), linear.bias)
-        for name in HOOKS:  # the same dictionaries: whoever has a handle can still remove a hook
-            setattr(layer, name, getattr(linear, name))
+        for name in HOOKS:
+            setattr(layer, name, getattr(linear, name).copy())
         return layer.train(linear.training)
 
     @classmethod
     def from_packed(cls, w: PackedInt4, bias: torch.Tensor | None = None) -> Int4Linear:
-        """The layer of a packed weight [out_features, in_features] and a bias; it shares their memory."""
+        """The layer of a packed weight [out_features, in_features] and a bias [out_features]; it shares their memory.
+
+        raises: ValueError for a bias of another shape or device
+        """
         layer = cls(w.K, w.N, bias is not None, w.group_size, w.zeros is None, device="meta")
         layer.qweight, layer.scales, layer.zeros = w.qweight, w.scales, w.zeros
         layer.bias = None if bias is None else bias.detach()
+        _check_bias(layer.bias, w.N, w.device)
         return layer
 
     @property
     def weight(self) -> PackedInt4:
-        """The packed weight [out_features, in_features], made again only where a buffer was replaced."""
-        buffers, w = self._buffers, self._weight  # quicker than asking the module for each
-        qweight, scales, zeros = buffers["qweight"], buffers["scales"], buffers["zeros"]
-        tracing = torch.compiler.is_compiling()  # a tracer must see the buffers, and leave none of its own behind
-        if not tracing and w is not None and w.qweight is qweight and w.scales is scales and w.zeros is zeros:
-            return w
+        """The packed weight [out_features, in_features], made and checked again only where a buffer was replaced.
+
+        A swap of a buffer's `.data` counts, too. Values that change in place are not checked.
+
+        raises: TypeError or ValueError naming the buffer and what was expected, the bias included
+        """
+        buffers, checked = self._buffers, self._checked  # quicker than asking the module for each
+        qweight, scales, zeros, bias = buffers["qweight"], buffers["scales"], buffers["zeros"], buffers["bias"]
+        compiling = _is_compiling()  # a tracer must see the buffers, and leave none of its own behind
+        if not compiling and checked is not None:
+            w, codes, steps, points, shift, codes_at, steps_at, points_at, shift_at = checked
+            if (
+                codes is qweight and steps is scales and points is zeros and shift is bias
+                and qweight.data_ptr() == codes_at and scales.data_ptr() == steps_at
+                and (zeros is None or zeros.data_ptr() == points_at) and (bias is None or bias.data_ptr() == shift_at)
+            ):  # fmt: skip
+                return w
         w = PackedInt4(qweight, scales, zeros, self.out_features, self.in_features, self.group_size)
-        if not tracing:
-            self._weight = w
+        _check_bias(bias, self.out_features, w.device)
+        if not compiling and not traced(qweight):
+            tensors = (qweight, scales, zeros, bias)
+            self._checked = (w, *tensors, *(tensor if tensor is None else tensor.data_ptr() for tensor in tensors))
         return w
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -98,22 +147,28 @@ class Int4Linear(nn.Module):
 
     def _apply(self, fn, recurse=True):
         """Move and cast with the model; but scales are float16 by definition: as integers they only move."""
-        scales, self._weight = self.scales, None
+        qweight, scales, self._checked = self.qweight, self.scales, None
 
         def apply(tensor):
+            if tensor is qweight:  # in one dimension, because a memory format would lay four out anew
+                return fn(tensor.flatten()).view(tensor.shape)
             return fn(tensor.view(torch.int16)).view(torch.float16) if tensor is scales else fn(tensor)
 
         return super()._apply(apply, recurse)
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
-        """Refuse packed tensors of another dtype, whose numbers a cast would not keep; lay strided ones out."""
-        for name in PACKED:
-            tensor, own = state_dict.get(prefix + name), self._buffers[name]
-            if tensor is None or own is None:
-                continue
-            if tensor.dtype != own.dtype:
-                errors.append(f"{prefix}{name} must be {own.dtype}, got {tensor.dtype}: a packed weight cannot be cast")
-            state_dict[prefix + name] = tensor.detach().contiguous() if tensor.dtype == own.dtype else own
+        """Refuse what `pack` would: another dtype, which a cast would not keep, and values that no code can have.
+
+        Strided tensors are laid out. Where anything is refused, the layer keeps all packed tensors that it has.
+        """
+        packed = {name: state_dict[prefix + name] for name in PACKED if prefix + name in state_dict}
+        refused = _refused(packed, {name: self._buffers[name] for name in PACKED})
+        errors += [f"{prefix}{error}" for error in refused]
+        for name, tensor in packed.items():
+            own = self._buffers[name]
+            if own is not None and isinstance(tensor, torch.Tensor):
+                keep = refused and tensor.shape == own.shape  # torch names another shape, and loads nothing of it
+                state_dict[prefix + name] = own if keep else tensor.detach().contiguous()
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
     def __prepare_scriptable__(self):
@@ -130,30 +185,36 @@ def quantize_model(
     model: nn.Module,
     group_size: int = 128,
     symmetric: bool = True,
-    skip: Collection[str] = ("lm_head",),
+    skip: Collection[str] | str = (USUAL,),
     *,
     rule: str = "full-range",
 ) -> list[str]:
     """Replace every nn.Linear of a model by an Int4Linear, in place; hooks of their forward move along.
 
+    Whoever holds a handle of a hook can still remove it: from the new layer. The float layer, where somebody else has
+    it, keeps a copy of its hooks.
+
     group_size, symmetric, rule: as in `quantize`
-    skip:    names not to touch: of a module (`lm_head`, wherever it is), or its whole path (`layers.0.mlp.up_proj`)
+    skip:    names not to touch, or one name: of a module (`lm_head`, wherever it is), or its whole path
+             (`layers.0.mlp.up_proj`); all that a module contains is skipped with it
     returns: the paths of the layers that were replaced
-    raises:  ValueError naming the layer that cannot be quantised, or where there is none: the model is then as it was
-    warns:   where more than half of the numbers in the model's matrices stay as they are, and where layers are float32:
+    raises:  ValueError naming the layer that cannot be quantised, or where there is none, or a name in skip that the
+             model does not have (but for `lm_head`); TypeError for what is no name. The model is then as it was
+    warns:   where linear layers stay as they are because they are subclasses of nn.Linear or parametrised; where more
+             than half of the numbers in the model's matrices stay as they are; and where layers are float32:
              Int4Linear multiplies float16 or bfloat16, so `.half()` or `.bfloat16()` is wanted, or autocast
     """
     if isinstance(model, nn.Linear):
         raise ValueError("model is itself a linear layer and cannot be replaced in place; use Int4Linear.from_linear")
-    found = [
+    names = _names(skip, model)
+    linears = [
         (path, module)
         for path, module in model.named_modules(remove_duplicate=False)
-        if type(module) is nn.Linear and path not in skip and path.rpartition(".")[2] not in skip
+        if isinstance(module, nn.Linear) and not _is_skipped(path, names)
     ]
+    found = [(path, module) for path, module in linears if type(module) is nn.Linear]
     if not found:
-        raise ValueError(
-            f"model has no nn.Linear to quantise outside skip={list(skip)}; other modules are not replaced"
-        )
+        raise ValueError(f"model has no nn.Linear to quantise outside skip={names}; other modules are not replaced")
     before = _matrices(model)
     layers: dict[nn.Linear, Int4Linear] = {}
     for path, linear in found:
@@ -164,9 +225,19 @@ def quantize_model(
         except Exception as error:  # of the machine, out of memory say: its type is what a caller looks for
             error.add_note(f"while {path} was quantised")
             raise
-    for path, linear in found:
-        parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, layers[linear])
+    _replace(model, [(path, linear, layers[linear]) for path, linear in found])
+    for linear, layer in layers.items():  # with the dictionaries, as handles find a hook by its dictionary
+        for name in HOOKS:
+            moved, kept = getattr(linear, name), getattr(layer, name)
+            setattr(layer, name, moved)
+            setattr(linear, name, kept)
+    if others := [path for path, module in linears if type(module) is not nn.Linear]:
+        more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+        warnings.warn(
+            "linear layers that are subclasses of nn.Linear or parametrised stay as they are: "
+            f"{', '.join(others[:NAMED])}{more}",
+            stacklevel=2,
+        )
     left = _matrices(model)
     if (share := sum(left.values()) / sum(before.values())) > 0.5:
         largest = ", ".join(sorted(left, key=left.get, reverse=True)[:3])
@@ -178,6 +249,73 @@ def quantize_model(
             stacklevel=2,
         )
     return [path for path, _ in found]
+
+
+def _names(skip: Collection[str], model: nn.Module) -> list[str]:
+    """The names in `skip`, each of which must be that of a module."""
+    names = [skip] if isinstance(skip, str) else skip
+    if not isinstance(names, Collection) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"skip must be names of modules, () for none, got {skip!r}")
+    paths = {path for path, _ in model.named_modules(remove_duplicate=False)} - {""}
+    known = paths | {path.rpartition(".")[2] for path in paths} | {USUAL}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"skip names no module of the model: {', '.join(map(repr, unknown))}")
+    return list(names)
+
+
+def _is_skipped(path: str, names: list[str]) -> bool:
+    """Whether the module at `path`, or one that contains it, has one of the names."""
+    parts = path.split(".")
+    return any(part in names or ".".join(parts[: i + 1]) in names for i, part in enumerate(parts))
+
+
+def _replace(model: nn.Module, layers: list[tuple[str, nn.Linear, Int4Linear]]) -> None:
+    """Put each Int4Linear in the place of its nn.Linear: all of them, or none where a parent refuses."""
+    places = [(path.rpartition("."), linear, layer) for path, linear, layer in layers]
+    places = [(model.get_submodule(parent), name, linear, layer) for (parent, _, name), linear, layer in places]
+    try:
+        for parent, name, _, layer in places:
+            setattr(parent, name, layer)
+    except BaseException:
+        for parent, name, linear, _ in places:
+            parent._modules[name] = linear  # without asking the parent that has just refused
+        raise
+
+
+def _refused(packed: dict[str, torch.Tensor], own: dict[str, torch.Tensor | None]) -> list[str]:
+    """The faults of packed tensors that are to be loaded in the place of a layer's own, each led by the name."""
+    if not packed:
+        return []
+    tensors = {name: tensor for name, tensor in packed.items() if isinstance(tensor, torch.Tensor)}
+    faults = [
+        f"{name} must be {own[name].dtype}, got {tensor.dtype}: a packed weight cannot be cast"
+        for name, tensor in tensors.items()
+        if own[name] is not None and tensor.dtype != own[name].dtype
+    ]
+    if own["zeros"] is None and "zeros" in tensors:
+        faults.append("zeros are in the state dict, and the layer is symmetric: make it with symmetric=False")
+    if own["zeros"] is not None and "zeros" not in tensors:
+        faults.append("zeros are not in the state dict, and the layer is asymmetric: make it with symmetric=True")
+    scales, zeros = tensors.get("scales", own["scales"]), tensors.get("zeros")
+    if faults or scales.is_meta or traced(scales):
+        return faults
+    if zeros is not None and (zeros.is_meta or traced(zeros) or zeros.shape != scales.shape):
+        return faults  # a shape that does not fit is named by torch
+    try:
+        check_values(scales, None if zeros is None else zeros.to(scales.device))
+    except ValueError as error:
+        return [str(error)]
+    return faults
+
+
+def _check_bias(bias: torch.Tensor | None, out_features: int, device: torch.device) -> None:
+    """Raise where adding the bias would broadcast it, or silently do nothing because it has no values."""
+    if bias is None:
+        return
+    if bias.shape != (out_features,):
+        raise ValueError(f"bias must have shape [{out_features}], got {list(bias.shape)}")
+    if bias.device != device:
+        raise ValueError(f"bias must be on the device of qweight, {device}, got {bias.device}")
 
 
 def _matrices(model: nn.Module) -> dict[str, int]:

@@ -37,7 +37,8 @@ class PackedInt4:
     zeros:      [K // group_size, N]                   uint8 in 0..15, or None: symmetric, every zero is 8
     group_size: weights along K that share a scale; -1 is the whole K
 
-    All tensors are contiguous and on one device.
+    All tensors are contiguous and on one device. They are checked when the weight is made, and products rely on it:
+    values may change in place, but a tensor whose `.data` is swapped needs a new PackedInt4 (Int4Linear makes one).
 
     raises: TypeError or ValueError naming the tensor and what was expected: kernels read the bytes without a look
     """
@@ -53,7 +54,7 @@ class PackedInt4:
         N, K = self.N, self.K
         if N < 1 or K < 1:
             raise ValueError(f"N and K must be positive, got N={N} K={K}")
-        _check_group(K, self.group_size)
+        check_group(K, self.group_size)
         per_group = (K // self.group_length, N)
         _check_tensor("qweight", self.qweight, torch.int32, (-(-N // TILE_N), -(-K // TILE_K), TILE_N, WORDS))
         device = self.qweight.device
@@ -131,8 +132,14 @@ def quantize(
     times the distance of the code from its zero: 2**-11 of the scale, or 2**-25 where it is subnormal (below 6.1e-5).
     Weights of a standard deviation of 1e-6 lose little by that; weights below 2**-25 (3e-8) become zero.
 
-    The largest weight is 65,504 by "full-range" and about 57,300 by "absmax"; see `pack` for the limit of a scale.
+    The largest weight is 65,504 by "full-range" and about 57,300 by "absmax". Asymmetric it is about 65,490 in a group
+    of one sign, and 61,420 in one that reaches as far on both sides. See `pack` for the limit of a scale.
     """
+    if not isinstance(weight, torch.Tensor):
+        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
+    if weight.layout is not torch.strided:
+        raise TypeError(f"weight must be dense, got {weight.layout}; call weight.to_dense()")
+    check_symmetric(symmetric)
     weight = weight.detach()
     if weight.dtype not in FLOAT_DTYPES:
         raise TypeError(f"weight must be float16, bfloat16 or float32, got {weight.dtype}")
@@ -141,7 +148,7 @@ def quantize(
     if rule not in RULES:
         raise ValueError(f"rule must be one of {RULES}, got {rule!r}")
     K = weight.shape[1]
-    _check_group(K, group_size)
+    check_group(K, group_size)
     if weight.is_meta:
         raise ValueError("weight is on the meta device, so it has no values; load it before it is quantised")
     if not torch.isfinite(weight).all():
@@ -182,10 +189,13 @@ def pack(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, 
     zeros:  [K // group_size, N]  uint8 in 0..15, or None for symmetric (zero = 8)
     raises: TypeError or ValueError naming the tensor and the constraint
     """
+    for name, tensor in (("codes", codes), ("scales", scales), ("zeros", zeros)):
+        if not isinstance(tensor, torch.Tensor) and (name != "zeros" or tensor is not None):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if codes.dtype != torch.uint8 or codes.dim() != 2:
         raise TypeError(f"codes must be uint8 [N, K], got {codes.dtype} with shape {tuple(codes.shape)}")
     N, K = codes.shape
-    _check_group(K, group_size)
+    check_group(K, group_size)
     groups = 1 if group_size == -1 else K // group_size
     for name, tensor, dtype in (("scales", scales, torch.float16), ("zeros", zeros, torch.uint8)):
         if tensor is not None and (tensor.dtype != dtype or tuple(tensor.shape) != (groups, N)):
@@ -194,11 +204,11 @@ def pack(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, 
             )
         if tensor is not None and tensor.device != codes.device:
             raise ValueError(f"{name} must be on the device of codes, {codes.device}, got {tensor.device}")
-    for name, tensor in (("codes", codes), ("zeros", zeros)):
-        if tensor is not None and (tensor > 15).any():
-            raise ValueError(f"{name} must lie in 0..15, got {int(tensor.max())}")
+    if codes.is_meta:
+        raise ValueError("codes are on the meta device, so they have no values; load them before they are packed")
+    _check_codes("codes", codes)
     scales = scales.detach()
-    _check_scales(scales, zeros)
+    check_values(scales, zeros)
 
     padded = torch.full(_padded(N, K), SYMMETRIC_ZERO, dtype=torch.uint8, device=codes.device)
     padded[:N, :K] = codes
@@ -238,7 +248,7 @@ def random_packed(
     N: int, K: int, group_size: int = 128, symmetric: bool = True, device="cpu", seed: int = 0
 ) -> PackedInt4:
     """A weight in which every index matters: random codes over 0..15; scales and zeros differ by group and column."""
-    _check_group(K, group_size)
+    check_group(K, group_size)
     generator = torch.Generator(device).manual_seed(seed)
     groups = 1 if group_size == -1 else K // group_size
     codes = torch.randint(0, 16, (N, K), dtype=torch.uint8, device=device, generator=generator)
@@ -271,20 +281,36 @@ def _check_tensor(name: str, tensor, dtype: torch.dtype, shape: tuple[int, ...],
         raise ValueError(f"{name} must be on the device of qweight, {device}, got {tensor.device}")
 
 
-def _check_scales(scales: torch.Tensor, zeros: torch.Tensor | None) -> None:
-    """Raise where a code could stand for a weight beyond float16, and where a scale is NaN."""
+def _check_codes(name: str, codes: torch.Tensor) -> None:
+    if (codes > 15).any():
+        raise ValueError(f"{name} must lie in 0..15, got {int(codes.max())}")
+
+
+def check_values(scales: torch.Tensor, zeros: torch.Tensor | None) -> None:
+    """Raise a ValueError where a zero is none of the codes, a scale is NaN, or a weight could lie beyond float16.
+
+    scales, zeros: [K // group_size, N] as in PackedInt4
+    """
+    if zeros is not None:
+        _check_codes("zeros", zeros)
     reach = torch.full_like(scales, SYMMETRIC_ZERO) if zeros is None else torch.maximum(zeros, 15 - zeros)
     within = scales.float().abs() * reach.float() <= LARGEST
     if not within.all():
         scale, distance = scales[~within][0].item(), int(reach[~within][0])
         raise ValueError(
-            f"a group's scale is {scale:g}, and its limit is 65504 / {distance} = {LARGEST / distance:.0f}: beyond it "
-            "weights of the group would not fit float16"
+            f"scales beyond their limit: a group's scale is {scale:g}, and its limit is 65504 / {distance} = "
+            f"{LARGEST / distance:.0f}: beyond it weights of the group would not fit float16"
         )
 
 
-def _check_group(K: int, group_size: int) -> None:
-    if group_size not in GROUP_SIZES:
+def check_group(K: int, group_size: int, name: str = "K") -> None:
+    """Raise a ValueError where K weights are not made of groups of a size that kernels know; `name` is that of K."""
+    if group_size not in GROUP_SIZES or isinstance(group_size, float):
         raise ValueError(f"group_size must be one of {GROUP_SIZES}, got {group_size!r}")
     if group_size != -1 and K % group_size:
-        raise ValueError(f"K={K} must be divisible by group_size={group_size}")
+        raise ValueError(f"{name}={K} must be divisible by group_size={group_size}")
+
+
+def check_symmetric(symmetric: bool) -> None:
+    if symmetric not in (True, False):
+        raise TypeError(f"symmetric must be True or False, got {symmetric!r}")
