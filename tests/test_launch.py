@@ -11,9 +11,9 @@ import triton
 from fake_triton import Kernel
 
 from tinygemm.kernel import configs, forms, gemm, launch, twins
-from tinygemm.kernel import triton_kernels as kernels
 from tinygemm.kernel.configs import DEQUANTISE, STATIC, Format, LaunchConfig
 from tinygemm.kernel.quant import random_packed
+from tinygemm.kernel.triton import pipelined, simple, splitk
 
 SPLITK = LaunchConfig("splitk", block_m=8, block_n=32, block_k=512, split_k=2, num_warps=2, num_stages=1)
 RING = LaunchConfig("ring", block_m=8, block_n=32, block_k=256, split_k=2, num_warps=2, num_stages=3)
@@ -32,8 +32,10 @@ def version(request, monkeypatch):
 def kernel(monkeypatch):
     """Stands in for every kernel of the product."""
     kernel = Kernel()
-    for name in ("gemm_packed_int4_splitk", "gemm_packed_int4_ring", "gemm_packed_int4_static", "dequantize_int4"):
-        monkeypatch.setattr(kernels, f"kernel_{name}", kernel)
+    monkeypatch.setattr(splitk, "kernel_gemm_packed_int4_splitk", kernel)
+    monkeypatch.setattr(pipelined, "kernel_gemm_packed_int4_ring", kernel)
+    monkeypatch.setattr(simple, "kernel_gemm_packed_int4_static", kernel)
+    monkeypatch.setattr(simple, "kernel_dequantize_int4", kernel)
     return kernel
 
 

@@ -43,7 +43,7 @@ def listed(monkeypatch):
     compiled = []
 
     def listing(gpu, folder):
-        source = folder / "tinygemm" / "kernel" / "triton_kernels.py"
+        source = folder / "tinygemm" / "kernel" / "triton" / "dequant.py"
         compiled.append(folder)
         return {"row": str(hash(re.sub(r"#.*", "", source.read_text(encoding="utf-8"))))}
 
@@ -53,7 +53,7 @@ def listed(monkeypatch):
 
 def test_equal_source_is_a_proof_without_compiling(checkout, listed):
     evidence = equivalence.prove(
-        "HEAD", "a" * 64, "h200", checkout("triton_kernels.py", "import triton", "import  triton")
+        "HEAD", "a" * 64, "h200", checkout("triton/dequant.py", "import triton", "import  triton")
     )
     assert evidence.old == "a" * 64
     assert evidence.new == kernel_digest("h200")
@@ -63,7 +63,7 @@ def test_equal_source_is_a_proof_without_compiling(checkout, listed):
 
 def test_another_operation_is_refused(checkout, listed):
     with pytest.raises(NotEquivalentError, match="compile to other machine code"):
-        equivalence.prove("HEAD", "a" * 64, "h200", checkout("triton_kernels.py", "0x000f000f", "0x00f000f0"))
+        equivalence.prove("HEAD", "a" * 64, "h200", checkout("triton/dequant.py", "0x000f000f", "0x00f000f0"))
     assert len(listed) == 2
 
 

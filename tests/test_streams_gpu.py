@@ -14,11 +14,11 @@ from operands import assert_close
 
 from tinygemm.hardware import cuda_unavailable_reason
 from tinygemm.kernel import launch
-from tinygemm.kernel import triton_kernels as kernels
 from tinygemm.kernel.configs import M_BUCKETS, STATIC, LaunchConfig
 from tinygemm.kernel.gemm import fused_gemm, gemm
 from tinygemm.kernel.linear import Int4Linear
 from tinygemm.kernel.quant import PackedInt4, dequantize, random_packed, reference_gemm
+from tinygemm.kernel.triton import pipelined, splitk
 
 pytestmark = [
     pytest.mark.gpu,
@@ -283,7 +283,7 @@ def test_an_output_of_more_than_two_to_the_31_elements(config):
 
 def test_any_number_of_tokens_is_right_and_compiles_no_more_than_the_buckets():
     w, device = random_packed(1536, 2048, device="cuda"), torch.cuda.current_device()
-    fused = (kernels.kernel_gemm_packed_int4_splitk, kernels.kernel_gemm_packed_int4_ring)
+    fused = (splitk.kernel_gemm_packed_int4_splitk, pipelined.kernel_gemm_packed_int4_ring)
     caches = [kernel.device_caches[device][0] for kernel in fused]
     before = sum(map(len, caches))
     generator = torch.Generator().manual_seed(0)

@@ -19,8 +19,9 @@ from tinygemm.harness.plan import Group, SweepPlan, groups
 from tinygemm.harness.progress import Progress, Task
 from tinygemm.harness.suites import HELD_OUT_SHAPES
 from tinygemm.harness.weights import Weights
-from tinygemm.kernel import forms, quant, triton_kernels
+from tinygemm.kernel import forms, quant
 from tinygemm.kernel.configs import PLAIN, Format, LaunchConfig, apart, fitted, read_table, write_table
+from tinygemm.kernel.triton import reference, splitk
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES, GemmProblem
 
 SHAPES = ((4096, 1024), (4096, 4096))
@@ -450,13 +451,13 @@ def test_progress_survives_a_line_cut_short(tmp_path):
 def test_the_terms_of_a_search_change_with_the_kernels(tmp_path, monkeypatch):
     monkeypatch.setattr(progress.runs, "software_versions", lambda: {"triton": "3.6.0", "torch": "2.11.0"})
     package = tmp_path / "tinygemm"
-    for name in ("kernel/triton_kernels.py", "harness/tune.py", "harness/candidates.py", "harness/progress.py"):
+    for name in ("kernel/triton/splitk.py", "harness/tune.py", "harness/candidates.py", "harness/progress.py"):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text("a = 1\n", encoding="utf-8")
     monkeypatch.setattr(progress, "__file__", str(package / "harness" / "progress.py"))
     before = progress.terms()
     assert progress.terms() == before
-    (package / "kernel" / "triton_kernels.py").write_text("a = 2\n", encoding="utf-8")
+    (package / "kernel" / "triton" / "splitk.py").write_text("a = 2\n", encoding="utf-8")
     assert progress.terms() != before
 
 
@@ -522,8 +523,8 @@ class FakeFunction:
 
 def test_spills_are_those_of_what_a_launch_compiles(monkeypatch):
     first, second = FakeFunction(), FakeFunction()
-    monkeypatch.setattr(triton_kernels, "kernel_fake_first", first, raising=False)
-    monkeypatch.setattr(triton_kernels, "kernel_fake_second", second, raising=False)
+    monkeypatch.setattr(splitk, "kernel_fake_first", first, raising=False)
+    monkeypatch.setattr(reference, "kernel_fake_second", second, raising=False)
     second.compile("old", 7)
     assert compile.spills_of(lambda: first.compile("a", 0)) == 0
     assert compile.spills_of(lambda: (first.compile("b", 12), second.compile("c", 3))) == 15
@@ -551,7 +552,7 @@ def test_a_config_whose_launch_fails_or_spills_says_so(monkeypatch, format):
     monkeypatch.setattr(quant, "random_packed", lambda *a, device, **k: random_packed(*a, device="cpu", **k))
     monkeypatch.setattr(torch, "randn", lambda *a, device, **k: randn(*a, **k))
     function, operands = FakeFunction(), []
-    monkeypatch.setattr(triton_kernels, "kernel_fake", function, raising=False)
+    monkeypatch.setattr(splitk, "kernel_fake", function, raising=False)
 
     def bind(config, x, w):
         operands.append((x.dtype, x.shape, w.group_size, w.zeros is not None))

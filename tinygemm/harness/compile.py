@@ -123,8 +123,9 @@ def _compiled_in(problem: GemmProblem, config) -> tuple:
 
 def _compiled() -> list:
     """The compiled kernels of this process; Triton keeps them per function and device."""
-    from tinygemm.kernel import triton_kernels
+    from tinygemm.kernel.triton import pipelined, reference, simple, splitk
 
-    functions = [value for value in vars(triton_kernels).values() if hasattr(value, "device_caches")]
+    values = [value for module in (splitk, pipelined, simple, reference) for value in vars(module).values()]
+    functions = [value for value in values if hasattr(value, "device_caches")]
     caches = [cache for function in functions for cache, *_ in function.device_caches.values()]
     return [kernel for cache in caches for kernel in cache.values()]

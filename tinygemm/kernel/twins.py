@@ -6,11 +6,11 @@ import torch
 import triton
 
 from tinygemm.kernel import forms
-from tinygemm.kernel import triton_kernels as kernels
 from tinygemm.kernel.configs import LaunchConfig
 from tinygemm.kernel.gemm import check
 from tinygemm.kernel.launch import Launch, Work, call
 from tinygemm.kernel.quant import TILE_K, TILE_N, PackedInt4
+from tinygemm.kernel.triton import reference as kernels
 
 
 def load_only(w: PackedInt4, config: LaunchConfig, dependent_launch: bool = True) -> torch.Tensor:
