@@ -71,8 +71,8 @@ KERNEL = [
         "test_kernels_aot.py::test_any_number_of_tokens_is_served_by_few_binaries", mark="aot"
     ),
     fault(
-        "a ring for x that starts anywhere", "kernel/forms.py", 'return config.form != "ring" or ', "return True or ",
-        "test_kernels.py::test_x_may_start_anywhere[ring]"
+        "a ring for x that starts anywhere", "kernel/launches.py", 'return config.form != "ring" or ',
+        "return True or ", "test_kernels.py::test_x_may_start_anywhere[ring]"
     ),
 ]  # fmt: skip
 GEMM = [
@@ -86,12 +86,12 @@ GEMM = [
     ),
     fault(
         "the key of a plan without the device of x", "kernel/gemm.py", "x.dtype, x.device, ", "x.dtype, ",
-        "test_launch.py::test_the_same_call_on_another_device_is_another_call"
+        "test_launch.py::test_a_plan_of_one_device_serves_no_other"
     ),
     fault(
         "the key of a plan without the device of the weight", "kernel/gemm.py",
         "x.device, w.qweight.device,", "x.device,",
-        "test_launch.py::test_the_same_call_on_another_device_is_another_call"
+        "test_launch.py::test_a_plan_of_one_device_serves_no_other"
     ),
     fault(
         "the key of a plan without the group size", "kernel/gemm.py", "w.group_size, w.zeros is None, config",
@@ -149,20 +149,20 @@ LAUNCH = [
         "test_launch.py::test_a_call_cut_into_pieces_has_room_for_the_largest_of_them"
     ),
     fault(
-        "a captured call with the partial sums of an eager one", "kernel/launch.py",
+        "a captured call with the partial sums of an eager one", "kernel/workspace.py",
         "return _new_workspace(partials, _captured_counters(key, counters, device))",
         "held, taken = next(iter(_stream_workspaces.values())).tensors[0], _captured_counters(key, counters, device); "
         "return Workspace((held, taken), (held.data_ptr(), taken.data_ptr()))",
         "test_launch.py::test_no_call_that_may_overlap_another_shares_its_workspace"
     ),
     fault(
-        "counters of a captured call that another one gets too", "kernel/launch.py",
+        "counters of a captured call that another one gets too", "kernel/workspace.py",
         "held, pool[0] = pool[0][:count], pool[0][count:]", "held = pool[0][:count]",
         "test_launch.py::test_no_call_that_may_overlap_another_shares_its_workspace"
     ),
     fault(
-        "streams that share a workspace", "kernel/launch.py",
-        "key = (device.index, torch._C._cuda_getCurrentRawStream(device.index))", "key = (device.index, 0)",
+        "streams that share a workspace", "kernel/workspace.py",
+        "key = (device.index, fastpath.current_stream(device.index))", "key = (device.index, 0)",
         "test_launch.py::test_no_call_that_may_overlap_another_shares_its_workspace"
     ),
     fault(
@@ -174,11 +174,11 @@ LAUNCH = [
         "test_launch.py::test_an_unaligned_tensor_goes_the_ordinary_way_every_time"
     ),
     fault(
-        "a launch that no profiler is told of", "kernel/launch.py", "if plan is None or _hooked():",
+        "a launch that no profiler is told of", "kernel/launch.py", "if plan is None or fastpath.hooked():",
         "if plan is None:", "test_launch.py::test_where_a_profiler_listens_triton_tells_it"
     ),
     fault(
-        "dependent launch where a program has nothing to walk", "kernel/forms.py",
+        "dependent launch where a program has nothing to walk", "kernel/launches.py",
         "return split_k <= triton.cdiv(KB, step)", "return True",
         "test_launch.py::test_a_program_with_nothing_to_walk_never_starts_before_the_kernel_before_it"
     ),
@@ -304,8 +304,8 @@ HARNESS = [
         "duration_us", "test_timing.py::test_a_sample_is_the_time_of_one_call"
     ),
     fault(
-        "rounds that start from one state alone", "harness/timing.py", "twins.empty_kernel(dependent_launch=True)",
-        "twins.empty_kernel(dependent_launch=False)",
+        "rounds that start from one state alone", "harness/timing.py", "reference.empty_kernel(dependent_launch=True)",
+        "reference.empty_kernel(dependent_launch=False)",
         "test_timing.py::test_every_stream_that_kernels_were_launched_in_is_settled_before_a_round"
     ),
     fault(

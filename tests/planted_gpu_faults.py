@@ -17,7 +17,7 @@ from planter import Fault
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = 6  # each run compiles its kernels on a core of its own; on the GPU they take turns
-LAUNCH = "tinygemm/kernel/launch.py"
+LAUNCH, WORKSPACE = "tinygemm/kernel/launch.py", "tinygemm/kernel/workspace.py"
 SMEM, TILES, SPLITK, PIPELINED, SIMPLE = (
     f"tinygemm/kernel/triton/{name}.py" for name in ("smem", "tiles", "splitk", "pipelined", "simple")
 )
@@ -85,19 +85,19 @@ FAULTS = [
         "test_streams_gpu.py::test_an_output_of_more_than_two_to_the_31_elements[config2]"
     ),
     on_gpu(
-        "one workspace for all streams", LAUNCH,
-        "key = (device.index, torch._C._cuda_getCurrentRawStream(device.index))", "key = (device.index, 0)",
+        "one workspace for all streams", WORKSPACE,
+        "key = (device.index, fastpath.current_stream(device.index))", "key = (device.index, 0)",
         "test_kernels_gpu.py::test_calls_on_two_streams_do_not_disturb_each_other",
         "test_streams_gpu.py::test_streams_whose_workspaces_grow_do_not_disturb_each_other"
     ),
     on_gpu(
-        "captured calls that share their counters", LAUNCH,
+        "captured calls that share their counters", WORKSPACE,
         "held, pool[0] = pool[0][:count], pool[0][count:]", "held = pool[0][:count]",
         "test_kernels_gpu.py::test_two_graphs_replayed_at_once_do_not_share_counters"
     ),
     on_gpu(
         "a known call that takes the default stream", LAUNCH,
-        "out.data_ptr(), torch._C._cuda_getCurrentRawStream(index)", "out.data_ptr(), 0",
+        "out.data_ptr(), fastpath.current_stream(index)", "out.data_ptr(), 0",
         "test_kernels_gpu.py::test_a_cuda_graph_replays_the_call_on_new_activations"
     ),
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from conftest import ROOT
 from operands import assert_close
 
 from tinygemm.hardware import cuda_unavailable_reason
-from tinygemm.kernel import launch
+from tinygemm.kernel import launch, workspace
 from tinygemm.kernel.configs import M_BUCKETS, STATIC, LaunchConfig
 from tinygemm.kernel.gemm import fused_gemm, gemm
 from tinygemm.kernel.linear import Int4Linear
@@ -44,7 +44,7 @@ def needs_memory(gibibytes):
 def fresh(monkeypatch):
     """Every test starts without plans and workspaces, and gives its memory back."""
     monkeypatch.setattr(launch, "_plans", {})
-    monkeypatch.setattr(launch, "_stream_workspaces", {})
+    monkeypatch.setattr(workspace, "_stream_workspaces", {})
     yield
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
@@ -90,7 +90,7 @@ def test_streams_whose_workspaces_grow_do_not_disturb_each_other():
             with torch.cuda.stream(stream):
                 results.append([gemm(x, w, config) for w, config in zip(weights, configs, strict=True)])
     torch.cuda.synchronize()
-    assert len(launch._stream_workspaces) >= len(streams)
+    assert len(workspace._stream_workspaces) >= len(streams)
     for outputs in results:
         assert all(torch.equal(*pair) for pair in zip(outputs, expected, strict=True))
 

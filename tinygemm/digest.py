@@ -17,7 +17,7 @@ from pathlib import Path
 
 KERNEL = Path(__file__).resolve().parent / "kernel"
 TRITON = tuple(f"triton/{file.name}" for file in sorted((KERNEL / "triton").glob("*.py")))
-KERNELS = (*TRITON, "forms.py", "twins.py")  # and what they are launched with
+KERNELS = (*TRITON, "launches.py", "reference.py")  # and what they are launched with
 CODE = (*KERNELS, "configs.py")  # and how a config is chosen
 EQUIVALENT = KERNEL.parents[1] / "data" / "equivalent.csv"
 EQUIVALENT_COLUMNS = ("old", "new", "proof")

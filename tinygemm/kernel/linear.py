@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from tinygemm.kernel import fastpath
 from tinygemm.kernel.gemm import gemm
 from tinygemm.kernel.quant import FLOAT_DTYPES, TILE_K, TILE_N, WORDS, PackedInt4, quantize
 
@@ -17,7 +18,6 @@ HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
     "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
 )  # fmt: skip
-_any_autocast = torch._C._is_any_autocast_enabled  # bound once: every call asks it
 
 
 class Int4Linear(nn.Module):
@@ -91,7 +91,7 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] -> [..., out_features], as `gemm` does; under autocast x is cast to its dtype first."""
-        if _any_autocast():
+        if fastpath.any_autocast():
             x = _autocast(x)
         y, bias = gemm(x, self.weight), self._buffers["bias"]
         return y if bias is None else y.add_(bias)

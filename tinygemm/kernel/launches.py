@@ -1,4 +1,4 @@
-"""What each form of the kernel is launched with: the arguments that a config and a problem come to, in one place."""
+"""The arguments of each kernel: the launches that a config and a problem come to."""
 
 from __future__ import annotations
 
@@ -117,10 +117,11 @@ def layout(w: PackedInt4) -> dict:
 
 
 def options(config: LaunchConfig, pdl: bool) -> dict:
+    """The compile options of a kernel. A product and a sum are one instruction, whatever Triton's default becomes."""
     chosen = {"launch_pdl": True} if pdl else {}
     if config.max_registers:
         chosen["maxnreg"] = config.max_registers
-    return {"num_warps": config.num_warps} | chosen
+    return {"num_warps": config.num_warps, "enable_fp_fusion": True} | chosen
 
 
 def stage_bytes(config: LaunchConfig, w: PackedInt4) -> int:
