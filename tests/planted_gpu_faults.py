@@ -50,8 +50,8 @@ FAULTS = [
         "    read = address", f"{SPLIT}[splitk0-1]", f"{SPLIT}[ring-1]", f"{STALE}[splitk]", f"{STALE}[ring]"
     ),
     on_gpu(
-        "sums lie where another warp still reads its ring", PIPELINED, "    wait_copies(0)\n    tl.debug_barrier()\n",
-        "    wait_copies(0)\n", f"{SPLIT}[ring-1]", f"{SPLIT}[ring-2]", f"{SPLIT}[ring-3]", f"{STALE}[ring]"
+        "sums lie where another warp still reads its ring", PIPELINED, "    cp_async_wait(0)\n    tl.debug_barrier()\n",
+        "    cp_async_wait(0)\n", f"{SPLIT}[ring-1]", f"{SPLIT}[ring-2]", f"{SPLIT}[ring-3]", f"{STALE}[ring]"
     ),
     on_gpu(
         "a share is counted before it is written", TILES,
@@ -73,7 +73,7 @@ FAULTS = [
         f"{STALE}[splitk]"
     ),
     on_gpu(
-        "a ring read before its copies have arrived", PIPELINED, "wait_copies(STAGES - 1)", "wait_copies(STAGES)",
+        "a ring read before its copies have arrived", PIPELINED, "cp_async_wait(STAGES - 1)", "cp_async_wait(STAGES)",
         "test_kernels_gpu.py::test_a_ring_of_any_length"
     ),
     narrow("splitk", TILES, "x_ptr + m.to(tl.int64) * stride_xm"),

@@ -9,13 +9,14 @@ TILES, SPLITK, PIPELINED, SIMPLE, REFERENCE = (
 )
 WAIT = "            tl.extra.cuda.gdc_wait()\n"
 TRIGGER = "            tl.extra.cuda.gdc_launch_dependents()  # not before"
-LOAD_X = """        for step in tl.static_range(STEPS):
+LOAD_X = """        for step in tl.static_range(BLOCKS_IN_FLIGHT):
             kb = chunk + step * WARPS_K
-            xs += (load_step(x_ptrs + kb * 128, kb, last, m, M, x_k, K, False, EVEN, ""),)
+            # [M_TILES * 4 * WARPS_K * 8, 32]
+            xs += (load_step(x_ptrs + kb * 128, kb, last, m, M, x_k, K, False, FULL_TILES, ""),)
 """
 RING_WAIT = "        tl.extra.cuda.gdc_wait()\n"
 RING_TRIGGER = "        tl.extra.cuda.gdc_launch_dependents()\n"
-RING_X = "        stage_x(ring + stage * STAGE + X_AT, x_ptr, kb, last, M, stride_xm, BLOCK_M, WARPS_K, WARP)\n"
+RING_X = "        prefetch_x(ring + stage * STAGE + X_AT, x_ptr, kb, last, M, stride_xm, BLOCK_M, WARPS_K, WARP)\n"
 IN_ORDER = "tests/test_ptx_order.py::test_one_kernel_of_each_form_is_in_order"
 DEQUANTISED = "tests/test_ptx_order.py::test_the_dequantisation_is_in_order"
 
@@ -103,8 +104,8 @@ FAULTS = [
     Fault(
         "the ring takes later x of rows that lie side by side",
         PIPELINED,
-        "stage_x(ring + slot + X_AT, x_ptr, kb, last, M, stride_xm,",
-        "stage_x(ring + slot + X_AT, x_ptr, kb, last, M, K,",
+        "prefetch_x(ring + slot + X_AT, x_ptr, kb, last, M, stride_xm,",
+        "prefetch_x(ring + slot + X_AT, x_ptr, kb, last, M, K,",
         ("tests/test_kernels.py::test_rows_of_x_lie_apart_all_along_a_walk_of_many_blocks[ring]",),
     ),
 ]

@@ -14,7 +14,7 @@ from operands import assert_close, make_operands, poison_allocations
 from ptx import emulated
 from triton.runtime.interpreter import InterpreterBuilder
 
-from tinygemm.kernel import launch, launches
+from tinygemm.kernel import launches, workspace
 from tinygemm.kernel.configs import STATIC, LaunchConfig
 from tinygemm.kernel.gemm import dequantize_fp16, gemm
 from tinygemm.kernel.quant import dequantize, pack
@@ -166,7 +166,7 @@ def test_the_arrival_counters_are_zero_again_after_a_call(config, monkeypatch):
         counters.append(torch.zeros(count, dtype=torch.int32, device=device))
         return counters[-1]
 
-    monkeypatch.setattr(launch, "_zeros", remembered)
+    monkeypatch.setattr(workspace, "_zeros", remembered)
     operands = make_operands(1, 192, 1024)
     gemm(operands.x, packed(operands), replace(config, split_k=3))
     assert [tensor.tolist() for tensor in counters] == [[0, 0, 0]]

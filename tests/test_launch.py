@@ -35,7 +35,7 @@ def kernel(monkeypatch):
     """Stands in for every kernel of the product."""
     kernel = Kernel()
     monkeypatch.setattr(splitk, "kernel_gemm_packed_int4_splitk", kernel)
-    monkeypatch.setattr(pipelined, "kernel_gemm_packed_int4_ring", kernel)
+    monkeypatch.setattr(pipelined, "kernel_gemm_packed_int4_pipelined", kernel)
     monkeypatch.setattr(simple, "kernel_gemm_packed_int4_static", kernel)
     monkeypatch.setattr(simple, "kernel_dequantize_int4", kernel)
     return kernel

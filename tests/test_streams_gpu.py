@@ -283,7 +283,7 @@ def test_an_output_of_more_than_two_to_the_31_elements(config):
 
 def test_any_number_of_tokens_is_right_and_compiles_no_more_than_the_buckets():
     w, device = random_packed(1536, 2048, device="cuda"), torch.cuda.current_device()
-    fused = (splitk.kernel_gemm_packed_int4_splitk, pipelined.kernel_gemm_packed_int4_ring)
+    fused = (splitk.kernel_gemm_packed_int4_splitk, pipelined.kernel_gemm_packed_int4_pipelined)
     caches = [kernel.device_caches[device][0] for kernel in fused]
     before = sum(map(len, caches))
     generator = torch.Generator().manual_seed(0)

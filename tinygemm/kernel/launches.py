@@ -52,9 +52,9 @@ def stored(w: PackedInt4) -> tuple[torch.Tensor | None, ...]:
 def _splitk(config, M, w, stride_xm, pdl, dequant, add_warps) -> tuple[Launch, ...]:
     pdl = pdl and every_share_waits(config.split_k, w.qweight.shape[1], config.num_warps)
     constants = {
-        **layout(w), "DEQUANT": dequant, "EVEN": fills_tiles(w.N, w.K, config),
+        **layout(w), "DEQUANT": dequant, "FULL_TILES": fills_tiles(w.N, w.K, config),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "WARPS_K": config.num_warps, "SPLIT_K": config.split_k,
-        "STEPS": steps(config), "ADD_WARPS": add_warps, "PDL": pdl,
+        "BLOCKS_IN_FLIGHT": steps(config), "ADD_WARPS": add_warps, "PDL": pdl,
     }  # fmt: skip
     return _tiles_of_rows(splitk.kernel_gemm_packed_int4_splitk, config, M, w, stride_xm, constants, pdl)
 
@@ -70,7 +70,7 @@ def _ring(config, M, w, stride_xm, pdl, dequant, add_warps) -> tuple[Launch, ...
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "WARPS_K": config.num_warps, "SPLIT_K": config.split_k,
         "STAGES": stages, "PDL": pdl,
     }  # fmt: skip
-    return _tiles_of_rows(pipelined.kernel_gemm_packed_int4_ring, config, M, w, stride_xm, constants, pdl)
+    return _tiles_of_rows(pipelined.kernel_gemm_packed_int4_pipelined, config, M, w, stride_xm, constants, pdl)
 
 
 def _tiles_of_rows(kernel, config, M, w, stride_xm, constants, pdl) -> tuple[Launch, ...]:
@@ -111,7 +111,7 @@ def layout(w: PackedInt4) -> dict:
     """The constants of a kernel that describe the packed weight."""
     return {
         "GROUP": 128 if w.group_size == -1 else w.group_size,
-        "WHOLE_K": w.group_size == -1,
+        "PER_CHANNEL": w.group_size == -1,
         "HAS_ZEROS": w.zeros is not None,
     }
 

@@ -100,7 +100,7 @@ def _load_only(w: PackedInt4, config: LaunchConfig, dependent_launch: bool) -> W
     pdl = pdl and launches.every_share_waits(config.split_k, KB, config.num_warps)
     constants = {
         "SCALE_ROWS": 0 if w.group_size == -1 else 128 // w.group_length, "BLOCK_N": config.block_n,
-        "WARPS_K": config.num_warps, "SPLIT_K": config.split_k, "STEPS": launches.steps(config), "PDL": pdl,
+        "WARPS_K": config.num_warps, "SPLIT_K": config.split_k, "BLOCKS_IN_FLIGHT": launches.steps(config), "PDL": pdl,
     }  # fmt: skip
     grid = (w.N // config.block_n, config.split_k, 1)
     launch = Launch(kernels.kernel_load_only_int4, grid, (w.N, KB), constants, launches.options(config, pdl))
@@ -123,9 +123,9 @@ def _fp16(x: torch.Tensor, weight: torch.Tensor, config: LaunchConfig) -> Work:
         raise ValueError(f"x must have at most block_m={config.block_m} rows, got M={M}")
     pdl = launches.dependent_launch(x.device) and launches.every_share_waits(config.split_k, KB, config.num_warps)
     constants = {
-        "EVEN": launches.fills_tiles(N, K, config),
+        "FULL_TILES": launches.fills_tiles(N, K, config),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "WARPS_K": config.num_warps, "SPLIT_K": config.split_k,
-        "STEPS": launches.steps(config), "PDL": pdl,
+        "BLOCKS_IN_FLIGHT": launches.steps(config), "PDL": pdl,
     }  # fmt: skip
     grid, numbers = (triton.cdiv(N, config.block_n), config.split_k, 1), (M, N, K, KB, x.stride(0))
     options, space = launches.options(config, pdl), launches.shares(config, M, N)

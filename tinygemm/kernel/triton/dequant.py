@@ -119,6 +119,13 @@ def naive_pair(word, zero, p: tl.constexpr, DTYPE: tl.constexpr):
     return tl.join(low, high)
 
 
+# The zero point of symmetric weights is 8: these are pair_zeros(8) and pair_zeros_bf16(8). The last two have their
+# highest bit set, so as int32 they are negative: 2**32 less.
+EIGHT_LO = tl.constexpr((0x6400 + 8) * 0x10001)
+EIGHT_HI = tl.constexpr((0xD400 + 8 * 16) * 0x10001 - 2**32)
+EIGHT_BF16 = tl.constexpr((0xC300 + 8) * 0x10001 - 2**32)
+
+
 @triton.jit
 def dequantise(word, z0, z1, z2, z3, DTYPE: tl.constexpr, HAS_ZEROS: tl.constexpr, DEQUANT: tl.constexpr):
     """int32 [rows, 32, 4] -> `code - zero` in DTYPE as four [rows, 32, 4, 2].
@@ -143,14 +150,14 @@ def dequantise(word, z0, z1, z2, z3, DTYPE: tl.constexpr, HAS_ZEROS: tl.constexp
             z0, z1, z2, z3 = pair_zeros_bf16(z0), pair_zeros_bf16(z1), pair_zeros_bf16(z2), pair_zeros_bf16(z3)
             z0, z1, z2, z3 = z0[:, :, None], z1[:, :, None], z2[:, :, None], z3[:, :, None]
         else:
-            z0, z1, z2, z3 = -0x3CF73CF8, -0x3CF73CF8, -0x3CF73CF8, -0x3CF73CF8  # pair_zeros_bf16(8)
+            z0, z1, z2, z3 = EIGHT_BF16, EIGHT_BF16, EIGHT_BF16, EIGHT_BF16
         p0, p1, p2, p3 = unpack_word_bf16(word, z0, z1, z2, z3)
     else:
         if HAS_ZEROS:
             z0, z1, z2, z3 = pair_zeros(z0)[0], pair_zeros(z1)[1], pair_zeros(z2)[0], pair_zeros(z3)[1]
             z0, z1, z2, z3 = z0[:, :, None], z1[:, :, None], z2[:, :, None], z3[:, :, None]
         else:
-            z0, z1, z2, z3 = 0x64086408, -0x2B7F2B80, 0x64086408, -0x2B7F2B80  # pair_zeros(8)
+            z0, z1, z2, z3 = EIGHT_LO, EIGHT_HI, EIGHT_LO, EIGHT_HI
         p0, p1, p2, p3 = unpack_word(word, z0, z1, z2, z3)
     return p0, p1, p2, p3
 

@@ -3,14 +3,15 @@
 import triton
 import triton.language as tl
 
-from tinygemm.kernel.triton.dequant import unpack_word
+from tinygemm.kernel.triton.dequant import EIGHT_HI, EIGHT_LO, unpack_word
 
 
 @triton.jit(do_not_specialize=["M"])
 def kernel_gemm_packed_int4_static(
     x_ptr, qweight_ptr, scales_ptr, zeros_ptr, out_ptr,
     M, N, K, KB, stride_xm,
-    GROUP: tl.constexpr, WHOLE_K: tl.constexpr, HAS_ZEROS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    GROUP: tl.constexpr, PER_CHANNEL: tl.constexpr, HAS_ZEROS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """out[M, N] = x[M, K] @ weight.T the straightforward way: shift, mask, scale, dot; one program walks all of K."""
     # which tile of `out` is mine
@@ -31,7 +32,8 @@ def kernel_gemm_packed_int4_static(
         word = tl.load(q_ptrs + kb * 256, mask=n_mask, other=0)  # [BLOCK_N, 16]
         code = ((word[:, None, :, None] >> 4 * (p + 4 * h)) & 0xF).reshape(BLOCK_N, 128)  # k = 32 p + 2 j + h
 
-        group = subgroup * 0 if WHOLE_K else kb * (128 // GROUP) + subgroup
+        # `subgroup * 0`: group 0, in the shape of subgroup
+        group = subgroup * 0 if PER_CHANNEL else kb * (128 // GROUP) + subgroup
         g_mask = n_mask & (kb * 128 + subgroup * GROUP < K)
         scale = tl.load(scales_ptr + group * N + offs_n[:, None], mask=g_mask, other=0.0)  # [BLOCK_N, 128 // GROUP]
         weight = code.to(tl.float16).reshape(BLOCK_N, 128 // GROUP, GROUP)
@@ -51,7 +53,7 @@ def kernel_gemm_packed_int4_static(
 def kernel_dequantize_int4(
     qweight_ptr, scales_ptr, zeros_ptr, weight_ptr,
     N, K, KB,
-    GROUP: tl.constexpr, WHOLE_K: tl.constexpr, HAS_ZEROS: tl.constexpr, BLOCK_N: tl.constexpr,
+    GROUP: tl.constexpr, PER_CHANNEL: tl.constexpr, HAS_ZEROS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """weight[N, K], of the type that weight_ptr has, from its packed form: one program writes BLOCK_N rows x 128 k."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -60,13 +62,13 @@ def kernel_dequantize_int4(
     n_mask = (offs_n < N)[:, None]
     word = tl.load(qweight_ptr + kb * 256 + n_words[:, None] + tl.arange(0, 16)[None, :], mask=n_mask, other=0)
 
-    zero_pair = 0x64086408, -0x2B7F2B80
-    p0, p1, p2, p3 = unpack_word(word, zero_pair[0], zero_pair[1], zero_pair[0], zero_pair[1])
+    p0, p1, p2, p3 = unpack_word(word, EIGHT_LO, EIGHT_HI, EIGHT_LO, EIGHT_HI)  # each [BLOCK_N, 16, 2]
     code = tl.join(tl.join(p0, p1), tl.join(p2, p3)).permute(0, 4, 3, 1, 2).reshape(BLOCK_N, 128)  # code - 8
 
     k = kb * 128 + tl.arange(0, 128)[None, :]
     mask = n_mask & (k < K)
-    offs_g = (k * 0 if WHOLE_K else k // GROUP) * N + offs_n[:, None]
+    # `k * 0`: group 0 for every k, in the shape of k
+    offs_g = (k * 0 if PER_CHANNEL else k // GROUP) * N + offs_n[:, None]
     scale = tl.load(scales_ptr + offs_g, mask=mask, other=0.0).to(tl.float32)
     if HAS_ZEROS:
         code += 8.0 - tl.load(zeros_ptr + offs_g, mask=mask, other=0).to(tl.float16)

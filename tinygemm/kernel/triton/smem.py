@@ -18,7 +18,7 @@ def shared_memory(BYTES: tl.constexpr):
 
 
 @triton.jit
-def copy_tile(address, pointer, size):
+def cp_async_tile(address, pointer, size):
     """Copy 16 bytes a lane of both halves of a packed 1 KiB tile; zeros where size is 0 instead of 16.
 
     Past L1, since nobody reads a weight twice; both halves by one pointer, which halves the registers for pointers.
@@ -30,27 +30,27 @@ def copy_tile(address, pointer, size):
 
 
 @triton.jit
-def copy_some(address, pointer, size, wanted, BYTES: tl.constexpr):
-    """Copy BYTES (4 or 16) where `wanted` is not 0, zeros where size is 0 instead of BYTES.
+def cp_async_pred(address, pointer, size, pred, BYTES: tl.constexpr):
+    """Copy BYTES (4 or 16) where `pred` is not 0, zeros where size is 0 instead of BYTES.
 
-    Through L1, where the other programs of an SM then find x. A lane that is not wanted copies nothing: did it repeat
-    what another lane copies, two would write one place at once.
+    Through L1, where the other programs of an SM then find x. Lanes beyond the data are predicated off: if they
+    repeated another lane's copy, two asynchronous copies would race on one address.
     """
     tl.inline_asm_elementwise(
-        f"{{ .reg .pred wanted; setp.ne.s32 wanted, $4, 0;"
-        f" @wanted cp.async.ca.shared.global [$1], [$2], {BYTES}, $3; mov.b32 $0, 0; }}", "=r,r,l,r,r",
-        [address, pointer, size, wanted], dtype=tl.int32, is_pure=False, pack=1,
+        f"{{ .reg .pred copies; setp.ne.s32 copies, $4, 0;"
+        f" @copies cp.async.ca.shared.global [$1], [$2], {BYTES}, $3; mov.b32 $0, 0; }}", "=r,r,l,r,r",
+        [address, pointer, size, pred], dtype=tl.int32, is_pure=False, pack=1,
     )  # fmt: skip
 
 
 @triton.jit
-def commit_copies():
+def cp_async_commit():
     """Make one group of the copies since the last group."""
     tl.inline_asm_elementwise("cp.async.commit_group; mov.b32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
-def wait_copies(PENDING: tl.constexpr):
+def cp_async_wait(PENDING: tl.constexpr):
     """Wait until all but the last PENDING groups have arrived, for the whole warp."""
     tl.inline_asm_elementwise(
         f"cp.async.wait_group {PENDING}; bar.warp.sync 0xffffffff; mov.b32 $0, 0;", "=r", [],
