@@ -42,17 +42,6 @@ def pair_zeros(zero):
     return z_lo, z_hi
 
 
-@triton.jit
-def unpack_word(word, z0, z1, z2, z3):
-    """int32 [...] -> float16 `code - zero` as four [..., 2]: the pairs p = 0..3, with their zeros from `pair_zeros`."""
-    a0, b0, a1, b1, a2, b2, a3, b3 = tl.inline_asm_elementwise(
-        UNPACK_WORD, "=h,=h,=h,=h,=h,=h,=h,=h,r,r,r,r,r", [word, z0, z1, z2, z3],
-        dtype=(tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16),
-        is_pure=True, pack=1,
-    )  # fmt: skip
-    return tl.join(a0, b0), tl.join(a1, b1), tl.join(a2, b2), tl.join(a3, b3)
-
-
 # bfloat16 keeps 7 bits behind the point: 0x4300 (128.0) has a spacing of 1 up to 256, with room for one code, so every
 # pair is shifted into the low bits first. (128 + code) * 1 - (128 + zero) is exact; sm_80 has no bf16x2 add.
 _UNPACK_WORD_BF16 = """
@@ -80,14 +69,20 @@ UNPACK_WORD_BF16 = tl.constexpr(_UNPACK_WORD_BF16)
 
 
 @triton.jit
-def unpack_word_bf16(word, z0, z1, z2, z3):
-    """int32 [...] -> bfloat16 `code - zero` as four [..., 2]; zeros are pairs of -(128 + zero)."""
+def unpack_word(word, z0, z1, z2, z3, TEXT: tl.constexpr, DTYPE: tl.constexpr):
+    """int32 [...] -> `code - zero` in DTYPE as four [..., 2]: the pairs p = 0..3, with the zeros that TEXT takes.
+
+    TEXT: UNPACK_WORD for float16, with zeros from `pair_zeros`; UNPACK_WORD_BF16 for bfloat16, from `pair_zeros_bf16`
+    """
     a0, b0, a1, b1, a2, b2, a3, b3 = tl.inline_asm_elementwise(
-        UNPACK_WORD_BF16, "=h,=h,=h,=h,=h,=h,=h,=h,r,r,r,r,r", [word, z0, z1, z2, z3],
-        dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
+        TEXT, "=h,=h,=h,=h,=h,=h,=h,=h,r,r,r,r,r", [word, z0, z1, z2, z3],
+        dtype=(tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16),
         is_pure=True, pack=1,
     )  # fmt: skip
-    return tl.join(a0, b0), tl.join(a1, b1), tl.join(a2, b2), tl.join(a3, b3)
+    # Triton takes no tuple of types from a parameter, so the 16 bits are named afterwards
+    p0, p1 = tl.join(a0, b0).to(DTYPE, bitcast=True), tl.join(a1, b1).to(DTYPE, bitcast=True)
+    p2, p3 = tl.join(a2, b2).to(DTYPE, bitcast=True), tl.join(a3, b3).to(DTYPE, bitcast=True)
+    return p0, p1, p2, p3
 
 
 # What unpacking costs is measured by leaving it out: the word's own bits stand in for all four pairs, with exponents
@@ -151,14 +146,14 @@ def dequantise(word, z0, z1, z2, z3, DTYPE: tl.constexpr, HAS_ZEROS: tl.constexp
             z0, z1, z2, z3 = z0[:, :, None], z1[:, :, None], z2[:, :, None], z3[:, :, None]
         else:
             z0, z1, z2, z3 = EIGHT_BF16, EIGHT_BF16, EIGHT_BF16, EIGHT_BF16
-        p0, p1, p2, p3 = unpack_word_bf16(word, z0, z1, z2, z3)
+        p0, p1, p2, p3 = unpack_word(word, z0, z1, z2, z3, UNPACK_WORD_BF16, tl.bfloat16)
     else:
         if HAS_ZEROS:
             z0, z1, z2, z3 = pair_zeros(z0)[0], pair_zeros(z1)[1], pair_zeros(z2)[0], pair_zeros(z3)[1]
             z0, z1, z2, z3 = z0[:, :, None], z1[:, :, None], z2[:, :, None], z3[:, :, None]
         else:
             z0, z1, z2, z3 = EIGHT_LO, EIGHT_HI, EIGHT_LO, EIGHT_HI
-        p0, p1, p2, p3 = unpack_word(word, z0, z1, z2, z3)
+        p0, p1, p2, p3 = unpack_word(word, z0, z1, z2, z3, UNPACK_WORD, tl.float16)
     return p0, p1, p2, p3
 
 

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from tinygemm.kernel.triton.dequant import EIGHT_HI, EIGHT_LO, unpack_word
+from tinygemm.kernel.triton.dequant import EIGHT_HI, EIGHT_LO, UNPACK_WORD, unpack_word
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -62,7 +62,8 @@ def kernel_dequantize_int4(
     n_mask = (offs_n < N)[:, None]
     word = tl.load(qweight_ptr + kb * 256 + n_words[:, None] + tl.arange(0, 16)[None, :], mask=n_mask, other=0)
 
-    p0, p1, p2, p3 = unpack_word(word, EIGHT_LO, EIGHT_HI, EIGHT_LO, EIGHT_HI)  # each [BLOCK_N, 16, 2]
+    # each [BLOCK_N, 16, 2]
+    p0, p1, p2, p3 = unpack_word(word, EIGHT_LO, EIGHT_HI, EIGHT_LO, EIGHT_HI, UNPACK_WORD, tl.float16)
     code = tl.join(tl.join(p0, p1), tl.join(p2, p3)).permute(0, 4, 3, 1, 2).reshape(BLOCK_N, 128)  # code - 8
 
     k = kb * 128 + tl.arange(0, 128)[None, :]
