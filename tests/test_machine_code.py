@@ -76,7 +76,7 @@ def test_a_case_that_would_run_in_another_config_is_named():
     run = load_run(recorded_runs("h100-80gb-hbm3")[-1])
     assert equivalence.same_choices(run) > 100
     int4 = run.cases["backend"] == "int4"
-    changed = run.cases.assign(num_warps=run.cases["num_warps"].where(~int4, run.cases["num_warps"] * 2))
+    changed = run.cases.assign(split_k=run.cases["split_k"].where(~int4, run.cases["split_k"] + 1))
     with pytest.raises(NotEquivalentError, match=r"int4/M1-\S+ was measured in"):
         equivalence.same_choices(replace(run, cases=changed))
 
