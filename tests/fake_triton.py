@@ -1,13 +1,11 @@
-"""Triton's driver without a GPU: kernels that only record how they are launched, in the way of two Triton versions."""
+"""Triton's driver without a GPU: kernels that only record how they are launched, in the way of each Triton version."""
 
 from __future__ import annotations
 
 import copy
 from types import SimpleNamespace
 
-import torch
-
-from tinygemm.kernel import launch
+from tinygemm.kernel import fastpath, launch
 
 STREAM = 77
 
@@ -57,9 +55,9 @@ class Kernel:
         return launched
 
 
-def install(monkeypatch, version=("3", "6")) -> None:
+def install(monkeypatch, version=(3, 6)) -> None:
     """From here on the CPU counts as the current GPU, and launches go the way of this version of Triton."""
-    monkeypatch.setattr(launch, "_version", version)
+    monkeypatch.setattr(fastpath, "_version", version)
     monkeypatch.setattr(launch, "_plans", {})
-    monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: None, raising=False)  # the index of torch.device("cpu")
-    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: STREAM, raising=False)
+    monkeypatch.setattr(fastpath, "current_device", lambda: None)  # the index of torch.device("cpu")
+    monkeypatch.setattr(fastpath, "current_stream", lambda index: STREAM)

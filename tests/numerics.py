@@ -54,7 +54,7 @@ import torch  # noqa: E402
 
 from tinygemm.digest import kernel_digest  # noqa: E402
 from tinygemm.hardware import cuda_unavailable_reason, live_gpu_key  # noqa: E402
-from tinygemm.kernel import forms  # noqa: E402
+from tinygemm.kernel import launches  # noqa: E402
 from tinygemm.kernel.configs import FORMS, ROUTE, STATIC, LaunchConfig, fitted, select, serves, table  # noqa: E402
 from tinygemm.kernel.gemm import fused_gemm, gemm  # noqa: E402
 from tinygemm.kernel.quant import PackedInt4, pack  # noqa: E402
@@ -364,7 +364,7 @@ def checked(seed: int, limits: Limits, device: str, load=None) -> dict:
 
 def work(first: int, step: int, seconds: float) -> list[dict]:
     """Check seeds first, first + step, ... until the time is up; the records."""
-    if forms.INTERPRETED:
+    if launches.INTERPRETED:
         from ptx import emulated
 
         limits, device, load = TINY, "cpu", None
@@ -469,13 +469,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--problem", type=int, help="check the problem of this seed only, and print its record")
     parser.add_argument("--out", type=Path, help="also write the summary to this JSON file")
     options = parser.parse_args(arguments)
-    if not forms.INTERPRETED and (reason := cuda_unavailable_reason()):
+    if not launches.INTERPRETED and (reason := cuda_unavailable_reason()):
         parser.error(f"needs a CUDA GPU ({reason}), or TRITON_INTERPRET=1 for tiny problems in the emulator")
     if options.processes < 1 or options.seconds < 0:
         parser.error("--processes must be at least 1 and --seconds at least 0")
     if options.problem is not None:
         record = work(options.problem, 1, 0)[0]
-        print(json.dumps({"problem": asdict(draw(options.problem, TINY if forms.INTERPRETED else REAL))} | record))
+        print(json.dumps({"problem": asdict(draw(options.problem, TINY if launches.INTERPRETED else REAL))} | record))
         return 1 if record["faults"] else 0
     with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
         jobs = [

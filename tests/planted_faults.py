@@ -23,56 +23,56 @@ def fault(name: str, file: str, old: str, new: str, *tests: str, mark: str = "")
 
 KERNEL = [
     fault(
-        "every share of K walks all of it", "kernel/triton_kernels.py", "first = pid_k * steps // SPLIT_K * STEP",
+        "every share of K walks all of it", "kernel/triton/tiles.py", "first = pid_k * steps // SPLIT_K * STEP",
         "first = pid_k * 0", "test_kernels.py::test_splitting_k_into_any_number_of_shares[splitk0-2]"
     ),
     fault(
-        "an arrival counter that is left as it is", "kernel/triton_kernels.py", "tl.store(counter_ptr + pid_n, 0)",
+        "an arrival counter that is left as it is", "kernel/triton/tiles.py", "tl.store(counter_ptr + pid_n, 0)",
         "tl.store(counter_ptr + pid_n, SPLIT_K)",
         "test_kernels.py::test_the_arrival_counters_are_zero_again_after_a_call[splitk0]"
     ),
     fault(
-        "the first share to arrive adds them up", "kernel/triton_kernels.py", "if arrived == SPLIT_K - 1:",
+        "the first share to arrive adds them up", "kernel/triton/tiles.py", "if arrived == SPLIT_K - 1:",
         "if arrived == 0:", "test_kernels.py::test_each_output_tile_is_written_once_by_the_last_share[splitk0]"
     ),
     fault(
-        "a warp whose share is not added", "kernel/triton_kernels.py", "for share in tl.static_range(WARPS_K):",
+        "a warp whose share is not added", "kernel/triton/smem.py", "for share in tl.static_range(WARPS_K):",
         "for share in tl.static_range(1, WARPS_K):", "test_kernels.py::test_any_number_of_outputs[splitk-33]"
     ),
     fault(
-        "the two groups of 64 exchanged", "kernel/triton_kernels.py", "v1, v3 = v0, v2", "v1, v3 = v2, v0",
+        "the two groups of 64 exchanged", "kernel/triton/tiles.py", "v1, v3 = v0, v2", "v1, v3 = v2, v0",
         "test_kernels.py::test_every_form_serves_every_group_size_and_zero_mode[splitk-64_0-symmetric]"
     ),
     fault(
-        "half the zero point in the high codes", "kernel/triton_kernels.py", "zero * 16) * 0x10001",
+        "half the zero point in the high codes", "kernel/triton/dequant.py", "zero * 16) * 0x10001",
         "zero * 8) * 0x10001",
         "test_kernels.py::test_every_form_serves_every_group_size_and_zero_mode[splitk-128_0-zeros]"
     ),
     fault(
-        "a bfloat16 pair shifted by another one's bits", "kernel/triton_kernels.py", "shr.u32 w2, $8, 8;",
+        "a bfloat16 pair shifted by another one's bits", "kernel/triton/dequant.py", "shr.u32 w2, $8, 8;",
         "shr.u32 w2, $8, 4;", "test_kernels.py::test_bfloat16_activations[splitk-128-symmetric]"
     ),
     fault(
-        "splitk takes rows of x to lie side by side", "kernel/triton_kernels.py", "m.to(tl.int64) * stride_xm + k",
+        "splitk takes rows of x to lie side by side", "kernel/triton/tiles.py", "m.to(tl.int64) * stride_xm + k",
         "m.to(tl.int64) * 256 + k", "test_kernels.py::test_rows_of_x_may_lie_apart[splitk]"
     ),
     fault(
-        "the ring takes rows of x to lie side by side", "kernel/triton_kernels.py",
+        "the ring takes rows of x to lie side by side", "kernel/triton/pipelined.py",
         "M - 1).to(tl.int64) * stride_xm ", "M - 1).to(tl.int64) * 1280 ",
         "test_kernels.py::test_rows_of_x_lie_apart_all_along_a_walk_of_many_blocks"
     ),
     fault(
-        "a ring that never goes back to its first stage", "kernel/triton_kernels.py", "slot == (STAGES - 1) * STAGE",
+        "a ring that never goes back to its first stage", "kernel/triton/pipelined.py", "slot == (STAGES - 1) * STAGE",
         "slot == STAGES * STAGE", "test_kernels.py::test_a_ring_of_any_length[2]"
     ),
     fault(
-        "a binary for every number of tokens", "kernel/triton_kernels.py",
+        "a binary for every number of tokens", "kernel/triton/splitk.py",
         '@triton.jit(do_not_specialize=["M", "KB"])  # one', "@triton.jit  # one",
         "test_kernels_aot.py::test_any_number_of_tokens_is_served_by_few_binaries", mark="aot"
     ),
     fault(
-        "a ring for x that starts anywhere", "kernel/forms.py", 'return config.form != "ring" or ', "return True or ",
-        "test_kernels.py::test_x_may_start_anywhere[ring]"
+        "a ring for x that starts anywhere", "kernel/launches.py", 'return config.form != "ring" or ',
+        "return True or ", "test_kernels.py::test_x_may_start_anywhere[ring]"
     ),
 ]  # fmt: skip
 GEMM = [
@@ -86,12 +86,12 @@ GEMM = [
     ),
     fault(
         "the key of a plan without the device of x", "kernel/gemm.py", "x.dtype, x.device, ", "x.dtype, ",
-        "test_launch.py::test_the_same_call_on_another_device_is_another_call"
+        "test_launch.py::test_a_plan_of_one_device_serves_no_other"
     ),
     fault(
         "the key of a plan without the device of the weight", "kernel/gemm.py",
         "x.device, w.qweight.device,", "x.device,",
-        "test_launch.py::test_the_same_call_on_another_device_is_another_call"
+        "test_launch.py::test_a_plan_of_one_device_serves_no_other"
     ),
     fault(
         "the key of a plan without the group size", "kernel/gemm.py", "w.group_size, w.zeros is None, config",
@@ -149,20 +149,20 @@ LAUNCH = [
         "test_launch.py::test_a_call_cut_into_pieces_has_room_for_the_largest_of_them"
     ),
     fault(
-        "a captured call with the partial sums of an eager one", "kernel/launch.py",
+        "a captured call with the partial sums of an eager one", "kernel/workspace.py",
         "return _new_workspace(partials, _captured_counters(key, counters, device))",
         "held, taken = next(iter(_stream_workspaces.values())).tensors[0], _captured_counters(key, counters, device); "
         "return Workspace((held, taken), (held.data_ptr(), taken.data_ptr()))",
         "test_launch.py::test_no_call_that_may_overlap_another_shares_its_workspace"
     ),
     fault(
-        "counters of a captured call that another one gets too", "kernel/launch.py",
+        "counters of a captured call that another one gets too", "kernel/workspace.py",
         "held, pool[0] = pool[0][:count], pool[0][count:]", "held = pool[0][:count]",
         "test_launch.py::test_no_call_that_may_overlap_another_shares_its_workspace"
     ),
     fault(
-        "streams that share a workspace", "kernel/launch.py",
-        "key = (device.index, torch._C._cuda_getCurrentRawStream(device.index))", "key = (device.index, 0)",
+        "streams that share a workspace", "kernel/workspace.py",
+        "key = (device.index, fastpath.current_stream(device.index))", "key = (device.index, 0)",
         "test_launch.py::test_no_call_that_may_overlap_another_shares_its_workspace"
     ),
     fault(
@@ -174,11 +174,11 @@ LAUNCH = [
         "test_launch.py::test_an_unaligned_tensor_goes_the_ordinary_way_every_time"
     ),
     fault(
-        "a launch that no profiler is told of", "kernel/launch.py", "if plan is None or _hooked():",
+        "a launch that no profiler is told of", "kernel/launch.py", "if plan is None or fastpath.hooked():",
         "if plan is None:", "test_launch.py::test_where_a_profiler_listens_triton_tells_it"
     ),
     fault(
-        "dependent launch where a program has nothing to walk", "kernel/forms.py",
+        "dependent launch where a program has nothing to walk", "kernel/launches.py",
         "return split_k <= triton.cdiv(KB, step)", "return True",
         "test_launch.py::test_a_program_with_nothing_to_walk_never_starts_before_the_kernel_before_it"
     ),
@@ -304,8 +304,8 @@ HARNESS = [
         "duration_us", "test_timing.py::test_a_sample_is_the_time_of_one_call"
     ),
     fault(
-        "rounds that start from one state alone", "harness/timing.py", "twins.empty_kernel(dependent_launch=True)",
-        "twins.empty_kernel(dependent_launch=False)",
+        "rounds that start from one state alone", "harness/timing.py", "reference.empty_kernel(dependent_launch=True)",
+        "reference.empty_kernel(dependent_launch=False)",
         "test_timing.py::test_every_stream_that_kernels_were_launched_in_is_settled_before_a_round"
     ),
     fault(

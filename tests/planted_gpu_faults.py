@@ -17,17 +17,20 @@ from planter import Fault
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = 6  # each run compiles its kernels on a core of its own; on the GPU they take turns
-KERNELS, LAUNCH = "tinygemm/kernel/triton_kernels.py", "tinygemm/kernel/launch.py"
+LAUNCH, WORKSPACE = "tinygemm/kernel/launch.py", "tinygemm/kernel/workspace.py"
+SMEM, TILES, SPLITK, PIPELINED, SIMPLE = (
+    f"tinygemm/kernel/triton/{name}.py" for name in ("smem", "tiles", "splitk", "pipelined", "simple")
+)
 
 
 def on_gpu(name: str, file: str, old: str, new: str, *tests: str) -> Fault:
     return Fault(name, file, old, new, tuple(f"tests/{test}" for test in tests), "gpu")
 
 
-def narrow(form: str, old: str) -> Fault:
+def narrow(form: str, file: str, old: str) -> Fault:
     """An offset of x that is computed in 32 bits."""
     test = f"test_streams_gpu.py::test_rows_of_x_more_than_two_to_the_31_elements_apart[{form}-in-all]"
-    return on_gpu(f"x of {form} in 32 bits", KERNELS, old, old.replace(".to(tl.int64)", ""), test)
+    return on_gpu(f"x of {form} in 32 bits", file, old, old.replace(".to(tl.int64)", ""), test)
 
 
 CHAIN = "test_kernels_gpu.py::test_a_chain_of_calls_sees_the_results_of_the_one_before"
@@ -37,21 +40,21 @@ SPLITK_WAIT = "            tl.extra.cuda.gdc_wait()\n            tl.extra.cuda.g
 RING_WAIT = "        tl.extra.cuda.gdc_wait()\n        tl.extra.cuda.gdc_launch_dependents()\n    for stage"
 FAULTS = [
     on_gpu(
-        "splitk does not wait", KERNELS, SPLITK_WAIT, SPLITK_WAIT.split("\n")[1], f"{CHAIN}[splitk]"
+        "splitk does not wait", SPLITK, SPLITK_WAIT, SPLITK_WAIT.split("\n")[1], f"{CHAIN}[splitk]"
     ),
     on_gpu(
-        "the ring does not wait", KERNELS, RING_WAIT, RING_WAIT.split("\n", 1)[1], f"{CHAIN}[ring]"
+        "the ring does not wait", PIPELINED, RING_WAIT, RING_WAIT.split("\n", 1)[1], f"{CHAIN}[ring]"
     ),
     on_gpu(
-        "warps are added before all have written", KERNELS, "    tl.debug_barrier()\n    read = address",
+        "warps are added before all have written", SMEM, "    tl.debug_barrier()\n    read = address",
         "    read = address", f"{SPLIT}[splitk0-1]", f"{SPLIT}[ring-1]", f"{STALE}[splitk]", f"{STALE}[ring]"
     ),
     on_gpu(
-        "sums lie where another warp still reads its ring", KERNELS, "    wait_copies(0)\n    tl.debug_barrier()\n",
-        "    wait_copies(0)\n", f"{SPLIT}[ring-1]", f"{SPLIT}[ring-2]", f"{SPLIT}[ring-3]", f"{STALE}[ring]"
+        "sums lie where another warp still reads its ring", PIPELINED, "    cp_async_wait(0)\n    tl.debug_barrier()\n",
+        "    cp_async_wait(0)\n", f"{SPLIT}[ring-1]", f"{SPLIT}[ring-2]", f"{SPLIT}[ring-3]", f"{STALE}[ring]"
     ),
     on_gpu(
-        "a share is counted before it is written", KERNELS,
+        "a share is counted before it is written", TILES,
         """        tl.store(partial_ptr + pid_k.to(tl.int64) * M * N + offs_out, acc, mask=mask)
         tl.debug_barrier()  # every thread's share is written before one of them announces it
         arrived = tl.atomic_add(counter_ptr + pid_n, 1, sem="acq_rel")
@@ -62,39 +65,39 @@ FAULTS = [
 """, f"{STALE}[splitk]", f"{STALE}[ring]"
     ),
     on_gpu(
-        "a counter that is left as it is", KERNELS, "tl.store(counter_ptr + pid_n, 0)",
+        "a counter that is left as it is", TILES, "tl.store(counter_ptr + pid_n, 0)",
         "tl.store(counter_ptr + pid_n, SPLIT_K)", f"{SPLIT}[splitk0-2]"
     ),
     on_gpu(
-        "the last but one to arrive adds up", KERNELS, "if arrived == SPLIT_K - 1:", "if arrived == SPLIT_K - 2:",
+        "the last but one to arrive adds up", TILES, "if arrived == SPLIT_K - 1:", "if arrived == SPLIT_K - 2:",
         f"{STALE}[splitk]"
     ),
     on_gpu(
-        "a ring read before its copies have arrived", KERNELS, "wait_copies(STAGES - 1)", "wait_copies(STAGES)",
+        "a ring read before its copies have arrived", PIPELINED, "cp_async_wait(STAGES - 1)", "cp_async_wait(STAGES)",
         "test_kernels_gpu.py::test_a_ring_of_any_length"
     ),
-    narrow("splitk", "x_ptr + m.to(tl.int64) * stride_xm"),
-    narrow("ring", "tl.minimum(m, M - 1).to(tl.int64) *"),
-    narrow("static", "x_ptr + offs_m[:, None].to(tl.int64) *"),
+    narrow("splitk", TILES, "x_ptr + m.to(tl.int64) * stride_xm"),
+    narrow("ring", PIPELINED, "tl.minimum(m, M - 1).to(tl.int64) *"),
+    narrow("static", SIMPLE, "x_ptr + offs_m[:, None].to(tl.int64) *"),
     on_gpu(
-        "outputs of static in 32 bits", KERNELS, "out_ptr + offs_m[:, None].to(tl.int64) *",
+        "outputs of static in 32 bits", SIMPLE, "out_ptr + offs_m[:, None].to(tl.int64) *",
         "out_ptr + offs_m[:, None] *",
         "test_streams_gpu.py::test_an_output_of_more_than_two_to_the_31_elements[config2]"
     ),
     on_gpu(
-        "one workspace for all streams", LAUNCH,
-        "key = (device.index, torch._C._cuda_getCurrentRawStream(device.index))", "key = (device.index, 0)",
+        "one workspace for all streams", WORKSPACE,
+        "key = (device.index, fastpath.current_stream(device.index))", "key = (device.index, 0)",
         "test_kernels_gpu.py::test_calls_on_two_streams_do_not_disturb_each_other",
         "test_streams_gpu.py::test_streams_whose_workspaces_grow_do_not_disturb_each_other"
     ),
     on_gpu(
-        "captured calls that share their counters", LAUNCH,
+        "captured calls that share their counters", WORKSPACE,
         "held, pool[0] = pool[0][:count], pool[0][count:]", "held = pool[0][:count]",
         "test_kernels_gpu.py::test_two_graphs_replayed_at_once_do_not_share_counters"
     ),
     on_gpu(
         "a known call that takes the default stream", LAUNCH,
-        "out.data_ptr(), torch._C._cuda_getCurrentRawStream(index)", "out.data_ptr(), 0",
+        "out.data_ptr(), fastpath.current_stream(index)", "out.data_ptr(), 0",
         "test_kernels_gpu.py::test_a_cuda_graph_replays_the_call_on_new_activations"
     ),
 ]  # fmt: skip

@@ -231,7 +231,7 @@ class Thread:
 SCALES = {("load", "scales_ptr"), ("load", "zeros_ptr")}
 NARROW = {
     "kernel_gemm_packed_int4_splitk": {*SCALES, ("load", "partial_ptr")},
-    "kernel_gemm_packed_int4_ring": {("load", "partial_ptr")},
+    "kernel_gemm_packed_int4_pipelined": {("load", "partial_ptr")},
     "kernel_gemm_packed_int4_static": SCALES,
     "kernel_dequantize_int4": SCALES,
     "kernel_load_only_int4": {*SCALES, ("store", "checksum_ptr")},

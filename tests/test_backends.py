@@ -16,9 +16,9 @@ from tinygemm.harness.plan import Group, SweepPlan
 from tinygemm.harness.suites import REPORT_BACKENDS
 from tinygemm.harness.verify import BF16_TOLERANCE, FP16_TOLERANCE, GEMLITE_TOLERANCE, MismatchError
 from tinygemm.harness.weights import Weights, replicate, stored_bytes
-from tinygemm.kernel import forms, quant
+from tinygemm.kernel import launches, quant
 from tinygemm.kernel.configs import DEQUANTISE, Format, LaunchConfig, select, table
-from tinygemm.kernel.twins import load_only_reference
+from tinygemm.kernel.reference import load_only_reference
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
 
 PROBLEM = GemmProblem(2, 64, 256)
@@ -160,7 +160,7 @@ def test_one_row_of_activations_stands_for_all_in_the_tuned_kernel():
 
 def words(config: LaunchConfig) -> int:
     """Registers of a thread that wait for weights: 32 threads share the 128 of a row, and a register holds 8."""
-    return config.block_n * forms.steps(config) // 2
+    return config.block_n * launches.steps(config) // 2
 
 
 @pytest.mark.parametrize(("K", "N"), STUDY_SHAPES)
@@ -194,7 +194,7 @@ def test_without_a_split_the_tile_is_not_that_of_the_tuning(N, tiles, monkeypatc
     if len(tiles) > 1:
         for other in (LaunchConfig("splitk", 8, 16, 512, 2, 1, 1), LaunchConfig("splitk", 8, 64, 256, 1, 2, 1)):
             assert [variant.config for variant in variants(other)] == [variant.config for variant in found]
-    assert [forms.steps(variant.config) for variant in variants(LaunchConfig("splitk", 8, 32, 128, 1, 1, 1))] == [
+    assert [launches.steps(variant.config) for variant in variants(LaunchConfig("splitk", 8, 32, 128, 1, 1, 1))] == [
         {16: 2, 32: 1, 64: 1}[tile] for tile in tiles
     ], "at least one block is asked for"
 
@@ -251,7 +251,7 @@ def asymmetric_configs(name, problem, gpu) -> list[LaunchConfig]:
     form = form or ("splitk" if "-step-" in name else None if name in GEMM_SELECTS else "fused")
     config, _ = select(problem, gpu, form, symmetric=False, half=name != "int4-bf16")
     if name == "int4-no-split":
-        steps = {n: config.block_n * forms.steps(config) // n for n in (16, 32, 64)}
+        steps = {n: config.block_n * launches.steps(config) // n for n in (16, 32, 64)}
         one_warp = replace(config, split_k=1, num_warps=1, max_registers=0)
         return [replace(one_warp, block_n=n, block_k=128 * max(1, steps[n])) for n in steps]
     if name == "int4-more-split":

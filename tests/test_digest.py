@@ -33,9 +33,9 @@ def today():
 
 
 @pytest.mark.parametrize(("name", "old", "new"), [
-    ("triton_kernels.py", "import triton\n", "import triton  # the compiler\nimport os\n"),
-    ("triton_kernels.py", "lane", "thread"),
-    ("forms.py", "SHARED_BYTES = 48 * 1024", "SHARED_BYTES = (48\n    * 1024)"),
+    ("triton/splitk.py", "import triton\n", "import triton  # the compiler\nimport os\n"),
+    ("triton/pipelined.py", "lane", "thread"),
+    ("launches.py", "SHARED_BYTES = 48 * 1024", "SHARED_BYTES = (48\n    * 1024)"),
     ("configs.py", '"""How a kernel is cut into programs.', '"""The cut of a kernel into programs.'),
     ("NOTES.md", "the", "that"),
 ])  # fmt: skip
@@ -44,10 +44,10 @@ def test_words_and_names_of_locals_do_not_change_it(change, name, old, new):
 
 
 @pytest.mark.parametrize(("name", "old", "new"), [
-    ("triton_kernels.py", "0x000f000f", "0x00f000f0"),
-    ("triton_kernels.py", "stride_xm", "stride_xk"),
-    ("triton_kernels.py", "mask=", "other="),
-    ("forms.py", "48 * 1024", "47 * 1024"),
+    ("triton/dequant.py", "0x000f000f", "0x00f000f0"),
+    ("triton/tiles.py", "stride_xm", "stride_xk"),
+    ("triton/simple.py", "mask=", "other="),
+    ("launches.py", "48 * 1024", "47 * 1024"),
     ("configs.py", "max_registers: int = 0", "max_registers: int = 1"),
     ("configs.py", "DEQUANTISE_FROM_M = 64", "DEQUANTISE_FROM_M = 65"),
 ])  # fmt: skip

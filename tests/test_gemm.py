@@ -7,7 +7,7 @@ import torch
 from operands import assert_close, make_operands, poison_allocations
 from ptx import emulated
 
-from tinygemm.kernel import forms, gemm, launch
+from tinygemm.kernel import gemm, launch, launches
 from tinygemm.kernel.configs import DEQUANTISE, DEQUANTISE_FROM_M, STATIC, LaunchConfig, select, table
 from tinygemm.kernel.linear import Int4Linear
 from tinygemm.kernel.quant import dequantize, pack, quantize, random_packed
@@ -188,7 +188,7 @@ def test_no_rows_give_no_rows(shape, dtype, launched):
 @pytest.fixture
 def no_gpu(monkeypatch):
     """A machine on which no kernel can run."""
-    monkeypatch.setattr(forms, "INTERPRETED", False)
+    monkeypatch.setattr(launches, "INTERPRETED", False)
 
 
 @pytest.mark.parametrize(("group_size", "symmetric"), [(32, True), (128, False), (-1, True)])
@@ -218,7 +218,7 @@ def test_a_product_on_meta_tensors_has_its_shape_and_type(M):
 @pytest.mark.parametrize("interpreted", [True, False])
 def test_autocast_changes_nothing_of_a_product(interpreted, monkeypatch):
     """Its output has the dtype of x, by whatever route."""
-    monkeypatch.setattr(forms, "INTERPRETED", interpreted)
+    monkeypatch.setattr(launches, "INTERPRETED", interpreted)
     operands = make_operands(64, 32, 256)
     expected = gemm.gemm(operands.x, packed(operands), DEQUANTISE if interpreted else None)
     with torch.autocast("cpu", torch.bfloat16):

@@ -14,11 +14,11 @@ from operands import assert_close, make_operands, poison_allocations
 from ptx import emulated
 from triton.runtime.interpreter import InterpreterBuilder
 
-from tinygemm.kernel import forms, launch
+from tinygemm.kernel import launches, workspace
 from tinygemm.kernel.configs import STATIC, LaunchConfig
 from tinygemm.kernel.gemm import dequantize_fp16, gemm
 from tinygemm.kernel.quant import dequantize, pack
-from tinygemm.kernel.twins import empty_kernel, fp16_gemm, load_only, load_only_reference, raw_weight, twin_gemm
+from tinygemm.kernel.reference import ablated_gemm, empty_kernel, fp16_gemm, load_only, load_only_reference, raw_weight
 
 SPLITK = LaunchConfig("splitk", block_m=8, block_n=64, block_k=256, split_k=1, num_warps=2, num_stages=1)
 AHEAD = replace(SPLITK, block_k=1024)  # each warp requests four blocks at once
@@ -137,7 +137,7 @@ def test_a_ring_of_any_length(stages):
 
 
 def assert_stages(config, most):
-    (launch_,) = forms.product(config, 1, packed(make_operands(1, 64, 256)), 256, pdl=False)
+    (launch_,) = launches.product(config, 1, packed(make_operands(1, 64, 256)), 256, pdl=False)
     assert launch_.constants["STAGES"] == most
 
 
@@ -166,7 +166,7 @@ def test_the_arrival_counters_are_zero_again_after_a_call(config, monkeypatch):
         counters.append(torch.zeros(count, dtype=torch.int32, device=device))
         return counters[-1]
 
-    monkeypatch.setattr(launch, "_zeros", remembered)
+    monkeypatch.setattr(workspace, "_zeros", remembered)
     operands = make_operands(1, 192, 1024)
     gemm(operands.x, packed(operands), replace(config, split_k=3))
     assert [tensor.tolist() for tensor in counters] == [[0, 0, 0]]
@@ -244,7 +244,7 @@ def test_rows_of_x_lie_apart_all_along_a_walk_of_many_blocks(config):
     wide = torch.full((3, K + 24), torch.nan, dtype=torch.float16)
     wide[:, :K] = operands.x
     blocks_of_a_warp = K // 128 // config.num_warps
-    assert config.form == "static" or blocks_of_a_warp > max(config.num_stages, forms.steps(config))
+    assert config.form == "static" or blocks_of_a_warp > max(config.num_stages, launches.steps(config))
     assert_close(gemm(wide[:, :K], packed(operands), config), operands.reference())
 
 
@@ -299,7 +299,7 @@ def test_the_fp16_twin_computes_the_same_product(M, N, K, split_k):
 def test_without_dequantisation_the_raw_bits_are_the_weight(config, M, N, K, group_size):
     operands = make_operands(M, N, K, group_size)
     w = packed(replace(operands, zeros=None))
-    assert_close(twin_gemm(operands.x, w, config, "none"), operands.x.double() @ raw_weight(w).T)
+    assert_close(ablated_gemm(operands.x, w, config, "none"), operands.x.double() @ raw_weight(w).T)
     with pytest.raises(AssertionError):
         assert_close(gemm(operands.x, w, SPLITK), operands.x.double() @ raw_weight(w).T)
 
@@ -308,7 +308,7 @@ def test_without_dequantisation_the_raw_bits_are_the_weight(config, M, N, K, gro
 @pytest.mark.parametrize("config", [SPLITK, RING], ids=name)
 def test_the_naive_dequantisation_computes_the_same_product(config, group_size, symmetric):
     operands = make_operands(2, 64, 512, group_size, symmetric)
-    assert_close(twin_gemm(operands.x, packed(operands), config, "naive"), operands.reference())
+    assert_close(ablated_gemm(operands.x, packed(operands), config, "naive"), operands.reference())
 
 
 def test_the_empty_kernel_runs():
@@ -321,7 +321,7 @@ REFUSED = {
     "float32 x": (lambda: gemm(X.float(), W), "x must be float16 or bfloat16, got torch.float32"),
     "another K": (lambda: gemm(X[:, :128], W), "x must be [..., K] with K=256, got shape (2, 128)"),
     "a scalar": (lambda: gemm(X[0, 0], W), "x must be [..., K]"),
-    "no rows for a yardstick": (lambda: twin_gemm(X[:0], W, SPLITK), "at least one row"),
+    "no rows for a yardstick": (lambda: ablated_gemm(X[:0], W, SPLITK), "at least one row"),
     "strided in K": (lambda: gemm(X.repeat(1, 2)[:, ::2], W), "contiguous in K"),
     "two devices": (lambda: gemm(X.to("meta"), W), "x is on meta and w on cpu"),
     "asymmetric load_only": (
@@ -356,9 +356,9 @@ def test_the_ring_refuses_what_does_not_fill_its_tiles(N, K):
 
 def test_a_twin_is_of_a_known_kind():
     with pytest.raises(ValueError, match="dequant must be fast, naive or none, got 'lop3'"):
-        twin_gemm(X, W, SPLITK, "lop3")
+        ablated_gemm(X, W, SPLITK, "lop3")
     with pytest.raises(ValueError, match="config must be of form splitk, got ring"):
-        twin_gemm(X, W, RING, add_warps=False)
+        ablated_gemm(X, W, RING, add_warps=False)
 
 
 @pytest.mark.parametrize("offset", [1, 4])
@@ -368,24 +368,24 @@ def test_a_twin_refuses_x_that_a_ring_cannot_read_where_it_lies(M, offset):
     rows = torch.ones(M, 256 + 8 * M, dtype=torch.float16)
     ring, message = replace(RING, block_n=16), "every row of x must start at a multiple of 16 bytes for form ring"
     with pytest.raises(ValueError, match=message):
-        twin_gemm(rows[:, offset : offset + 256], W, ring)
-    assert torch.equal(twin_gemm(rows[:, 8:264], W, ring), twin_gemm(rows[:, offset : offset + 256], W, SPLITK))
+        ablated_gemm(rows[:, offset : offset + 256], W, ring)
+    assert torch.equal(ablated_gemm(rows[:, 8:264], W, ring), ablated_gemm(rows[:, offset : offset + 256], W, SPLITK))
 
 
 def test_a_twin_refuses_rows_that_a_ring_cannot_read_where_they_lie():
     rows = torch.ones(2, 260, dtype=torch.float16)
     with pytest.raises(ValueError, match="every row of x must start at a multiple of 16 bytes"):
-        twin_gemm(rows[:, :256], W, replace(RING, block_n=16))
-    assert twin_gemm(rows[:1, :256], W, replace(RING, block_n=16)).shape == (1, 16), "one row lies apart from none"
+        ablated_gemm(rows[:, :256], W, replace(RING, block_n=16))
+    assert ablated_gemm(rows[:1, :256], W, replace(RING, block_n=16)).shape == (1, 16), "one row lies apart from none"
 
 
 @pytest.mark.parametrize("config", [SPLITK, replace(SPLITK, split_k=3)], ids=name)
 def test_adding_up_with_triton_gives_the_same_product(config):
     operands = make_operands(3, 64, 1280, symmetric=False)
-    assert_close(twin_gemm(operands.x, packed(operands), config, add_warps=False), operands.reference())
+    assert_close(ablated_gemm(operands.x, packed(operands), config, add_warps=False), operands.reference())
 
 
 def test_without_a_gpu_or_the_interpreter_a_yardstick_says_what_is_missing(monkeypatch):
-    monkeypatch.setattr(forms, "INTERPRETED", False)
+    monkeypatch.setattr(launches, "INTERPRETED", False)
     with pytest.raises(ValueError, match="x is on cpu; the kernels run on a CUDA GPU"):
-        twin_gemm(X, W, SPLITK)
+        ablated_gemm(X, W, SPLITK)

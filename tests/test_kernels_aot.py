@@ -24,7 +24,7 @@ from tinygemm.harness.static_cost import (
     launch_product,
     record_launches,
 )
-from tinygemm.kernel import forms, gemm, twins
+from tinygemm.kernel import gemm, launches, reference
 from tinygemm.kernel.configs import M_BUCKETS, STATIC, YARDSTICKS, LaunchConfig, select, table, tables
 from tinygemm.kernel.quant import random_packed
 from tinygemm.problem import GemmProblem
@@ -205,7 +205,7 @@ def test_bfloat16_takes_two_shifts_more_per_word(costs, gpu, config):
 def test_the_shared_memory_of_a_ring_is_counted_where_the_kernel_declares_it(costs, gpu):
     """48 KiB at the most are given without asking; a program's stages for every warp lie in them."""
     problem = GemmProblem(1, 4096, 4096, -1)
-    ring = RING.num_stages * RING.num_warps * forms.stage_bytes(RING, random_packed(64, 4096, -1))
+    ring = RING.num_stages * RING.num_warps * launches.stage_bytes(RING, random_packed(64, 4096, -1))
     assert ring <= costs[gpu, RING, problem, True, torch.float16].shared_bytes <= ring + 16, (
         "what the last share tells the others"
     )
@@ -225,7 +225,7 @@ def test_the_obvious_kernel_pays_for_its_shifts_and_conversions(costs):
 @pytest.mark.parametrize("gpu", tables())
 def test_the_dequantisation_and_the_empty_kernel_fit(gpu):
     w = random_packed(4096, 4096).to("meta")
-    launches = record_launches(lambda: (gemm.dequantize_fp16(w), twins.empty_kernel()))
+    launches = record_launches(lambda: (gemm.dequantize_fp16(w), reference.empty_kernel()))
     assert len(launches) == 2
     faults = []
     for launch in launches:
@@ -269,7 +269,7 @@ def test_any_number_of_tokens_is_served_by_few_binaries(gpu, K, N):
     binaries = set()
     for M in range(1, 300):
         config, _ = select(GemmProblem(M, N, K), gpu, "fused")
-        for one in forms.product(config, M, w, K, pdl=True):
+        for one in launches.product(config, M, w, K, pdl=True):
             run_time = [parameter for parameter in one.kernel.params if not parameter.is_constexpr]
             numbers = zip(run_time[-len(one.numbers) :], one.numbers, strict=True)
             seen = tuple(value for parameter, value in numbers if not parameter.do_not_specialize)

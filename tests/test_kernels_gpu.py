@@ -10,11 +10,11 @@ import torch
 from operands import allocate_with, assert_close, make_operands, poison_allocations
 
 from tinygemm.hardware import cuda_unavailable_reason
-from tinygemm.kernel import launch
+from tinygemm.kernel import workspace
 from tinygemm.kernel.configs import FORMS, STATIC, LaunchConfig, select
 from tinygemm.kernel.gemm import dequantize_fp16, gemm
 from tinygemm.kernel.quant import dequantize, pack, quantize, random_packed, reference_gemm, unpack
-from tinygemm.kernel.twins import empty_kernel, fp16_gemm, load_only, load_only_reference, raw_weight, twin_gemm
+from tinygemm.kernel.reference import ablated_gemm, empty_kernel, fp16_gemm, load_only, load_only_reference, raw_weight
 from tinygemm.problem import REPORT_SHAPES, GemmProblem
 
 pytestmark = [
@@ -29,7 +29,7 @@ RING = LaunchConfig("ring", block_m=4, block_n=32, block_k=512, split_k=4, num_w
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
     poison_allocations(monkeypatch)
-    monkeypatch.setattr(launch, "_stream_workspaces", {})  # what other tests left in theirs is not poison
+    monkeypatch.setattr(workspace, "_stream_workspaces", {})  # what other tests left in theirs is not poison
 
 
 def name(parameter):
@@ -91,9 +91,9 @@ def test_the_yardsticks_of_dequantisation_compute_what_they_claim(config):
     w, x = random_packed(4096, 4096, device="cuda"), activations(4, 4096)
     for dependent_launch in (True, False):
         for _ in range(2):
-            assert_close(twin_gemm(x, w, config, "naive", dependent_launch), reference_gemm(x, w))
-            assert_close(twin_gemm(x, w, config, "none", dependent_launch), x.double() @ raw_weight(w).T)
-    assert_close(twin_gemm(x, w, SPLITK, add_warps=False), reference_gemm(x, w))
+            assert_close(ablated_gemm(x, w, config, "naive", dependent_launch), reference_gemm(x, w))
+            assert_close(ablated_gemm(x, w, config, "none", dependent_launch), x.double() @ raw_weight(w).T)
+    assert_close(ablated_gemm(x, w, SPLITK, add_warps=False), reference_gemm(x, w))
 
 
 @pytest.mark.parametrize("block_m", [1, 2, 4, 8])
@@ -177,13 +177,13 @@ def test_a_cuda_graph_replays_the_call_on_new_activations(config):
 def test_fifty_thousand_captured_launches_take_no_node_more_and_two_graphs_run_side_by_side(monkeypatch):
     """Calls of one capture share counters; each graph has its own, so that replays on two streams cannot mix them."""
     zeroed = []
-    zeros = launch._zeros
+    zeros = workspace._zeros
 
     def noted(count, device):
         zeroed.append(torch.cuda.is_current_stream_capturing())
         return zeros(count, device)
 
-    monkeypatch.setattr(launch, "_zeros", noted)
+    monkeypatch.setattr(workspace, "_zeros", noted)
     config = replace(SPLITK, split_k=4)
     weights = [random_packed(64, 4096, device="cuda", seed=seed) for seed in (1, 2)]
     x = activations(1, 4096)

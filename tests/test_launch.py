@@ -1,6 +1,7 @@
 """The short way to a kernel: the same arguments as Triton's own way, and only where they are sure to be the same."""
 
 import itertools
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,21 +11,22 @@ import torch
 import triton
 from fake_triton import Kernel
 
-from tinygemm.kernel import configs, forms, gemm, launch, twins
-from tinygemm.kernel import triton_kernels as kernels
+from tinygemm.kernel import configs, fastpath, gemm, launch, launches, reference, workspace
 from tinygemm.kernel.configs import DEQUANTISE, STATIC, Format, LaunchConfig
 from tinygemm.kernel.quant import random_packed
+from tinygemm.kernel.triton import pipelined, simple, splitk
 
 SPLITK = LaunchConfig("splitk", block_m=8, block_n=32, block_k=512, split_k=2, num_warps=2, num_stages=1)
 RING = LaunchConfig("ring", block_m=8, block_n=32, block_k=256, split_k=2, num_warps=2, num_stages=3)
 FORMS = {"splitk": SPLITK, "no split": replace(SPLITK, split_k=1), "ring": RING, "static": STATIC}
+OPTIONS = ("num_warps", "num_stages", "launch_pdl", "enable_fp_fusion")
 N, K = 64, 1024
 W = random_packed(N, K, symmetric=False)
 
 
-@pytest.fixture(params=["3.6", "3.7"])
+@pytest.fixture(params=["3.6", "3.7", "3.8", "3.9"])
 def version(request, monkeypatch):
-    fake_triton.install(monkeypatch, tuple(request.param.split(".")))
+    fake_triton.install(monkeypatch, tuple(map(int, request.param.split("."))))
     return request.param
 
 
@@ -32,8 +34,10 @@ def version(request, monkeypatch):
 def kernel(monkeypatch):
     """Stands in for every kernel of the product."""
     kernel = Kernel()
-    for name in ("gemm_packed_int4_splitk", "gemm_packed_int4_ring", "gemm_packed_int4_static", "dequantize_int4"):
-        monkeypatch.setattr(kernels, f"kernel_{name}", kernel)
+    monkeypatch.setattr(splitk, "kernel_gemm_packed_int4_splitk", kernel)
+    monkeypatch.setattr(pipelined, "kernel_gemm_packed_int4_pipelined", kernel)
+    monkeypatch.setattr(simple, "kernel_gemm_packed_int4_static", kernel)
+    monkeypatch.setattr(simple, "kernel_dequantize_int4", kernel)
     return kernel
 
 
@@ -63,8 +67,9 @@ def test_the_second_call_hands_the_driver_what_triton_would(form, version, kerne
     second = gemm.gemm(x, W, FORMS[form])
     assert len(kernel.ordinary) == len(kernel.short) == 1
     (grid, values, constants), = kernel.ordinary  # fmt: skip
-    options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "launch_pdl") if name in constants}
+    options = {name: constants.pop(name) for name in OPTIONS if name in constants}
     assert options["num_warps"] == FORMS[form].num_warps
+    assert options["enable_fp_fusion"] is True, "its default may turn off"
     short_grid, stream, function, arguments = arguments_of(kernel.short[0], version)
     assert (short_grid, stream, function) == (grid, fake_triton.STREAM, 4711)
     assert len(arguments) == len(values) + len(constants)
@@ -85,7 +90,7 @@ def test_the_installed_triton_hands_its_driver_the_same(split_k, kernel, monkeyp
     """Its own launcher, with nothing replaced but the function that it calls in the end."""
     from triton.backends.nvidia.driver import CudaLauncher
 
-    installed = tuple(triton.__version__.split(".")[:2])
+    installed = tuple(map(int, triton.__version__.split(".")[:2]))
     fake_triton.install(monkeypatch, installed)
     launcher = CudaLauncher.__new__(CudaLauncher)
     launcher.num_ctas, launcher.launch = 1, kernel.run.launch
@@ -98,12 +103,11 @@ def test_the_installed_triton_hands_its_driver_the_same(split_k, kernel, monkeyp
     gemm.gemm(x, W, config)
     gemm.gemm(x, W, config)
     (grid, values, constants), = kernel.ordinary  # fmt: skip
-    options = ("num_warps", "launch_pdl")
-    values += tuple(value for name, value in constants.items() if name not in options)
+    values += tuple(value for name, value in constants.items() if name not in OPTIONS)
     (short,) = kernel.short
     # what CompiledKernel.__getitem__ calls: grid, stream, function, metadata, what hooks are told, two hooks, arguments
     launcher(*grid, fake_triton.STREAM, 4711, kernel.binary.packed_metadata, None, None, None, *values)
-    version = ".".join(installed)
+    version = ".".join(map(str, installed))
     expected, got = arguments_of(kernel.short[1], version), arguments_of(short, version)
     assert got[:3] == expected[:3]
     for theirs, ours in zip(expected[3], got[3], strict=True):
@@ -113,13 +117,13 @@ def test_the_installed_triton_hands_its_driver_the_same(split_k, kernel, monkeyp
 def test_constants_stand_in_the_order_of_the_signature():
     """The short way passes them by position."""
     described = [
-        *forms.product(SPLITK, 1, W, K, False),
-        *forms.product(RING, 1, W, K, False),
-        *forms.product(STATIC, 1, W, K, False),
-        forms.dequantise(W),
-        *twins._load_only(random_packed(N, K), SPLITK, True).launches,
-        *twins._fp16(aligned(), torch.zeros(N, K).half(), SPLITK).launches,
-        *twins._twin(aligned(), W, SPLITK, "none", True, True).launches,
+        *launches.product(SPLITK, 1, W, K, False),
+        *launches.product(RING, 1, W, K, False),
+        *launches.product(STATIC, 1, W, K, False),
+        launches.dequantise(W),
+        *reference._load_only(random_packed(N, K), SPLITK, True).launches,
+        *reference._fp16(aligned(), torch.zeros(N, K).half(), SPLITK).launches,
+        *reference._ablated(aligned(), W, SPLITK, "none", True, True).launches,
     ]
     for one in described:
         assert one.kernel.arg_names[-len(one.constants) :] == list(one.constants), one.kernel.__name__
@@ -293,26 +297,58 @@ def test_where_a_profiler_listens_triton_tells_it(version, kernel, monkeypatch):
     gemm.gemm(x, W, SPLITK)
     hook = SimpleNamespace(calls=[print])
     with monkeypatch.context() as patch:
-        patch.setattr(launch._runtime, "launch_enter_hook", hook)
+        patch.setattr(triton.knobs.runtime, "launch_enter_hook", hook)
         gemm.gemm(x, W, SPLITK)
     assert (len(kernel.ordinary), len(kernel.short)) == (2, 0)
     gemm.gemm(x, W, SPLITK)
     assert len(kernel.short) == 1
 
 
+KNOBS = {
+    "debug": (triton.knobs.runtime, "debug", True),
+    "instrumentation": (triton.knobs.compilation, "instrumentation_mode", "fpsan"),
+}
+
+
+@pytest.mark.parametrize("case", KNOBS)
+def test_a_knob_that_triton_compiles_for_is_another_call(case, version, kernel, monkeypatch):
+    gemm.gemm(aligned(), W, SPLITK)
+    with monkeypatch.context() as patch:
+        patch.setattr(*KNOBS[case])
+        for _ in range(2):
+            gemm.gemm(aligned(), W, SPLITK)
+    assert (len(kernel.ordinary), len(kernel.short)) == (2, 1)
+    gemm.gemm(aligned(), W, SPLITK)
+    assert (len(kernel.ordinary), len(kernel.short)) == (2, 2)
+
+
+def test_where_somebody_changes_how_triton_compiles_it_is_asked_every_time(version, kernel, monkeypatch):
+    gemm.gemm(aligned(), W, SPLITK)
+    monkeypatch.setattr(triton.knobs.runtime, "add_stages_inspection_hook", lambda *_: ("key", "hash"))
+    gemm.gemm(aligned(), W, SPLITK)
+    assert (len(kernel.ordinary), len(kernel.short)) == (2, 0)
+
+
 UNKNOWN = {
-    "another version": lambda kernel, patch: patch.setattr(launch, "_version", ("3", "9")),
+    "a later version": lambda kernel, patch: patch.setattr(fastpath, "_version", (3, 10)),
+    "an earlier version": lambda kernel, patch: patch.setattr(fastpath, "_version", (3, 5)),
     "another driver": lambda kernel, patch: patch.setattr(type(kernel.run), "__module__", "triton.backends.amd.driver"),
     "no launch function": lambda kernel, patch: patch.delattr(type(kernel.run), "launch"),
     "scratch memory": lambda kernel, patch: patch.setattr(kernel.run, "global_scratch_size", 128),
+    "a sanitizer": lambda kernel, patch: patch.setattr(kernel.run, "gsan_enabled", True, raising=False),
 }
+TOLD = ("a later version", "an earlier version", "another driver", "no launch function")
 
 
 @pytest.mark.parametrize("case", UNKNOWN)
 def test_a_launcher_that_is_not_known_is_left_to_triton(case, version, kernel, monkeypatch):
     UNKNOWN[case](kernel, monkeypatch)
-    for _ in range(3):
-        gemm.gemm(aligned(), W, SPLITK)
+    fastpath._warn_of_an_unknown_launcher.cache_clear()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            gemm.gemm(aligned(), W, SPLITK)
+    assert [triton.__version__ in str(each.message) for each in told] == [True] * (case in TOLD), "once"
     assert (len(kernel.ordinary), len(kernel.short)) == (3, 0)
 
 
@@ -346,7 +382,7 @@ def test_a_known_call_asks_torch_for_one_tensor_and_nothing_else(version, kernel
     new_empty = torch.Tensor.new_empty
     monkeypatch.setattr(torch, "empty", None)
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *a, **k: allocated.append(a) or new_empty(x, *a, **k))
-    for module, name in ((gemm, "check"), (gemm, "_selected"), (forms, "product"), (launch, "start")):
+    for module, name in ((gemm, "check"), (gemm, "_selected"), (launches, "product"), (launch, "start")):
         monkeypatch.setattr(module, name, None)
     for _ in range(3):
         gemm.gemm(x, W, config)
@@ -363,10 +399,10 @@ class Counters:
         self.capturing, self.zeroed_in_a_graph = False, 0
         self.stream, self.capture = 7, 1
         for name in ("_stream_workspaces", "_pools", "_captures"):
-            monkeypatch.setattr(launch, name, {})
-        monkeypatch.setattr(launch, "_zeros", self.zeros)
-        monkeypatch.setattr(launch, "_capture_id", lambda stream: self.capture)
-        monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: self.stream, raising=False)
+            monkeypatch.setattr(workspace, name, {})
+        monkeypatch.setattr(workspace, "_zeros", self.zeros)
+        monkeypatch.setattr(fastpath, "capture_id", lambda stream: self.capture)
+        monkeypatch.setattr(fastpath, "current_stream", lambda index: self.stream)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
 
@@ -375,7 +411,7 @@ class Counters:
         return torch.zeros(count, dtype=torch.int32)
 
     def eager(self, partials=64, counters=4):
-        return launch.workspace(partials, counters, torch.device("cuda", 0))
+        return workspace.reserve(partials, counters, torch.device("cuda", 0))
 
     def captured(self, partials=64, counters=4):
         self.capturing = True
@@ -393,7 +429,7 @@ def test_a_captured_call_finds_zeroed_counters_also_after_graphs_were_forgotten(
             sets.append(gpu.captured().tensors[1])
         assert len({counters.data_ptr() for counters in sets}) == 3
         assert gpu.zeroed_in_a_graph == 0
-        launch.forget_captured_counters()
+        workspace.forget_captured_counters()
 
 
 def test_a_captured_call_zeroes_counters_itself_where_there_are_none(monkeypatch):
@@ -404,7 +440,7 @@ def test_a_captured_call_zeroes_counters_itself_where_there_are_none(monkeypatch
     assert gpu.zeroed_in_a_graph == 1, "the next call of the same capture shares them"
     gpu.eager()
     gpu.capture += 1
-    gpu.captured(counters=launch.POOL_COUNTERS)
+    gpu.captured(counters=workspace.POOL_COUNTERS)
     assert gpu.zeroed_in_a_graph == 1
     gpu.capture += 1
     gpu.captured()
@@ -462,10 +498,10 @@ def test_a_program_with_nothing_to_walk_never_starts_before_the_kernel_before_it
     """It would not wait, and the workspace and the memory that it writes to may still be in use."""
     config = replace(SPLITK, split_k=split_k)  # 8 blocks of K, 2 warps: 4 steps
     w = random_packed(N, K)
-    (one,) = forms.product(config, 1, w, K, True)
+    (one,) = launches.product(config, 1, w, K, True)
     assert one.constants["PDL"] is waits
     assert one.options.get("launch_pdl", False) is waits
-    (ring,) = forms.product(replace(RING, split_k=4 * split_k), 1, w, K, True)
+    (ring,) = launches.product(replace(RING, split_k=4 * split_k), 1, w, K, True)
     assert ring.constants["PDL"], "its programs wait before they walk, whether they have anything to walk or not"
 
 
@@ -500,16 +536,6 @@ def test_another_dtype_of_x_is_another_call(version, kernel):
         out = [gemm.gemm(aligned().to(dtype), W, SPLITK).dtype for _ in range(2)]
         assert out == [dtype] * 2
     assert (len(kernel.ordinary), len(kernel.short)) == (2, 2)
-
-
-@pytest.mark.parametrize("elsewhere", ["x", "the weight"])
-def test_the_same_call_on_another_device_is_another_call(elsewhere, version, kernel, monkeypatch):
-    x = aligned()
-    gemm.gemm(x, W, SPLITK)
-    moved = x if elsewhere == "x" else W.qweight
-    monkeypatch.setattr(torch.Tensor, "get_device", lambda tensor: 1 if tensor is moved else -1)
-    gemm.gemm(x, W, SPLITK)
-    assert (len(kernel.ordinary), len(kernel.short)) == (2, 0)
 
 
 def test_every_format_is_launched_in_the_config_of_its_own_row(kernel, monkeypatch, tmp_path):
@@ -554,9 +580,9 @@ def test_rows_at_unequal_distances_reach_the_kernel_both_times_a_call_is_made(co
 
 @pytest.mark.parametrize("M", [20, 17, 8])
 def test_a_call_cut_into_pieces_has_room_for_the_largest_of_them(M, version, kernel, monkeypatch):
-    asked, workspace = [], launch.workspace
+    asked, reserve = [], workspace.reserve
     gemm.gemm(aligned(M), W, SPLITK)
-    monkeypatch.setattr(launch, "workspace", lambda *sizes: asked.append(sizes[:2]) or workspace(*sizes))
+    monkeypatch.setattr(workspace, "reserve", lambda *sizes: asked.append(sizes[:2]) or reserve(*sizes))
     gemm.gemm(aligned(M), W, SPLITK)
     assert len(kernel.short) == -(-M // SPLITK.block_m)
     assert asked

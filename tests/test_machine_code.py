@@ -43,7 +43,7 @@ def listed(monkeypatch):
     compiled = []
 
     def listing(gpu, folder):
-        source = folder / "tinygemm" / "kernel" / "triton_kernels.py"
+        source = folder / "tinygemm" / "kernel" / "triton" / "dequant.py"
         compiled.append(folder)
         return {"row": str(hash(re.sub(r"#.*", "", source.read_text(encoding="utf-8"))))}
 
@@ -53,7 +53,7 @@ def listed(monkeypatch):
 
 def test_equal_source_is_a_proof_without_compiling(checkout, listed):
     evidence = equivalence.prove(
-        "HEAD", "a" * 64, "h200", checkout("triton_kernels.py", "import triton", "import  triton")
+        "HEAD", "a" * 64, "h200", checkout("triton/dequant.py", "import triton", "import  triton")
     )
     assert evidence.old == "a" * 64
     assert evidence.new == kernel_digest("h200")
@@ -63,7 +63,7 @@ def test_equal_source_is_a_proof_without_compiling(checkout, listed):
 
 def test_another_operation_is_refused(checkout, listed):
     with pytest.raises(NotEquivalentError, match="compile to other machine code"):
-        equivalence.prove("HEAD", "a" * 64, "h200", checkout("triton_kernels.py", "0x000f000f", "0x00f000f0"))
+        equivalence.prove("HEAD", "a" * 64, "h200", checkout("triton/dequant.py", "0x000f000f", "0x00f000f0"))
     assert len(listed) == 2
 
 
@@ -76,7 +76,7 @@ def test_a_case_that_would_run_in_another_config_is_named():
     run = load_run(recorded_runs("h100-80gb-hbm3")[-1])
     assert equivalence.same_choices(run) > 100
     int4 = run.cases["backend"] == "int4"
-    changed = run.cases.assign(num_warps=run.cases["num_warps"].where(~int4, run.cases["num_warps"] * 2))
+    changed = run.cases.assign(split_k=run.cases["split_k"].where(~int4, run.cases["split_k"] + 1))
     with pytest.raises(NotEquivalentError, match=r"int4/M1-\S+ was measured in"):
         equivalence.same_choices(replace(run, cases=changed))
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from ptx import emulated
 
-from tinygemm.kernel import forms
+from tinygemm.kernel import launches
 from tinygemm.kernel.configs import DEQUANTISE, STATIC, LaunchConfig
 from tinygemm.report.kernel import page as kernel_page
 
@@ -349,7 +349,7 @@ def test_what_raises_is_a_violation_with_its_problem(monkeypatch):
 
 
 def test_without_a_gpu_or_the_interpreter_it_says_what_it_needs(monkeypatch, capsys):
-    monkeypatch.setattr(forms, "INTERPRETED", False)
+    monkeypatch.setattr(launches, "INTERPRETED", False)
     monkeypatch.setattr(numerics, "cuda_unavailable_reason", lambda: "planted reason")
     with pytest.raises(SystemExit) as exit_:
         numerics.main(["--seconds", "1"])

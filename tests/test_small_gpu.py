@@ -14,7 +14,7 @@ from tinygemm.hardware import cuda_unavailable_reason
 from tinygemm.kernel.configs import STATIC, LaunchConfig
 from tinygemm.kernel.gemm import dequantize_fp16, gemm
 from tinygemm.kernel.quant import dequantize, pack
-from tinygemm.kernel.twins import fp16_gemm, load_only, load_only_reference, raw_weight, twin_gemm
+from tinygemm.kernel.reference import ablated_gemm, fp16_gemm, load_only, load_only_reference, raw_weight
 
 pytestmark = [
     pytest.mark.gpu,
@@ -79,9 +79,9 @@ def test_small_yardsticks():
     assert torch.equal(shares[0] ^ shares[1] ^ shares[2], load_only_reference(w))
     raw = operands.x.double() @ raw_weight(w).T
     for config in (SPLITK, RING):
-        assert_close(twin_gemm(operands.x.cuda(), w.to("cuda"), config, "none").cpu(), raw)
-        assert_close(twin_gemm(operands.x.cuda(), w.to("cuda"), config, "naive").cpu(), operands.reference())
-    summed = twin_gemm(operands.x.cuda(), w.to("cuda"), SPLITK, dependent_launch=False, add_warps=False)
+        assert_close(ablated_gemm(operands.x.cuda(), w.to("cuda"), config, "none").cpu(), raw)
+        assert_close(ablated_gemm(operands.x.cuda(), w.to("cuda"), config, "naive").cpu(), operands.reference())
+    summed = ablated_gemm(operands.x.cuda(), w.to("cuda"), SPLITK, dependent_launch=False, add_warps=False)
     assert_close(summed.cpu(), operands.reference())
     weight = dequantize(w)
     expected = operands.x.double() @ weight.double().T

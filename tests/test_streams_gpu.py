@@ -13,12 +13,12 @@ from conftest import ROOT
 from operands import assert_close
 
 from tinygemm.hardware import cuda_unavailable_reason
-from tinygemm.kernel import launch
-from tinygemm.kernel import triton_kernels as kernels
+from tinygemm.kernel import launch, workspace
 from tinygemm.kernel.configs import M_BUCKETS, STATIC, LaunchConfig
 from tinygemm.kernel.gemm import fused_gemm, gemm
 from tinygemm.kernel.linear import Int4Linear
 from tinygemm.kernel.quant import PackedInt4, dequantize, random_packed, reference_gemm
+from tinygemm.kernel.triton import pipelined, splitk
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,7 +44,7 @@ def needs_memory(gibibytes):
 def fresh(monkeypatch):
     """Every test starts without plans and workspaces, and gives its memory back."""
     monkeypatch.setattr(launch, "_plans", {})
-    monkeypatch.setattr(launch, "_stream_workspaces", {})
+    monkeypatch.setattr(workspace, "_stream_workspaces", {})
     yield
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
@@ -90,7 +90,7 @@ def test_streams_whose_workspaces_grow_do_not_disturb_each_other():
             with torch.cuda.stream(stream):
                 results.append([gemm(x, w, config) for w, config in zip(weights, configs, strict=True)])
     torch.cuda.synchronize()
-    assert len(launch._stream_workspaces) >= len(streams)
+    assert len(workspace._stream_workspaces) >= len(streams)
     for outputs in results:
         assert all(torch.equal(*pair) for pair in zip(outputs, expected, strict=True))
 
@@ -283,7 +283,7 @@ def test_an_output_of_more_than_two_to_the_31_elements(config):
 
 def test_any_number_of_tokens_is_right_and_compiles_no_more_than_the_buckets():
     w, device = random_packed(1536, 2048, device="cuda"), torch.cuda.current_device()
-    fused = (kernels.kernel_gemm_packed_int4_splitk, kernels.kernel_gemm_packed_int4_ring)
+    fused = (splitk.kernel_gemm_packed_int4_splitk, pipelined.kernel_gemm_packed_int4_pipelined)
     caches = [kernel.device_caches[device][0] for kernel in fused]
     before = sum(map(len, caches))
     generator = torch.Generator().manual_seed(0)

@@ -442,14 +442,14 @@ def test_a_small_sweep_on_the_gpu_is_recorded_and_reads_back(tmp_path):
 @pytest.mark.gpu
 def test_captured_calls_never_run_out_of_counters(tmp_path):
     """A split-K call whose counters must be zeroed in the graph carries one node more; no sweep may get there."""
-    from tinygemm.kernel import launch
+    from tinygemm.kernel import workspace
 
     problems, backends = (GemmProblem(1, 512, 4096),), ("int4-more-split",)
     plan = SweepPlan(problems, backends=backends, launches=("graph",), rep=2, warmup=0, counters=False)
     bench = sweep.bench_of_this_gpu(plan, sweep.hardware.snapshot())
     for _ in sweep.measure(bench, groups(plan) * 40):
-        (pool,) = launch._pools.values()
-        assert pool[0].numel() > launch.POOL_COUNTERS // 2
+        (pool,) = workspace._pools.values()
+        assert pool[0].numel() > workspace.POOL_COUNTERS // 2
 
 
 # --- what the calls of a sample read --------------------------------------------------------------------------------

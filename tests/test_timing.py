@@ -126,7 +126,7 @@ def test_every_stream_that_kernels_were_launched_in_is_settled_before_a_round(mo
     """The last launches before the timed runs are those that leave the wanted state behind, in all of the streams."""
     import torch
 
-    from tinygemm.kernel import twins
+    from tinygemm.kernel import reference
 
     log, current = [], ["default"]
 
@@ -140,7 +140,7 @@ def test_every_stream_that_kernels_were_launched_in_is_settled_before_a_round(mo
     monkeypatch.setattr(torch.cuda, "stream", in_stream)
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: log.append((current[-1], "plain")))
     monkeypatch.setattr(
-        twins, "empty_kernel", lambda dependent_launch: log.append((current[-1], "dependent" * dependent_launch))
+        reference, "empty_kernel", lambda dependent_launch: log.append((current[-1], "dependent" * dependent_launch))
     )
     timing.CudaClock(["capture"])._settle(primed)
     if primed:
@@ -313,7 +313,7 @@ def test_a_round_settles_first_then_sleeps_then_runs(monkeypatch):
 def test_a_dependent_launch_carries_the_attribute_on_gpus_that_know_it(monkeypatch, knows, asked, attribute):
     import torch
 
-    from tinygemm.kernel import twins
+    from tinygemm.kernel import reference
 
     asked_for = []
 
@@ -321,11 +321,11 @@ def test_a_dependent_launch_carries_the_attribute_on_gpus_that_know_it(monkeypat
         def __getitem__(self, grid):
             return lambda **options: asked_for.append(options)
 
-    monkeypatch.setattr(twins.kernels, "kernel_empty", Kernel())
-    monkeypatch.setattr(twins.forms, "dependent_launch", lambda device: knows)
+    monkeypatch.setattr(reference.kernels, "kernel_empty", Kernel())
+    monkeypatch.setattr(reference.launches, "dependent_launch", lambda device: knows)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    twins.empty_kernel(asked)
-    assert asked_for == [{"num_warps": 1} | ({"launch_pdl": True} if attribute else {})]
+    reference.empty_kernel(asked)
+    assert asked_for == [{"num_warps": 1, "enable_fp_fusion": True} | ({"launch_pdl": True} if attribute else {})]
 
 
 @pytest.mark.gpu
@@ -334,7 +334,7 @@ def test_what_was_launched_before_does_not_change_a_graph(clock):
     import torch
 
     from tinygemm.harness.registry import CEILINGS
-    from tinygemm.kernel import twins
+    from tinygemm.kernel import reference
 
     replay = prepare([CEILINGS["empty-node"].make()], "graph", clock, 200)
     medians = []
@@ -342,7 +342,7 @@ def test_what_was_launched_before_does_not_change_a_graph(clock):
         for dependent_launch in (True, False):
             with torch.cuda.stream(stream):
                 for _ in range(20):
-                    twins.empty_kernel(dependent_launch)
+                    reference.empty_kernel(dependent_launch)
             samples, _ = interleave({"empty": replay}, "graph", rep=10, warmup=0, clock=clock)
             medians.append(sorted(samples["empty"])[5])
     assert max(medians) < 1.1 * min(medians), "on an H100 the states are 0.8 and 1.15 us"

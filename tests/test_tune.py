@@ -19,8 +19,9 @@ from tinygemm.harness.plan import Group, SweepPlan, groups
 from tinygemm.harness.progress import Progress, Task
 from tinygemm.harness.suites import HELD_OUT_SHAPES
 from tinygemm.harness.weights import Weights
-from tinygemm.kernel import forms, quant, triton_kernels
+from tinygemm.kernel import launches, quant
 from tinygemm.kernel.configs import PLAIN, Format, LaunchConfig, apart, fitted, read_table, write_table
+from tinygemm.kernel.triton import reference, splitk
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES, GemmProblem
 
 SHAPES = ((4096, 1024), (4096, 4096))
@@ -280,8 +281,8 @@ def test_what_won_is_raced_again_with_every_limit_of_registers_and_in_other_form
         tried = lab.configs[task]
         assert plain < set(tried)
         assert {config.max_registers for config in tried} == {0, 128, 168}
-        steps = {forms.steps(config) for config in plain}
-        assert {forms.steps(config) for config in tried} == steps | {s // 2 for s in steps if s > 1}
+        steps = {launches.steps(config) for config in plain}
+        assert {launches.steps(config) for config in tried} == steps | {s // 2 for s in steps if s > 1}
     written = [(row["M"], row["K"], row["N"], row["format"]) for row in rows if row["format"] != PLAIN]
     assert sorted(written) == sorted((M, 4096, N, f) for M in (1, 8) for N in (1024, 4096) for f in (BF16, G32))
     assert read_table(tmp_path / "t.json")[0] == rows
@@ -369,12 +370,14 @@ def test_candidates_of_the_ring_fit_into_shared_memory_and_are_as_long_as_they_c
     for config in found:
         assert config.block_m >= M
         assert config.block_m < 2 * M
-        bytes_needed = config.num_stages * config.num_warps * forms.stage_bytes(config, w)
-        assert bytes_needed <= forms.SHARED_BYTES
+        bytes_needed = config.num_stages * config.num_warps * launches.stage_bytes(config, w)
+        assert bytes_needed <= launches.SHARED_BYTES
         loop = replace(config, num_stages=1)
         most[loop] = max(most.get(loop, 0), bytes_needed)
     for config, longest in most.items():
-        assert longest > forms.SHARED_BYTES - config.num_warps * forms.stage_bytes(config, w), "one more stage fits"
+        assert longest > launches.SHARED_BYTES - config.num_warps * launches.stage_bytes(config, w), (
+            "one more stage fits"
+        )
     assert candidates.candidates("ring", 9) == []
 
 
@@ -383,7 +386,7 @@ def test_registers_are_limited_only_where_many_words_wait_in_them():
     limits = {}
     problems = [GemmProblem(1, N, K) for K, N in ((4096, 4096), (4096, 512), (512, 4096), (4864, 896))]
     for config in (c for problem in problems for c in candidates.candidates_of("splitk", problem, 132)):
-        words = config.block_n * forms.steps(config) // 2
+        words = config.block_n * launches.steps(config) // 2
         limits.setdefault(words, set()).add(config.max_registers)
     assert limits == {8: {0}, 16: {0}, 24: {96, 128, 168}, 32: {96, 128, 168}}
 
@@ -450,13 +453,13 @@ def test_progress_survives_a_line_cut_short(tmp_path):
 def test_the_terms_of_a_search_change_with_the_kernels(tmp_path, monkeypatch):
     monkeypatch.setattr(progress.runs, "software_versions", lambda: {"triton": "3.6.0", "torch": "2.11.0"})
     package = tmp_path / "tinygemm"
-    for name in ("kernel/triton_kernels.py", "harness/tune.py", "harness/candidates.py", "harness/progress.py"):
+    for name in ("kernel/triton/splitk.py", "harness/tune.py", "harness/candidates.py", "harness/progress.py"):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_text("a = 1\n", encoding="utf-8")
     monkeypatch.setattr(progress, "__file__", str(package / "harness" / "progress.py"))
     before = progress.terms()
     assert progress.terms() == before
-    (package / "kernel" / "triton_kernels.py").write_text("a = 2\n", encoding="utf-8")
+    (package / "kernel" / "triton" / "splitk.py").write_text("a = 2\n", encoding="utf-8")
     assert progress.terms() != before
 
 
@@ -522,8 +525,8 @@ class FakeFunction:
 
 def test_spills_are_those_of_what_a_launch_compiles(monkeypatch):
     first, second = FakeFunction(), FakeFunction()
-    monkeypatch.setattr(triton_kernels, "kernel_fake_first", first, raising=False)
-    monkeypatch.setattr(triton_kernels, "kernel_fake_second", second, raising=False)
+    monkeypatch.setattr(splitk, "kernel_fake_first", first, raising=False)
+    monkeypatch.setattr(reference, "kernel_fake_second", second, raising=False)
     second.compile("old", 7)
     assert compile.spills_of(lambda: first.compile("a", 0)) == 0
     assert compile.spills_of(lambda: (first.compile("b", 12), second.compile("c", 3))) == 15
@@ -551,7 +554,7 @@ def test_a_config_whose_launch_fails_or_spills_says_so(monkeypatch, format):
     monkeypatch.setattr(quant, "random_packed", lambda *a, device, **k: random_packed(*a, device="cpu", **k))
     monkeypatch.setattr(torch, "randn", lambda *a, device, **k: randn(*a, **k))
     function, operands = FakeFunction(), []
-    monkeypatch.setattr(triton_kernels, "kernel_fake", function, raising=False)
+    monkeypatch.setattr(splitk, "kernel_fake", function, raising=False)
 
     def bind(config, x, w):
         operands.append((x.dtype, x.shape, w.group_size, w.zeros is not None))

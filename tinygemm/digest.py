@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 KERNEL = Path(__file__).resolve().parent / "kernel"
-KERNELS = ("triton_kernels.py", "forms.py", "twins.py")  # and what they are launched with
+TRITON = tuple(f"triton/{file.name}" for file in sorted((KERNEL / "triton").glob("*.py")))
+KERNELS = (*TRITON, "launches.py", "reference.py")  # and what they are launched with
 CODE = (*KERNELS, "configs.py")  # and how a config is chosen
 EQUIVALENT = KERNEL.parents[1] / "data" / "equivalent.csv"
 EQUIVALENT_COLUMNS = ("old", "new", "proof")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tinygemm.hardware import GpuSpec
 from tinygemm.kernel.configs import LaunchConfig, fitted, serves
-from tinygemm.kernel.forms import SHARED_BYTES
+from tinygemm.kernel.launches import SHARED_BYTES
 from tinygemm.problem import GemmProblem
 
 LATENCY_US = 0.8  # one trip to DRAM and back under load, about the same on every GPU of these years

@@ -114,7 +114,7 @@ def one_line(error: Exception) -> str:
 def _compiled_in(problem: GemmProblem, config) -> tuple:
     """What a kernel knows of a problem at compile time: its groups, full tiles, and which sizes 16 divides."""
     from tinygemm.kernel.configs import ROUTE
-    from tinygemm.kernel.forms import fills_tiles
+    from tinygemm.kernel.launches import fills_tiles
 
     blocks = [-(-problem.K // 128)] if config.form in ("static", ROUTE) else []  # the others do not specialise it
     sizes = (problem.N, problem.K, *blocks)
@@ -122,9 +122,9 @@ def _compiled_in(problem: GemmProblem, config) -> tuple:
 
 
 def _compiled() -> list:
-    """The compiled kernels of this process; Triton keeps them per function and device."""
-    from tinygemm.kernel import triton_kernels
+    """The compiled kernels of this process."""
+    from tinygemm.kernel import fastpath
+    from tinygemm.kernel.triton import pipelined, reference, simple, splitk
 
-    functions = [value for value in vars(triton_kernels).values() if hasattr(value, "device_caches")]
-    caches = [cache for function in functions for cache, *_ in function.device_caches.values()]
-    return [kernel for cache in caches for kernel in cache.values()]
+    modules = (splitk, pipelined, simple, reference)
+    return fastpath.compiled(value for module in modules for value in vars(module).values())

@@ -42,10 +42,10 @@ def cublas_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> l
 
 
 def fp16_triton_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
-    from tinygemm.kernel import twins
+    from tinygemm.kernel import reference
 
     config, source = select(problem, gpu, form="fp16")
-    return [Variant(source, "fp16-nk", fp16_nk, lambda x, w: lambda: twins.fp16_gemm(x, w, config), config)]
+    return [Variant(source, "fp16-nk", fp16_nk, lambda x, w: lambda: reference.fp16_gemm(x, w, config), config)]
 
 
 # --- int4 -----------------------------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def twin_variants(dequant: str = "fast", dependent_launch: bool = True, add_warp
     """
 
     def variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
-        from tinygemm.kernel import twins
+        from tinygemm.kernel import reference
 
         config, source = select(problem, gpu, form, symmetric)
         configs = {config: source}
@@ -151,7 +151,7 @@ def twin_variants(dequant: str = "fast", dependent_launch: bool = True, add_warp
             configs.setdefault(dataclasses.replace(config, max_registers=limit), f"{source}, {limit} registers")
 
         def variant(config, source: str) -> Variant:
-            bind = lambda x, w: lambda: twins.twin_gemm(x, w, config, dequant, dependent_launch, add_warps)  # noqa: E731
+            bind = lambda x, w: lambda: reference.ablated_gemm(x, w, config, dequant, dependent_launch, add_warps)  # noqa: E731
             return Variant(source, "packed", packed_form, bind, config)
 
         return [variant(config, source) for config, source in configs.items()]
@@ -202,10 +202,10 @@ def load_only_variants(dependent_launch: bool):
     """What reading alone takes; without dependent launch, no call overlaps the one before."""
 
     def variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
-        from tinygemm.kernel import twins
+        from tinygemm.kernel import reference
 
         config, source = select(problem, gpu, form="load-only")
-        bind = lambda x, w: lambda: twins.load_only(w, config, dependent_launch)  # noqa: E731
+        bind = lambda x, w: lambda: reference.load_only(w, config, dependent_launch)  # noqa: E731
         return [Variant(source, "packed", packed_form, bind, config)]
 
     return variants

@@ -89,7 +89,7 @@ def terms() -> dict:
     """What a measured config rests on beside the GPU: compiler, framework and the source of kernels and search."""
     package = Path(__file__).resolve().parent.parent
     searching = (package / "harness" / name for name in ("candidates.py", "tune.py"))
-    sources = [*sorted((package / "kernel").glob("*.py")), *searching]
+    sources = [*sorted((package / "kernel").rglob("*.py")), *searching]
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     software = runs.software_versions()
     return {"software": {name: software.get(name) for name in ("torch", "triton", "cuda")}, "code": digest}

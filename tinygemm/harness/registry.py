@@ -154,9 +154,9 @@ def _make_copy():
 
 
 def _make_empty_node():
-    from tinygemm.kernel import twins
+    from tinygemm.kernel import reference
 
-    return twins.empty_kernel
+    return reference.empty_kernel
 
 
 CEILINGS = {
@@ -178,6 +178,6 @@ def forget_graphs() -> None:
     A captured split-K call keeps its arrival counters for good, out of a pool that a whole sweep would use up; calls
     captured after that would carry a node that zeroes theirs, and be timed with it.
     """
-    from tinygemm.kernel import launch
+    from tinygemm.kernel import workspace
 
-    launch.forget_captured_counters()
+    workspace.forget_captured_counters()

@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
 from tinygemm.hardware import GpuSpec
-from tinygemm.kernel import forms, launch, twins
+from tinygemm.kernel import launch, launches, reference
 from tinygemm.kernel.configs import LaunchConfig
 from tinygemm.kernel.quant import TILE_K, TILE_N, WORDS, PackedInt4
 from tinygemm.problem import GemmProblem
@@ -123,7 +123,10 @@ def config_cost(
     w = _packed_without_data(problem, symmetric)
     x = torch.empty(problem.M, problem.K, dtype=dtype, device="meta")
     weight = torch.empty(problem.N, problem.K, dtype=torch.float16, device="meta")
-    calls = {"load-only": lambda: twins.load_only(w, config), "fp16": lambda: twins.fp16_gemm(x, weight, config)}
+    calls = {
+        "load-only": lambda: reference.load_only(w, config),
+        "fp16": lambda: reference.fp16_gemm(x, weight, config),
+    }
     first, *_ = record_launches(calls.get(config.form, lambda: launch_product(x, w, config)))
     threads = 32 * config.num_warps
     return replace(launch_cost(first, spec), loop_weights=config.block_n * config.block_k / threads)
@@ -131,9 +134,9 @@ def config_cost(
 
 def launch_product(x: torch.Tensor, w: PackedInt4, config: LaunchConfig) -> torch.Tensor:
     """`gemm` with a config, for tensors that may be of device "meta"."""
-    launches = forms.product(config, x.shape[0], w, x.stride(0), forms.dependent_launch(x.device))
-    work = launch.Work((x.shape[0], w.N), x.dtype, launches)
-    return launch.start((), (x, *forms.stored(w)), work)
+    described = launches.product(config, x.shape[0], w, x.stride(0), launches.dependent_launch(x.device))
+    work = launch.Work((x.shape[0], w.N), x.dtype, described)
+    return launch.start((), (x, *launches.stored(w)), work)
 
 
 def record_launches(call: Callable) -> list[Launch]:
@@ -143,17 +146,17 @@ def record_launches(call: Callable) -> list[Launch]:
     """
     if triton.knobs.runtime.interpret:
         raise RuntimeError("kernels cannot be compiled while TRITON_INTERPRET is set; start a process without it")
-    launches = []
+    recorded = []
 
     def record(kernel, *arguments, grid, warmup, **keywords):
         options = {name: keywords.pop(name) for name in keywords.keys() - set(kernel.arg_names)}
         named = kernel.signature.bind(*arguments, **keywords).arguments
         values = {name: value.dtype if isinstance(value, torch.Tensor) else value for name, value in named.items()}
-        launches.append(Launch(kernel, grid, values, options))
+        recorded.append(Launch(kernel, grid, values, options))
 
     with mock.patch.object(triton.JITFunction, "run", record):
         call()
-    return launches
+    return recorded
 
 
 def launch_cost(launch: Launch, spec: GpuSpec) -> StaticCost:

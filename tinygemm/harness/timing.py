@@ -125,9 +125,9 @@ class CudaClock:
         """Whether this GPU knows dependent launch, so that there are two states to time in."""
         import torch
 
-        from tinygemm.kernel import forms
+        from tinygemm.kernel import launches
 
-        return forms.dependent_launch(torch.device("cuda", torch.cuda.current_device()))
+        return launches.dependent_launch(torch.device("cuda", torch.cuda.current_device()))
 
     def capture(self, calls: Sequence[Callable]) -> Callable[[], None]:
         """Record the calls as one CUDA graph; their kernels must have run once before, so that none compiles now."""
@@ -183,12 +183,12 @@ class CudaClock:
         """Launch, in the stream of the captures and the current one, what leaves one known state behind."""
         import torch
 
-        from tinygemm.kernel import twins
+        from tinygemm.kernel import reference
 
         for stream in (*self.streams, torch.cuda.current_stream()):
             with torch.cuda.stream(stream):
                 if primed:
-                    twins.empty_kernel(dependent_launch=True)
+                    reference.empty_kernel(dependent_launch=True)
                     continue
                 for _ in range(SETTLING_LAUNCHES):
                     torch.cuda._sleep(1)

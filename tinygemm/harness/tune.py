@@ -29,7 +29,7 @@ from tinygemm.kernel.configs import (
     read_table,
     write_table,
 )
-from tinygemm.kernel.forms import fills_tiles
+from tinygemm.kernel.launches import fills_tiles
 from tinygemm.problem import GemmProblem
 
 # what a config is tuned for: every config of these M is timed; then, for those between, only the best of them
@@ -292,12 +292,12 @@ def _stored(form: str):
 
 
 def _bind(config: LaunchConfig, x, weight):
-    from tinygemm.kernel import gemm, twins
+    from tinygemm.kernel import gemm, reference
 
     if config.form == "fp16":
-        return lambda: twins.fp16_gemm(x, weight, config)
+        return lambda: reference.fp16_gemm(x, weight, config)
     if config.form == "load-only":
-        return lambda: twins.load_only(weight, config)
+        return lambda: reference.load_only(weight, config)
     return lambda: gemm.gemm(x, weight, config)
 
 

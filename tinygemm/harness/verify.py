@@ -81,24 +81,24 @@ def check_dequantised(bind, x, weight, packed, reference, tolerance: Tolerance) 
 
 def check_raw(bind, x, weight, packed, reference, tolerance: Tolerance) -> Errors:
     """Compare the product without dequantisation with its own reference: the words' bits taken for the weight."""
-    from tinygemm.kernel import twins
+    from tinygemm.kernel import reference
 
     with poisoned_memory():
         out = bind(x, weight)()
-    return compare(out, x.double() @ twins.raw_weight(packed).t(), tolerance)
+    return compare(out, x.double() @ reference.raw_weight(packed).t(), tolerance)
 
 
 def check_reads(bind, x, weight, packed, reference, tolerance: Tolerance) -> Errors:
     """Prove that load_only read every word and scale: the XOR of its shares [split_k, N] is that of the stored bits."""
     import torch
 
-    from tinygemm.kernel import twins
+    from tinygemm.kernel import reference
 
     shares = bind(x, weight)()
     read = shares[0]
     for share in shares[1:]:
         read = read ^ share
-    if not torch.equal(read, expected := twins.load_only_reference(packed)):
+    if not torch.equal(read, expected := reference.load_only_reference(packed)):
         wrong = int((read != expected).sum())
         raise MismatchError(f"the checksum of what was read is wrong for {wrong} of {packed.N} rows", Errors())
     return Errors()

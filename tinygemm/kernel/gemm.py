@@ -7,11 +7,10 @@ import functools
 import itertools
 
 import torch
-from torch.autograd import forward_ad
 from triton.runtime.errors import InterpreterError
 
 from tinygemm.hardware import device_key
-from tinygemm.kernel import forms, launch
+from tinygemm.kernel import fastpath, launch, launches
 from tinygemm.kernel.configs import LaunchConfig, select
 from tinygemm.kernel.quant import PackedInt4, dequantize
 from tinygemm.problem import GemmProblem
@@ -41,10 +40,10 @@ def gemm(
         _check_types(x, w)
     if _differentiates(x):
         raise RuntimeError("gemm has no backward: call it under torch.inference_mode() or with x.detach()")
-    if torch.compiler.is_compiling() or traced(x):
+    if torch.compiler.is_compiling() or fastpath.traced(x):
         if config is not None:
             raise ValueError("config cannot be forced while torch traces the call; leave it to the static table")
-        return torch.ops.tinygemm.gemm(x, *forms.stored(w), w.N, w.K, w.group_size, dependent_launch)
+        return torch.ops.tinygemm.gemm(x, *launches.stored(w), w.N, w.K, w.group_size, dependent_launch)
     return _gemm(x, w, config, dependent_launch)
 
 
@@ -60,7 +59,7 @@ def dequantize_fp16(w: PackedInt4, dtype: torch.dtype = torch.float16) -> torch.
     """The weight as [N, K] of `dtype`, float16 or bfloat16, by a Triton kernel: the first half of the naive route."""
     key = ("dequantise", dtype, w.qweight.device, w.N, w.K, w.group_size, w.zeros is None)
     with _interpreter_errors():
-        return launch.call(key, forms.stored(w), lambda: launch.Work(w.shape, dtype, (forms.dequantise(w),)))
+        return launch.call(key, launches.stored(w), lambda: launch.Work(w.shape, dtype, (launches.dequantise(w),)))
 
 
 def check(x: torch.Tensor, w: PackedInt4) -> None:
@@ -98,7 +97,7 @@ def _check_operands(x: torch.Tensor, w: PackedInt4) -> None:
 
 
 def _has_kernels(device: torch.device) -> bool:
-    return device.type == "cuda" or (forms.INTERPRETED and device.type == "cpu")
+    return device.type == "cuda" or (launches.INTERPRETED and device.type == "cpu")
 
 
 def _gemm(x, w, config, dependent_launch) -> torch.Tensor:
@@ -128,12 +127,12 @@ def _gemm(x, w, config, dependent_launch) -> torch.Tensor:
     if config.form == "dequantise":
         return _linear(x, dequantize_fp16(w, x.dtype))
     stride_xm = _row_stride(x)
-    if not forms.takes_x_as_it_lies(config, x.data_ptr(), stride_xm or 0):
+    if not launches.takes_x_as_it_lies(config, x.data_ptr(), stride_xm or 0):
         return _gemm(x.clone(memory_format=torch.contiguous_format), w, config, dependent_launch)
-    pdl = dependent_launch and forms.dependent_launch(x.device)
-    launches = forms.product(config, M, w, w.K if stride_xm is None else stride_xm, pdl)
+    pdl = dependent_launch and launches.dependent_launch(x.device)
+    described = launches.product(config, M, w, w.K if stride_xm is None else stride_xm, pdl)
     with _interpreter_errors():
-        return launch.start(key, inputs, launch.Work((*x.shape[:-1], w.N), x.dtype, launches, copy=stride_xm is None))
+        return launch.start(key, inputs, launch.Work((*x.shape[:-1], w.N), x.dtype, described, copy=stride_xm is None))
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -188,26 +187,13 @@ def _selected(problem: GemmProblem, gpu: str, form: str | None, symmetric: bool,
 
 
 _REAL_TENSORS = (torch.Tensor, torch.nn.Parameter)
-# bound once: every call asks them
-_dispatch_modes, _tracing_state = torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state
-_transforms = torch._C._functorch.peek_interpreter_stack
-
-
-def traced(x: torch.Tensor) -> bool:
-    """Whether torch is recording or transforming rather than computing: x has no address of its own then."""
-    return (
-        type(x) not in _REAL_TENSORS
-        or _dispatch_modes() > 0
-        or _tracing_state() is not None
-        or _transforms() is not None
-    )
 
 
 def _differentiates(x: torch.Tensor) -> bool:
     """Whether torch follows x for a derivative, backward or forward."""
     if x.requires_grad is True and torch.is_grad_enabled():  # what torch.fx puts in the place of x has no truth value
         return True
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
+    return fastpath.has_tangent(x)
 
 
 @torch.library.custom_op("tinygemm::gemm", mutates_args=())

@@ -1,9 +1,7 @@
-"""Launching a kernel: the workspace it needs, Triton's own way, and a short one for calls that were seen before."""
+"""Launching a kernel: Triton's own way, and a short one for calls that were seen before."""
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,12 +9,14 @@ from typing import NamedTuple
 import torch
 import triton
 
+from tinygemm.kernel import fastpath, workspace
+
 ALIGNED = 16  # bytes: what a torch allocation always is, and what Triton compiles wide accesses for
 
 
 @dataclass(frozen=True, eq=False)
 class Launch:
-    """One launch: kernel[grid](*inputs, out, [partial, counter,] *numbers, **constants, **options).
+    """One launch, described: kernel[grid](*inputs, out, [partial, counter,] *numbers, **constants, **options).
 
     numbers:   run-time integers, in the order of the signature
     constants: compile-time constants by name, in the order of the signature
@@ -37,7 +37,7 @@ class Launch:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """A call: what it returns and what it launches.
+    """A call that has not run yet: what it returns and what it launches. It lives from `describe` to `start`.
 
     shape, dtype: of `out`
     copy:         the rows of the first input do not lie at equal distances; it is made contiguous first
@@ -50,10 +50,9 @@ class Work:
 
 
 class Plan(NamedTuple):
-    """A call that ran once, by what is the same whenever its key is: all but addresses and the stream.
+    """Everything needed to repeat a call that ran: all arguments but tensor addresses and the stream.
 
-    launch:    the function of Triton's driver that starts a kernel, given grid, stream, *fixed, then the arguments
-    as_tuple:  it takes the kernel's arguments as one tuple (Triton 3.7), not one by one (3.6)
+    launch, as_tuple, fixed: as in fastpath.Driver
     workspace: (partial sums, counters) of the largest launch, as in Launch; None where no launch needs any
     pieces:    for each launch: grid, byte offsets into the first input and `out`, the arguments behind `out`, or behind
                the workspace where there is one
@@ -72,9 +71,7 @@ class Plan(NamedTuple):
 
 
 MAX_PLANS = 4096
-_plans: dict[tuple, Plan] = {}
-_runtime = triton.knobs.runtime
-_version = tuple(triton.__version__.split(".")[:2])
+_plans: dict[tuple, Plan] = {}  # by the key of a call and what else Triton would look at
 
 
 def call(key: tuple, inputs: tuple[torch.Tensor | None, ...], describe: Callable[..., Work], *arguments):
@@ -95,11 +92,11 @@ def replay(key: tuple, inputs: tuple[torch.Tensor | None, ...]) -> torch.Tensor 
     about the binary but the alignment of the pointers, which is checked. Pointers are passed as integers, so Triton
     does not ask the driver whose memory they are: it did when the call ran first, on tensors of the same devices.
     """
-    plan = _plans.get(key)
-    if plan is None or _hooked():
+    plan = _plans.get((key, fastpath.knobs()))
+    if plan is None or fastpath.hooked():
         return None
     device, index, shape, dtype, copy, start_kernel, as_tuple, fixed, needs, pieces = plan
-    if index != torch._C._cuda_getDevice():  # what torch.cuda.current_device wraps
+    if index != fastpath.current_device():
         with torch.cuda.device(device):
             return replay(key, inputs)
     if copy:
@@ -117,8 +114,8 @@ def replay(key: tuple, inputs: tuple[torch.Tensor | None, ...]) -> torch.Tensor 
     # new_empty takes half as long as torch.empty, which has a dtype and a device to read; sizes one by one, no tuple
     like = inputs[0]
     out = (like if like.dtype is dtype else like.new_empty(0, dtype=dtype)).new_empty(*shape)
-    target, stream = out.data_ptr(), torch._C._cuda_getCurrentRawStream(index)
-    space = () if needs is None else workspace(*needs, device).addresses
+    target, stream = out.data_ptr(), fastpath.current_stream(index)
+    space = () if needs is None else workspace.reserve(*needs, device).addresses
     for grid, offset, out_offset, rest in pieces:
         first, last = address + offset, target + out_offset
         if as_tuple:
@@ -143,8 +140,8 @@ def _start(key, inputs, work) -> torch.Tensor:
         if launch.count:
             rows = first.reshape(-1, first.shape[-1])[launch.first : launch.first + launch.count]
             target = out.view(-1, out.shape[-1])[launch.first : launch.first + launch.count]
-        space = NO_PARAMETERS if launch.workspace is None else workspace(*launch.workspace, first.device)
-        arguments = (rows, *inputs[1:], target, *space.tensors, *launch.numbers)
+        space = () if launch.workspace is None else workspace.reserve(*launch.workspace, first.device).tensors
+        arguments = (rows, *inputs[1:], target, *space, *launch.numbers)
         binaries.append(launch.kernel[launch.grid](*arguments, **launch.constants, **launch.options))
         offsets = rows.data_ptr() - first.data_ptr(), target.data_ptr() - out.data_ptr()
         pieces.append((launch.grid, *offsets, (*launch.numbers, *launch.constants.values())))
@@ -153,146 +150,14 @@ def _start(key, inputs, work) -> torch.Tensor:
     places += [offset for piece in pieces for offset in piece[1:3]]
     if binary is None or any(other is not binary for other in binaries) or any(place % ALIGNED for place in places):
         return out  # the interpreter has no binary
-    if (fixed := _fixed_arguments(binary)) is not None:
+    if (driver := fastpath.driver_of(binary)) is not None:
         space = max((launch.workspace for launch in work.launches if launch.workspace), default=None)
         if space == (0, 0):  # parameters of the kernel all the same
-            pieces = [(*where, (*NOT_NEEDED.addresses, *rest)) for *where, rest in pieces]
+            pieces = [(*where, (*workspace.NOT_NEEDED.addresses, *rest)) for *where, rest in pieces]
         if len(_plans) >= MAX_PLANS:
             _plans.clear()
-        _plans[key] = Plan(
-            first.device, first.device.index, work.shape, work.dtype, work.copy, binary.run.launch,
-            _version == ("3", "7"), fixed, None if space == (0, 0) else space, tuple(pieces),
+        _plans[key, fastpath.knobs()] = Plan(
+            first.device, first.device.index, work.shape, work.dtype, work.copy, *driver,
+            None if space == (0, 0) else space, tuple(pieces),
         )  # fmt: skip
     return out
-
-
-def _fixed_arguments(binary) -> tuple | None:
-    """What Triton 3.6 and 3.7 hand their driver's launch function between the stream and the kernel's arguments.
-
-    Read off `CudaLauncher.__call__` and `CompiledKernel.__getitem__` of both. None for a launcher of another shape and
-    for a kernel that needs scratch memory: those go Triton's own way, every time.
-    """
-    run = binary.run
-    known = ("launch", "launch_cooperative_grid", "launch_pdl", "global_scratch_size", "profile_scratch_size")
-    if not type(run).__module__.endswith("nvidia.driver") or not all(hasattr(run, name) for name in known):
-        return None
-    if run.global_scratch_size or run.profile_scratch_size:
-        return None
-    head = (binary.function, run.launch_cooperative_grid, run.launch_pdl)
-    no_hooks, no_scratch = (None, None, None), (None, None)  # what hooks are told and both hooks; two kinds of scratch
-    if _version == ("3", "6"):
-        return (*head, *no_scratch, binary.packed_metadata, *no_hooks)
-    if _version == ("3", "7") and hasattr(run, "arg_annotations") and hasattr(run, "kernel_signature"):
-        return (*head, binary.packed_metadata, *no_hooks, *no_scratch, run.arg_annotations, run.kernel_signature)
-    return None
-
-
-def _hooked() -> bool:
-    """Whether somebody, a profiler say, asked Triton to be told of every launch."""
-    before, after = _runtime.launch_enter_hook, _runtime.launch_exit_hook
-    return bool(getattr(before, "calls", before) or getattr(after, "calls", after))
-
-
-# --- partial sums and arrival counters --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Workspace:
-    """Partial sums float32 and arrival counters int32, as tensors and by their addresses; None where not needed."""
-
-    tensors: tuple[torch.Tensor | None, ...]
-    addresses: tuple[int | None, ...]
-
-
-NO_PARAMETERS = Workspace((), ())  # of a kernel that never splits K
-NOT_NEEDED = Workspace((None, None), (None, None))
-POOL_COUNTERS = 1 << 20  # 4 MB: a thousand graphs, however many calls each captures
-POOL_RESERVE = 1 << 17  # with less than this left, the next eager call starts another pool
-_stream_workspaces: dict[tuple[int, int], Workspace] = {}
-_pools: dict[int, list[torch.Tensor]] = {}  # device -> what is left of its pool, then the pools that are used up
-_captures: dict[tuple[int, int], tuple[int, torch.Tensor]] = {}  # (device, stream) -> its last capture, its counters
-
-
-def workspace(partials: int, counters: int, device: torch.device) -> Workspace:
-    """Room for partial sums, and arrival counters that are zero now and that the kernel leaves at zero.
-
-    Never shared by calls that may overlap. Eager calls on one stream run one after the other and share a workspace that
-    grows to what the largest of them needs. Captured calls take their partial sums from their graph's memory. Their
-    counters come out of a pool for good, since the graph may be replayed at any time beside anything else; but calls of
-    one capture on one stream run one after the other and share them. Eager calls refill the pool. Where there is none
-    yet (the first call of all is a captured one), the graph zeroes its counters itself: one node more.
-    """
-    if not partials:
-        return NOT_NEEDED
-    if device.type != "cuda":
-        return _new_workspace(partials, _zeros(counters, device))
-    counters += -counters % 4  # every set starts 16-byte aligned: another alignment would be another compiled kernel
-    key = (device.index, torch._C._cuda_getCurrentRawStream(device.index))  # what torch.cuda.current_stream wraps
-    if torch.cuda.is_current_stream_capturing():
-        return _new_workspace(partials, _captured_counters(key, counters, device))
-    pool = _pools.setdefault(device.index, [])
-    if not pool or pool[0].numel() < POOL_RESERVE:
-        pool.insert(0, _zeros(POOL_COUNTERS, device))
-        torch.cuda.synchronize(device)  # once in a thousand graphs: every stream must see the zeros
-    held = _stream_workspaces.get(key)
-    sizes = (0, 4096) if held is None else [tensor.numel() for tensor in held.tensors]
-    if sizes[0] >= partials and sizes[1] >= counters:
-        return held
-    held = _new_workspace(max(partials, sizes[0]), _zeros(max(counters, sizes[1]), device))
-    _stream_workspaces[key] = held
-    return held
-
-
-def forget_captured_counters() -> None:
-    """Start new pools of counters, with the next eager call on each GPU.
-
-    For a caller who knows that no graph captured so far will be replayed again.
-    """
-    _pools.clear()
-    _captures.clear()
-
-
-def _captured_counters(stream: tuple[int, int], count: int, device: torch.device) -> torch.Tensor:
-    """Counters for a call that is being captured: those of the calls before it in the same capture and stream."""
-    capture = _capture_id(stream[1])
-    known, held = _captures.get(stream, (None, None))
-    if held is not None and known == capture and held.numel() >= count:
-        return held
-    pool = _pools.get(device.index)
-    if not pool or pool[0].numel() < count:
-        held = _zeros(count, device)  # of the graph's memory; kept, for later calls of the capture rely on its zeros
-    else:
-        held, pool[0] = pool[0][:count], pool[0][count:]
-    if capture is not None:
-        _captures[stream] = (capture, held)
-    return held
-
-
-def _capture_id(stream: int) -> int | None:
-    """The number that the driver gave to the capture under way on a stream; None where it does not say.
-
-    torch does not tell captures apart: one stream captures many graphs, and these may be replayed side by side.
-    """
-    ask = _ask_for_capture()
-    status, number = ctypes.c_int(), ctypes.c_uint64()
-    if ask is None or ask(ctypes.c_void_p(stream), ctypes.byref(status), ctypes.byref(number)) != 0:
-        return None
-    return number.value
-
-
-@functools.cache
-def _ask_for_capture() -> Callable | None:
-    """`cuStreamGetCaptureInfo(stream, &status, &id)` of the CUDA driver API."""
-    try:
-        return ctypes.CDLL("libcuda.so.1").cuStreamGetCaptureInfo
-    except (OSError, AttributeError):
-        return None
-
-
-def _new_workspace(partials: int, counters: torch.Tensor) -> Workspace:
-    sums = torch.empty(partials, dtype=torch.float32, device=counters.device)
-    return Workspace((sums, counters), (sums.data_ptr(), counters.data_ptr()))
-
-
-def _zeros(count: int, device: torch.device) -> torch.Tensor:
-    return torch.zeros(count, dtype=torch.int32, device=device)

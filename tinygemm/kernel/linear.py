@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from tinygemm.kernel.gemm import gemm, traced
+from tinygemm.kernel import fastpath
+from tinygemm.kernel.gemm import gemm
 from tinygemm.kernel.quant import (
     FLOAT_DTYPES,
     TILE_K,
@@ -30,8 +31,6 @@ HOOKS = (
 )  # fmt: skip
 USUAL = "lm_head"  # skipped by default, and not missed where a model has none
 NAMED = 5  # layers in a warning
-# bound once: every call asks them
-_any_autocast, _is_compiling = torch._C._is_any_autocast_enabled, torch.compiler.is_compiling
 
 
 class Int4Linear(nn.Module):
@@ -122,7 +121,7 @@ class Int4Linear(nn.Module):
         """
         buffers, checked = self._buffers, self._checked  # quicker than asking the module for each
         qweight, scales, zeros, bias = buffers["qweight"], buffers["scales"], buffers["zeros"], buffers["bias"]
-        compiling = _is_compiling()  # a tracer must see the buffers, and leave none of its own behind
+        compiling = torch.compiler.is_compiling()  # a tracer must see the buffers, and leave none of its own behind
         if not compiling and checked is not None:
             w, codes, steps, points, shift, codes_at, steps_at, points_at, shift_at = checked
             if (
@@ -133,14 +132,14 @@ class Int4Linear(nn.Module):
                 return w
         w = PackedInt4(qweight, scales, zeros, self.out_features, self.in_features, self.group_size)
         _check_bias(bias, self.out_features, w.device)
-        if not compiling and not traced(qweight):
+        if not compiling and not fastpath.traced(qweight):
             tensors = (qweight, scales, zeros, bias)
             self._checked = (w, *tensors, *(tensor if tensor is None else tensor.data_ptr() for tensor in tensors))
         return w
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] -> [..., out_features], as `gemm` does; under autocast x is cast to its dtype first."""
-        if _any_autocast():
+        if fastpath.any_autocast():
             x = _autocast(x)
         y, bias = gemm(x, self.weight), self._buffers["bias"]
         return y if bias is None else y.add_(bias)
@@ -297,9 +296,9 @@ def _refused(packed: dict[str, torch.Tensor], own: dict[str, torch.Tensor | None
     if own["zeros"] is not None and "zeros" not in tensors:
         faults.append("zeros are not in the state dict, and the layer is asymmetric: make it with symmetric=True")
     scales, zeros = tensors.get("scales", own["scales"]), tensors.get("zeros")
-    if faults or scales.is_meta or traced(scales):
+    if faults or scales.is_meta or fastpath.traced(scales):
         return faults
-    if zeros is not None and (zeros.is_meta or traced(zeros) or zeros.shape != scales.shape):
+    if zeros is not None and (zeros.is_meta or fastpath.traced(zeros) or zeros.shape != scales.shape):
         return faults  # a shape that does not fit is named by torch
     try:
         check_values(scales, None if zeros is None else zeros.to(scales.device))

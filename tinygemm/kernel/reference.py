@@ -1,20 +1,20 @@
-"""Yardsticks: kernels that the product is measured against, cut into programs as it is, each with a thing left out."""
+"""Ablations and references: kernels that the product is measured against, cut into programs as it is."""
 
 from __future__ import annotations
 
 import torch
 import triton
 
-from tinygemm.kernel import forms
-from tinygemm.kernel import triton_kernels as kernels
+from tinygemm.kernel import launches
 from tinygemm.kernel.configs import LaunchConfig
 from tinygemm.kernel.gemm import check
 from tinygemm.kernel.launch import Launch, Work, call
 from tinygemm.kernel.quant import TILE_K, TILE_N, PackedInt4
+from tinygemm.kernel.triton import reference as kernels
 
 
 def load_only(w: PackedInt4, config: LaunchConfig, dependent_launch: bool = True) -> torch.Tensor:
-    """Read the packed weight as the splitk form does and compute nothing: the ceiling of every INT4 kernel.
+    """Read the packed weight as the splitk kernel does and compute nothing: the ceiling of every INT4 kernel.
 
     dependent_launch: as in gemm; without it, each call reads only once the one before has finished
     returns: [split_k, N] int32: XOR of the words and scale bits that a share of a row read (see `load_only_reference`)
@@ -36,7 +36,7 @@ def load_only_reference(w: PackedInt4) -> torch.Tensor:
     return values[:, 0]
 
 
-def twin_gemm(
+def ablated_gemm(
     x: torch.Tensor,
     w: PackedInt4,
     config: LaunchConfig,
@@ -44,7 +44,7 @@ def twin_gemm(
     dependent_launch: bool = True,
     add_warps: bool = True,
 ) -> torch.Tensor:
-    """The tuned kernel with one thing done otherwise: what that thing costs is what the twin saves or loses.
+    """The tuned kernel with one thing done otherwise: what that thing costs is what the ablation saves or loses.
 
     x:         [M, K]  float16
     config:    of form splitk or ring
@@ -59,11 +59,11 @@ def twin_gemm(
     otherwise = (dequant, dependent_launch, add_warps)
     weight = (w.N, w.K, w.group_size, w.zeros is None)
     key = ("twin", x.shape, x.stride(), x.dtype, x.get_device(), weight, config, otherwise)
-    return call(key, (x, *forms.stored(w)), _twin, x, w, config, *otherwise)
+    return call(key, (x, *launches.stored(w)), _ablated, x, w, config, *otherwise)
 
 
 def raw_weight(w: PackedInt4) -> torch.Tensor:
-    """What `twin_gemm` without dequantisation takes for the weight, [N, K] float64.
+    """What `ablated_gemm` without dequantisation takes for the weight, [N, K] float64.
 
     k = 32 p + 2 j + h is half h of word j, its exponent cut.
     """
@@ -75,7 +75,7 @@ def raw_weight(w: PackedInt4) -> torch.Tensor:
 
 
 def fp16_gemm(x: torch.Tensor, weight: torch.Tensor, config: LaunchConfig) -> torch.Tensor:
-    """The FP16 twin of the splitk form: x [M, K] float16, weight [N, K] float16 contiguous, returns [M, N] float16."""
+    """The splitk kernel in FP16: x [M, K] float16, weight [N, K] float16 contiguous, returns [M, N] float16."""
     key = ("fp16", x.shape, x.stride(), x.dtype, x.get_device(), weight.shape, weight.get_device(), config)
     return call(key, (x, weight), _fp16, x, weight, config)
 
@@ -85,8 +85,8 @@ def empty_kernel(dependent_launch: bool = False) -> None:
 
     dependent_launch: with the attribute of dependent launch, on GPUs that know it
     """
-    pdl = dependent_launch and forms.dependent_launch(torch.device("cuda", torch.cuda.current_device()))
-    kernels.kernel_empty[(1,)](num_warps=1, **({"launch_pdl": True} if pdl else {}))
+    pdl = dependent_launch and launches.dependent_launch(torch.device("cuda", torch.cuda.current_device()))
+    kernels.kernel_empty[(1,)](num_warps=1, enable_fp_fusion=True, **({"launch_pdl": True} if pdl else {}))
 
 
 # --- what they are launched with --------------------------------------------------------------------------------------
@@ -94,25 +94,26 @@ def empty_kernel(dependent_launch: bool = False) -> None:
 
 def _load_only(w: PackedInt4, config: LaunchConfig, dependent_launch: bool) -> Work:
     KB = w.qweight.shape[1]
-    if w.zeros is not None or not forms.fills_tiles(w.N, w.K, config):
+    if w.zeros is not None or not launches.fills_tiles(w.N, w.K, config):
         raise ValueError(f"load_only reads symmetric weights whose N and K fill the tiles of {config}")
-    pdl = dependent_launch and forms.dependent_launch(w.device)
-    pdl = pdl and forms.every_share_waits(config.split_k, KB, config.num_warps)
+    pdl = dependent_launch and launches.dependent_launch(w.device)
+    pdl = pdl and launches.every_share_waits(config.split_k, KB, config.num_warps)
     constants = {
         "SCALE_ROWS": 0 if w.group_size == -1 else 128 // w.group_length, "BLOCK_N": config.block_n,
-        "WARPS_K": config.num_warps, "SPLIT_K": config.split_k, "STEPS": forms.steps(config), "PDL": pdl,
+        "WARPS_K": config.num_warps, "SPLIT_K": config.split_k, "BLOCKS_IN_FLIGHT": launches.steps(config), "PDL": pdl,
     }  # fmt: skip
     grid = (w.N // config.block_n, config.split_k, 1)
-    launch = Launch(kernels.kernel_load_only_int4, grid, (w.N, KB), constants, forms.options(config, pdl))
+    launch = Launch(kernels.kernel_load_only_int4, grid, (w.N, KB), constants, launches.options(config, pdl))
     return Work((config.split_k, w.N), torch.int32, (launch,))
 
 
-def _twin(x: torch.Tensor, w: PackedInt4, config: LaunchConfig, dequant: str, pdl: bool, add_warps: bool) -> Work:
+def _ablated(x: torch.Tensor, w: PackedInt4, config: LaunchConfig, dequant: str, pdl: bool, add_warps: bool) -> Work:
     check(x, w)
-    M, pdl = x.shape[0], pdl and forms.dependent_launch(x.device)
-    if not forms.takes_x_as_it_lies(config, x.data_ptr(), x.stride(0) if M > 1 else 0):  # a copy would be timed as well
+    M, pdl = x.shape[0], pdl and launches.dependent_launch(x.device)
+    stride_xm = x.stride(0) if M > 1 else 0
+    if not launches.takes_x_as_it_lies(config, x.data_ptr(), stride_xm):  # a copy would be timed as well
         raise ValueError(f"every row of x must start at a multiple of 16 bytes for form {config.form}")
-    return Work((M, w.N), x.dtype, forms.product(config, M, w, x.stride(0), pdl, dequant, add_warps))
+    return Work((M, w.N), x.dtype, launches.product(config, M, w, x.stride(0), pdl, dequant, add_warps))
 
 
 def _fp16(x: torch.Tensor, weight: torch.Tensor, config: LaunchConfig) -> Work:
@@ -120,12 +121,12 @@ def _fp16(x: torch.Tensor, weight: torch.Tensor, config: LaunchConfig) -> Work:
     N, KB = weight.shape[0], triton.cdiv(K, TILE_K)
     if M > config.block_m:
         raise ValueError(f"x must have at most block_m={config.block_m} rows, got M={M}")
-    pdl = forms.dependent_launch(x.device) and forms.every_share_waits(config.split_k, KB, config.num_warps)
+    pdl = launches.dependent_launch(x.device) and launches.every_share_waits(config.split_k, KB, config.num_warps)
     constants = {
-        "EVEN": forms.fills_tiles(N, K, config),
+        "FULL_TILES": launches.fills_tiles(N, K, config),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "WARPS_K": config.num_warps, "SPLIT_K": config.split_k,
-        "STEPS": forms.steps(config), "PDL": pdl,
+        "BLOCKS_IN_FLIGHT": launches.steps(config), "PDL": pdl,
     }  # fmt: skip
     grid, numbers = (triton.cdiv(N, config.block_n), config.split_k, 1), (M, N, K, KB, x.stride(0))
-    options, space = forms.options(config, pdl), forms.shares(config, M, N)
+    options, space = launches.options(config, pdl), launches.shares(config, M, N)
     return Work((M, N), x.dtype, (Launch(kernels.kernel_gemm_fp16_splitk, grid, numbers, constants, options, space),))

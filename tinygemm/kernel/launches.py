@@ -1,4 +1,4 @@
-"""What each form of the kernel is launched with: the arguments that a config and a problem come to, in one place."""
+"""The arguments of each kernel: the launches that a config and a problem come to."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import os
 import torch
 import triton
 
-from tinygemm.kernel import triton_kernels as kernels
 from tinygemm.kernel.configs import DEQUANTISE, LaunchConfig
 from tinygemm.kernel.launch import Launch
 from tinygemm.kernel.quant import PackedInt4
+from tinygemm.kernel.triton import pipelined, simple, splitk
 
 SHARED_BYTES = 48 * 1024  # of a program, declared in the kernel: the most that every GPU gives without being asked
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -52,11 +52,11 @@ def stored(w: PackedInt4) -> tuple[torch.Tensor | None, ...]:
 def _splitk(config, M, w, stride_xm, pdl, dequant, add_warps) -> tuple[Launch, ...]:
     pdl = pdl and every_share_waits(config.split_k, w.qweight.shape[1], config.num_warps)
     constants = {
-        **layout(w), "DEQUANT": dequant, "EVEN": fills_tiles(w.N, w.K, config),
+        **layout(w), "DEQUANT": dequant, "FULL_TILES": fills_tiles(w.N, w.K, config),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "WARPS_K": config.num_warps, "SPLIT_K": config.split_k,
-        "STEPS": steps(config), "ADD_WARPS": add_warps, "PDL": pdl,
+        "BLOCKS_IN_FLIGHT": steps(config), "ADD_WARPS": add_warps, "PDL": pdl,
     }  # fmt: skip
-    return _tiles_of_rows(kernels.kernel_gemm_packed_int4_splitk, config, M, w, stride_xm, constants, pdl)
+    return _tiles_of_rows(splitk.kernel_gemm_packed_int4_splitk, config, M, w, stride_xm, constants, pdl)
 
 
 def _ring(config, M, w, stride_xm, pdl, dequant, add_warps) -> tuple[Launch, ...]:
@@ -70,7 +70,7 @@ def _ring(config, M, w, stride_xm, pdl, dequant, add_warps) -> tuple[Launch, ...
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "WARPS_K": config.num_warps, "SPLIT_K": config.split_k,
         "STAGES": stages, "PDL": pdl,
     }  # fmt: skip
-    return _tiles_of_rows(kernels.kernel_gemm_packed_int4_ring, config, M, w, stride_xm, constants, pdl)
+    return _tiles_of_rows(pipelined.kernel_gemm_packed_int4_pipelined, config, M, w, stride_xm, constants, pdl)
 
 
 def _tiles_of_rows(kernel, config, M, w, stride_xm, constants, pdl) -> tuple[Launch, ...]:
@@ -86,7 +86,7 @@ def _tiles_of_rows(kernel, config, M, w, stride_xm, constants, pdl) -> tuple[Lau
 
 
 def _static(config, M, w, stride_xm, pdl, dequant, add_warps) -> tuple[Launch, ...]:
-    kernel = kernels.kernel_gemm_packed_int4_static
+    kernel = simple.kernel_gemm_packed_int4_static
     grid = (triton.cdiv(w.N, config.block_n), triton.cdiv(M, config.block_m), 1)
     numbers = (M, w.N, w.K, w.qweight.shape[1], stride_xm)
     constants = {**layout(w), "BLOCK_M": config.block_m, "BLOCK_N": config.block_n}
@@ -101,7 +101,7 @@ def dequantise(w: PackedInt4) -> Launch:
     KB = w.qweight.shape[1]
     grid = (triton.cdiv(w.N, DEQUANTISE.block_n), KB, 1)
     constants = {**layout(w), "BLOCK_N": DEQUANTISE.block_n}
-    return Launch(kernels.kernel_dequantize_int4, grid, (w.N, w.K, KB), constants, options(DEQUANTISE, False))
+    return Launch(simple.kernel_dequantize_int4, grid, (w.N, w.K, KB), constants, options(DEQUANTISE, False))
 
 
 # --- what the forms share ---------------------------------------------------------------------------------------------
@@ -111,16 +111,17 @@ def layout(w: PackedInt4) -> dict:
     """The constants of a kernel that describe the packed weight."""
     return {
         "GROUP": 128 if w.group_size == -1 else w.group_size,
-        "WHOLE_K": w.group_size == -1,
+        "PER_CHANNEL": w.group_size == -1,
         "HAS_ZEROS": w.zeros is not None,
     }
 
 
 def options(config: LaunchConfig, pdl: bool) -> dict:
+    """The compile options of a kernel. A product and a sum are one instruction, whatever Triton's default becomes."""
     chosen = {"launch_pdl": True} if pdl else {}
     if config.max_registers:
         chosen["maxnreg"] = config.max_registers
-    return {"num_warps": config.num_warps} | chosen
+    return {"num_warps": config.num_warps, "enable_fp_fusion": True} | chosen
 
 
 def stage_bytes(config: LaunchConfig, w: PackedInt4) -> int:
