@@ -50,10 +50,9 @@ def prove(commit: str, digest: str, gpu: str, root: Path = ROOT) -> Evidence:
         old = Path(folder)
         _extract(commit, old, root)
         package = old / "tinygemm" / "kernel"
-        if missing := [name for name in CODE if not (package / name).is_file()]:
-            how = _equal_machine_code(gpu, old)
-            return Evidence(digest, kernel_digest(gpu), f"{how} ({', '.join(missing)} stood elsewhere)")
-        if kernel_digest(gpu, package) == kernel_digest(gpu):
+        if not all((package / name).is_file() for name in CODE):
+            how = f"{_equal_machine_code(gpu, old)}, whose files stood elsewhere"
+        elif kernel_digest(gpu, package) == kernel_digest(gpu):
             how = "the sources differ in nothing that is computed"
         elif kernel_digest(None, package, KERNELS) == kernel_digest(None, KERNEL, KERNELS):
             how = f"equal kernels and launches; {_equal_tables(gpu, package)}"
