@@ -33,7 +33,7 @@ def narrow(form: str, file: str, old: str) -> Fault:
     return on_gpu(f"x of {form} in 32 bits", file, old, old.replace(".to(tl.int64)", ""), test)
 
 
-CHAIN = "test_kernels_gpu.py::test_a_chain_of_calls_sees_the_results_of_the_one_before"
+CHAIN = "test_streams_gpu.py::test_overlapping_calls_of_a_chain_see_the_results_of_the_one_before"
 SPLIT = "test_kernels_gpu.py::test_split_k_gives_the_same_bits_every_time"
 STALE = "test_kernels_gpu.py::test_sums_left_by_the_call_before_are_never_added"
 SPLITK_WAIT = "            tl.extra.cuda.gdc_wait()\n            tl.extra.cuda.gdc_launch_dependents()  # not before"

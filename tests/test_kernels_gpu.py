@@ -242,21 +242,10 @@ def test_a_chain_of_calls_sees_the_results_of_the_one_before(config):
     shift = (8 + torch.eye(K).roll(1, 0)).to(torch.uint8)  # y[n] = x[n - 1]: memory used before holds other numbers
     w = pack(shift, torch.ones(K // 128, K, dtype=torch.float16), None).to("cuda")
     start = torch.randint(-1000, 1000, (1, K), device="cuda").half()
-
-    def chain():
-        x = start
-        for _ in range(200):
-            x = gemm(x, w, config)
-        return x
-
-    assert torch.equal(chain(), start.roll(200))
-    graph = torch.cuda.CUDAGraph()  # the host is too slow for calls to overlap
-    with torch.cuda.graph(graph):
-        end = chain()
-    for _ in range(5):
-        end.fill_(torch.nan)
-        graph.replay()
-        assert torch.equal(end, start.roll(200))
+    x = start
+    for _ in range(200):
+        x = gemm(x, w, config)
+    assert torch.equal(x, start.roll(200))
 
 
 @pytest.mark.parametrize("config", [STATIC, SPLITK, RING], ids=name)

@@ -17,7 +17,7 @@ from tinygemm.kernel import launch, workspace
 from tinygemm.kernel.configs import M_BUCKETS, STATIC, LaunchConfig
 from tinygemm.kernel.gemm import fused_gemm, gemm
 from tinygemm.kernel.linear import Int4Linear
-from tinygemm.kernel.quant import PackedInt4, dequantize, random_packed, reference_gemm
+from tinygemm.kernel.quant import PackedInt4, dequantize, pack, random_packed, reference_gemm
 from tinygemm.kernel.triton import pipelined, splitk
 
 pytestmark = [
@@ -115,6 +115,24 @@ def test_an_eager_call_on_each_stream_while_a_graph_is_replayed_on_a_third(confi
     torch.cuda.synchronize()
     for outputs, right in zip([*eager, captured], expected, strict=True):
         assert all(torch.equal(out, right) for out in outputs)
+
+
+@pytest.mark.parametrize("config", [SPLITK, RING], ids=lambda config: config.form)
+def test_overlapping_calls_of_a_chain_see_the_results_of_the_one_before(config):
+    """In a graph, where the host is no brake. Of two pieces of memory each holds what a call wrote two calls ago."""
+    K = 4096
+    shift = (8 + torch.eye(K).roll(1, 0)).to(torch.uint8)  # y[n] = x[n - 1]
+    w = pack(shift, torch.ones(K // 128, K, dtype=torch.float16), None).to("cuda")
+    start = torch.randint(-1000, 1000, (1, K), device="cuda").half()
+    gemm(start, w, config)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        x = start
+        for _ in range(200):
+            x = gemm(x, w, config)
+    for _ in range(5):
+        graph.replay()
+        assert torch.equal(x, start.roll(200))
 
 
 FIRST_CALL = """
