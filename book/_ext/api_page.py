@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-KERNEL = ROOT / "tinygemm" / "kernel"
+# the installed package, wherever the book lies
+KERNEL = Path(find_spec("tinygemm").origin).parent / "kernel"
 # a name, the file that defines it, and those of its methods that a user calls
 NAMES = (
     ("quantize", "quant.py", ()),
