@@ -22,6 +22,7 @@ def pytest_configure(config):
         os.environ["TRITON_INTERPRET"] = "1"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     other_process = [
