@@ -18,7 +18,7 @@ comma := ,
 # pip leaves byte-compiling to the first import, which must be allowed to keep what it compiles
 unexport PYTHONDONTWRITEBYTECODE
 # a file of tests, or the book with all that reads it, at a time on each of two processes, in the order of the files
-IN_PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
+IN_PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/make \1\t\2/' | expand -t 16

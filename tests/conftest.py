@@ -22,7 +22,6 @@ def pytest_configure(config):
         os.environ["TRITON_INTERPRET"] = "1"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     other_process = [
@@ -31,7 +30,7 @@ def pytest_collection_modifyitems(config, items):
     if other_process:
         config.hook.pytest_deselected(items=other_process)
         items[:] = [item for item in items if item not in other_process]
-    share_workers(items)
+    book_first(items)
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if on_gpu:
         from tinygemm.hardware import cuda_unavailable_reason
@@ -46,18 +45,9 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(missing)
 
 
-def share_workers(items) -> None:
-    """Tests that share a fixture go to one worker of pytest-xdist: a file's tests, and all that read the built book.
-
-    The book comes first, so that it is built while another worker runs the rest.
-    """
-
-    def reads_the_book(item) -> bool:
-        return bool({"book", "browser"} & {mark.name for mark in item.iter_markers()})
-
-    items.sort(key=lambda item: not reads_the_book(item))  # stable: the order of the files stays
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("book" if reads_the_book(item) else item.path.stem))
+def book_first(items) -> None:
+    """The book's file comes first: it is built by one worker of pytest-xdist while another runs the other files."""
+    items.sort(key=lambda item: item.path.name != "test_book.py")  # stable: the order of the files stays
 
 
 @pytest.hookimpl(wrapper=True)
