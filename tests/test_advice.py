@@ -298,7 +298,7 @@ def test_a_recorded_gpu_whose_figures_nobody_listed_is_answered_from_its_run(tmp
         (("--model", "qwen2.5-7b", "--gpu", "h200", "--tp", "8"), "does not divide the 28 heads"),
         (("--model", "nowhere/config.json", "--gpu", "h200"), "nowhere/config.json"),
         (("--model", "llama-3-8b", "--gpu", "h200", "--m", "64"), "64"),
-        (("--model", "llama-3-8b", "--gpu", "h200", "--csv", "nowhere/F.csv"), "folder nowhere does not exist"),
+        (("--model", "llama-3-8b", "--gpu", "h200", "--csv", "nowhere/F.csv"), "nowhere/F.csv: the folder"),
     ],
 )
 def test_what_cannot_be_advised_is_one_line(data_root, capsys, arguments, complaint):
