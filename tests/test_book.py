@@ -73,11 +73,11 @@ def test_book_has_every_chapter_and_its_front_page_leads_to_the_answer(book):
 def test_front_page_answers_in_its_first_sentence_and_shows_all_that_the_answer_has(book, run):
     page = text_of(book / "executed" / "00_answer.html")
     found = answer.of_run(run)
-    shown = answer.sentence(found).replace("**", "")
+    shown = re.sub(r"\*\*|`", "", answer.sentence(found))  # as text, without the marks of Markdown
     assert shown in page
     assert page.index(shown) < page.index(answer.case_title(found.case)) < page.index("Fig. 1")
     for line in answer.case_lines(found.case):
-        assert line.replace("**", "").replace("'", "’") in page
+        assert re.sub(r"\*\*|`", "", line).replace("'", "’") in page
     for row in found.findings.itertuples():
         assert row.finding in page
     for row in found.ways.itertuples():
