@@ -13,7 +13,7 @@ from tinygemm.report.base import style
 
 # few and large words: on a phone an inch of this figure is 70 pixels
 SIZE, SMALL = 12, 10
-WIDTH, ROW, ABOVE = 4.6, 0.62, 0.62  # inches: of the figure, of one bar with its line of text, of title and conditions
+WIDTH, ROW, ABOVE = 4.6, 0.62, 0.92  # inches: of the figure, of one bar with its line of text, of title and conditions
 NAMES = {
     "fp16-cublas": "FP16, cuBLAS",
     "fp16-triton": "FP16, our kernel",
@@ -35,8 +35,9 @@ def one_token(rows: pd.DataFrame) -> tuple[Figure, str]:
     plt.close(fig)  # shown once, where it is returned
     fig.subplots_adjust(left=0.035, right=0.965, top=1 - ABOVE / height, bottom=0.62 / height)
     fig.text(0.035, 1 - 0.06 / height, "One token of Llama 3 8B", va="top", weight="bold", size=SIZE + 1)
-    short = f"{rows['gpu'].iloc[0]}, M = 1, CUDA graph, cold L2" if "gpu" in rows else "M = 1, CUDA graph, cold L2"
-    fig.text(0.035, 1 - 0.34 / height, short, va="top", size=SMALL, color=style.FAINT)
+    where = [rows["gpu"].iloc[0], f"run {rows['run_id'].iloc[0]}"] if "gpu" in rows else []
+    conditions = "\n".join([*where, "M = 1, CUDA graph, cold L2"])
+    ax.set_title(conditions, loc="left", size=SMALL, color=style.FAINT, weight="normal", pad=5)
     for y, row in enumerate(rows.itertuples()):
         _bar(ax, y, row)
     ax.set(ylim=(len(rows) - 0.62, -0.62), xlim=(0, 1.02 * np.nanmax([rows["ms"].max(), rows["floor_ms"].max()])))
