@@ -33,10 +33,12 @@ def package(tmp_path):
     (folder / "base").mkdir(parents=True)
     (folder / "__init__.py").touch()
     (folder / "base" / "__init__.py").touch()
-    (folder / "fit.py").write_text("from package.base import terms\n\ndef f():\n    import package.late\n")
-    (folder / "base" / "terms.py").write_text("import numpy\nX = 1\n")
-    (folder / "late.py").write_text("import package.fit\n")
-    (folder / "page.py").write_text("import package.fit\n")
+    (folder / "fit.py").write_text(
+        "from package.base import terms\n\ndef f():\n    import package.late\n", encoding="utf-8"
+    )
+    (folder / "base" / "terms.py").write_text("import numpy\nX = 1\n", encoding="utf-8")
+    (folder / "late.py").write_text("import package.fit\n", encoding="utf-8")
+    (folder / "page.py").write_text("import package.fit\n", encoding="utf-8")
     return folder
 
 
@@ -44,13 +46,13 @@ def package(tmp_path):
 def test_other_code_of_a_module_or_of_what_it_imports_has_other_results(package, file):
     first = cache.code_digest("package.fit", package.parent)
     assert cache.code_digest("package.fit", package.parent) == first
-    (package / file).write_text((package / file).read_text() + "y = 1\n")
+    (package / file).write_text((package / file).read_text(encoding="utf-8") + "y = 1\n", encoding="utf-8")
     assert cache.code_digest("package.fit", package.parent) != first
 
 
 def test_code_that_a_module_does_not_import_leaves_its_results(package):
     first = cache.code_digest("package.fit", package.parent)
-    (package / "page.py").write_text("other = 1\n")
+    (package / "page.py").write_text("other = 1\n", encoding="utf-8")
     assert cache.code_digest("package.fit", package.parent) == first
 
 

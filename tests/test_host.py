@@ -6,7 +6,7 @@ import pytest
 import synthetic
 
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES
-from tinygemm.report.base import host, page, tables
+from tinygemm.report.base import host, tables
 from tinygemm.report.base.claims import FAILS, UNDECIDED
 from tinygemm.report.decomposition import tables as decomposition
 from tinygemm.report.dequantisation import claims as dequantisation_claims
@@ -16,6 +16,7 @@ from tinygemm.report.launch import claims as launch_claims
 from tinygemm.report.launch import figures as launch_figures
 from tinygemm.report.launch import page as launch_page
 from tinygemm.report.launch import tables as launch
+from tinygemm.report.method import page as method_page
 from tinygemm.report.predict import model as costmodel
 from tinygemm.report.published import tables as literature
 
@@ -115,7 +116,7 @@ def test_other_chapters_leave_the_slow_groups_out_too(slow, table):
     assert set(literature.by_method(table)["launch"]) == {"graph"}
     seen = costmodel.observations(slow)
     assert not tables.at_shapes(seen[seen["launch"] == "eager"], [SQUARE]).any()
-    assert page.choices(table)["eager_us"] == pytest.approx(14.0, rel=0.02)
+    assert method_page.choices(table)["eager_us"] == pytest.approx(14.0, rel=0.02)
 
 
 def test_no_figure_shows_a_time_of_a_slow_group(run, slow, table):
