@@ -1,4 +1,4 @@
-"""Every backend described once: its names, what it is, its family, and how figures draw it."""
+"""The description of each backend, once: key, name, what it computes, and how it is drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several commands share: kinds of arguments, options of shapes, and how they are read."""
+"""Shared by several commands: kinds of arguments, options of shapes, and how they are read."""
 
 from __future__ import annotations
 
