@@ -26,7 +26,7 @@ help: ## list the targets
 report: $(VENV)/.has-report$(if $(and $(GPU),$(PARAMS)),+kernel) ## build the report; PARAMS=notebooks/params/a10g.yaml on that GPU measures it first
 	@$(PY) -m tinygemm.report.build $(if $(PARAMS),-f "$(PARAMS)")
 
-test: $(VENV)/.has-report+kernel+test ## lint, then every test that needs no GPU; the built book and its pages included
+test: $(VENV)/.has-report+kernel+models+test ## lint, then every test that needs no GPU; the built book and its pages included
 	@failed=0; \
 	$(PY) -m ruff check || failed=1; \
 	$(PY) -m ruff format --check || failed=1; \
@@ -34,19 +34,19 @@ test: $(VENV)/.has-report+kernel+test ## lint, then every test that needs no GPU
 	$(PY) -m pytest -m aot || failed=1; \
 	exit $$failed
 
-times: $(VENV)/.has-report+kernel+test ## print what builds and tests take on this machine
+times: $(VENV)/.has-report+kernel+models+test ## print what builds and tests take on this machine
 	@$(PY) tests/times.py
 
-faults: $(VENV)/.has-report+kernel+test ## plant known faults one by one, each of which a test must see; NAME=words chooses some
+faults: $(VENV)/.has-report+kernel+models+test ## plant known faults one by one, each of which a test must see; NAME=words chooses some
 	@$(PY) tests/planted_faults.py $(NAME)
 
-test-gpu: $(VENV)/.has-report+kernel+test ## the same kernels on this machine's GPU
+test-gpu: $(VENV)/.has-report+kernel+models+test ## the same kernels on this machine's GPU
 	@$(PY) -m pytest -m gpu
 
-numerics: $(VENV)/.has-report+kernel+test ## random products on this machine's GPU for BUDGET seconds, against float64 with a bound on the error
+numerics: $(VENV)/.has-report+kernel+models+test ## random products on this machine's GPU for BUDGET seconds, against float64 with a bound on the error
 	@$(PY) tests/numerics.py --seconds $(BUDGET)
 
-sanitize: $(VENV)/.has-report+kernel+test ## NVIDIA's compute-sanitizer over the small GPU tests: memcheck, racecheck, initcheck, synccheck
+sanitize: $(VENV)/.has-report+kernel+models+test ## NVIDIA's compute-sanitizer over the small GPU tests: memcheck, racecheck, initcheck, synccheck
 	@$(PY) tests/sanitize.py
 
 bench: $(VENV)/.has-report+kernel ## time SHAPES on this machine's GPU: a CSV and the two decode plots in OUT
@@ -58,7 +58,7 @@ counters: $(VENV)/.has-report+kernel ## profile FP16 and INT4 at SHAPES with Nsi
 	@mkdir -p "$(OUT)"
 	@$(PY) -m tinygemm.cli counters --shape_list "$(SHAPES)" --out_dir "$(OUT)"
 
-check: $(VENV)/.has-report+kernel+test ## lint, and the tests that need neither a built book nor a browser
+check: $(VENV)/.has-report+kernel+models+test ## lint, and the tests that need neither a built book nor a browser
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
 	@$(PY) -m pytest $(IN_PARALLEL) -m "not gpu and not aot and not book and not browser"

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 LOCK = ROOT / "requirements.lock.txt"
-EXTRAS = ("report", "kernel", "notebook", "test")
+EXTRAS = ("report", "kernel", "models", "notebook", "test")
 NVIDIA = re.compile("^(nvidia-|cuda-)")  # torch itself pins these exactly, and only its CUDA build asks for them
 
 
