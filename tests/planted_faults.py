@@ -243,22 +243,22 @@ QUANT = [
 ]  # fmt: skip
 HARNESS = [
     fault(
-        "timed calls bound to the first copy of the weight", "harness/contest.py",
+        "timed calls bound to the first copy of the weight", "harness/measure.py",
         "state.variant.bind(state.x, weight) for weight", "state.variant.bind(state.x, copies[0]) for weight",
         "test_sweep.py::test_the_calls_of_a_graph_read_all_copies_equally_often",
         "test_sweep.py::test_eager_calls_read_all_copies_in_turn"
     ),
     fault(
-        "variants raced on one copy", "harness/contest.py", "variant.bind(trial.x, weight) for weight",
+        "variants raced on one copy", "harness/choose.py", "variant.bind(trial.x, weight) for weight",
         "variant.bind(trial.x, copies[0]) for weight",
         "test_sweep.py::test_the_calls_of_a_graph_read_all_copies_equally_often"
     ),
     fault(
-        "the slowest variant chosen", "harness/contest.py", "return min(together, key=together.get)",
+        "the slowest variant chosen", "harness/choose.py", "return min(together, key=together.get)",
         "return max(together, key=together.get)", "test_backends.py::test_the_fastest_variant_is_chosen_and_named"
     ),
     fault(
-        "the last copy not verified", "harness/contest.py", "if len(copies) > 1:", "if False:",
+        "the last copy not verified", "harness/choose.py", "if len(copies) > 1:", "if False:",
         "test_backends.py::test_a_wrong_last_copy_is_caught"
     ),
     fault(

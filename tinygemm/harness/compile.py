@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from tinygemm import hardware
 from tinygemm.harness import registry
-from tinygemm.harness.contender import Backend
 from tinygemm.harness.plan import Group
+from tinygemm.harness.variant import Backend
 from tinygemm.problem import GemmProblem
 
 FEW = 16  # kernels that this process compiles in the time in which others have only started
@@ -64,7 +64,7 @@ def jobs_of(
             continue
         for variant in variants:
             if variant.config is not None:
-                key = (name, variant.form, variant.config, *_compiled_in(problem, variant.config))
+                key = (name, variant.layout, variant.config, *_compiled_in(problem, variant.config))
                 jobs.setdefault(key, Job(name, variant.source, problem, symmetric))
             elif name == "gemlite":  # tunes itself by compiling every config that it has for a problem
                 key = (name, variant.source, problem)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from tinygemm.harness import verify
-from tinygemm.harness.contender import Variant
+from tinygemm.harness.variant import Variant
 
 ATEN_INNER_K_TILES = (2, 4, 8)
 NF4_BLOCKSIZE = 128

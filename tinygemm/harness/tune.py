@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from tinygemm import models
 from tinygemm.hardware import GpuSpec, gpu_spec
-from tinygemm.harness import compile, own, registry, timing, verify
+from tinygemm.harness import compile, ours, registry, timing, verify
 from tinygemm.harness.candidates import candidates_of, for_tokens, predicted_us, variants
 from tinygemm.harness.progress import Progress, Task, terms
 from tinygemm.harness.suites import REGIME_K, REGIME_N
@@ -204,7 +204,7 @@ def _race_all(left: Todo, progress: Progress, l2_bytes: int, workers: int) -> No
 
 def _weight(problem: GemmProblem, format: Format):
     packed = registry.operands(problem, True, "cuda", seed=0)
-    return packed if format.symmetric else own.asymmetric_form(packed)
+    return packed if format.symmetric else ours.asymmetric_weight(packed)
 
 
 def _x(problem: GemmProblem, format: Format):
@@ -217,7 +217,7 @@ def _crossovers(fused: dict[tuple[int, int], LaunchConfig], l2_bytes: int) -> li
     clock, rows = timing.CudaClock(), []
     for (K, N), config in fused.items():
         weights = Weights(registry.operands(GemmProblem(1, N, K), True, "cuda", seed=0), l2_bytes)
-        copies = weights.copies("packed", own.packed_form, "cold")
+        copies = weights.copies("packed", ours.packed_weight, "cold")
         crossover = MANY_M[-1] + 1
         for M in reversed(MANY_M):
             x = registry.activations(GemmProblem(M, N, K), "cuda", seed=1)
@@ -288,7 +288,7 @@ def _race(task: Task, configs, x, weights: Weights, clock) -> list[tuple[float, 
 
 
 def _stored(form: str):
-    return ("fp16-nk", own.fp16_nk) if form == "fp16" else ("packed", own.packed_form)
+    return ("fp16-nk", ours.fp16_nk) if form == "fp16" else ("packed", ours.packed_weight)
 
 
 def _bind(config: LaunchConfig, x, weight):
@@ -325,7 +325,7 @@ def _compile_one(wanted: tuple[LaunchConfig, bool, Format]) -> str | None:
     try:
         packed = quant.random_packed(128, K, format.group_size, symmetric=format.symmetric, device="cuda")
         x = torch.randn(config.block_m, K, dtype=torch.float16 if format.half else torch.bfloat16, device="cuda")
-        weight = own.fp16_nk(packed) if config.form == "fp16" else packed
+        weight = ours.fp16_nk(packed) if config.form == "fp16" else packed
         spills = compile.spills_of(_bind(config, x, weight))
         torch.cuda.synchronize()
     except Exception as error:  # whatever a compiler says about one candidate, the others go on
