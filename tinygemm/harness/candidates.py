@@ -36,9 +36,11 @@ def candidates_of(form: str, problem: GemmProblem, sm_count: int) -> list[Launch
 
 def candidates(form: str, M: int) -> list[LaunchConfig]:
     """Every launch config of a form worth trying for M tokens, before the shape is looked at."""
-    if form == "ring":
-        return _rings(M)
     block_m = rows_of_x(form, M)
+    if block_m is None:
+        return []
+    if form == "ring":
+        return _rings(block_m)
     found = []
     for block_n, warps, split_k, steps in itertools.product(BLOCKS_N, WARPS, SPLITS[form], (1, 2, 4)):
         words = block_n * steps // 2 * (4 if form == "fp16" else 1)  # registers of a thread that wait for weights
@@ -64,11 +66,10 @@ def limits(num_warps: int) -> tuple[int, ...]:
     return (96, 128) if num_warps == 16 else (128, 168)
 
 
-def _rings(M: int) -> list[LaunchConfig]:
+def _rings(block_m: int) -> list[LaunchConfig]:
     """Rings that fit into shared memory, as long as they can be and somewhat shorter."""
-    block_m = rows_of_x("ring", M)
     found = []
-    for block_n, warps, split_k in itertools.product(BLOCKS_N, WARPS[1:], SPLITS["ring"]) if block_m else ():
+    for block_n, warps, split_k in itertools.product(BLOCKS_N, WARPS[1:], SPLITS["ring"]):
         longest = SHARED_BYTES // (warps * (66 * block_n + 256 * block_m))
         for stages in {longest, min(longest, 5), min(longest, 3)} - {0, 1}:
             if 4 <= warps * split_k <= 32:

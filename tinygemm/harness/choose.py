@@ -6,6 +6,7 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tinygemm import runs
 from tinygemm.harness import registry, timing, verify
@@ -13,6 +14,9 @@ from tinygemm.harness.plan import Group, SweepPlan
 from tinygemm.harness.variant import Backend, Variant
 from tinygemm.harness.weights import Weights
 from tinygemm.problem import GemmProblem
+
+if TYPE_CHECKING:
+    import torch
 
 # cold samples that decide between the variants of one backend; the measurement itself is taken afresh
 CHOICE_ROUNDS = 7
@@ -36,7 +40,7 @@ class Bench:
 
     plan: SweepPlan
     gpu: Mapping
-    clock: object
+    clock: timing.CudaClock
     device: str = "cuda"
     backends: Mapping[str, Backend] = field(default_factory=lambda: registry.BACKENDS)
 
@@ -45,14 +49,15 @@ class Bench:
 class Trial:
     """What the backends of one problem are verified with, and how their variants are compared.
 
-    x, reference: activations, and the float64 product; None where nothing is verified
+    x:            activations [M, K]
+    reference:    the product [M, N] float64; None where nothing is verified
     launch:       how variants are timed against each other
     l2_state:     the cache state whose copies the problem's groups need
     """
 
     problem: GemmProblem
-    x: object
-    reference: object
+    x: torch.Tensor
+    reference: torch.Tensor | None
     weights: Weights
     launch: str
     l2_state: str
@@ -66,7 +71,7 @@ class Ready:
     """
 
     variant: Variant
-    x: object
+    x: torch.Tensor
     errors: verify.Errors
     message: str = ""
 
@@ -84,7 +89,7 @@ def make_weights(bench: Bench, group: Group) -> Weights | Refused:
     """The weight of a group, which all groups of equal `weight` share."""
 
     def make():
-        packed = registry.operands(group.problem, bench.plan.symmetric, bench.device, bench.plan.seed)
+        packed = registry.operands(group.product, bench.plan.symmetric, bench.device, bench.plan.seed)
         if group.operands == "zeros":
             packed = registry.zeroed(packed)
         return Weights(packed, bench.gpu["l2_bytes"])
@@ -95,13 +100,16 @@ def make_weights(bench: Bench, group: Group) -> Weights | Refused:
 def make_ready(bench: Bench, groups: Sequence[Group], weights: Weights | Refused) -> dict[str, Ready | Refused]:
     """Verify the backends of all groups of one problem and choose their variants; serves every one of the groups."""
     names = dict.fromkeys(name for group in groups for name in group.backends)
-    operands = weights if isinstance(weights, Refused) else guarded(bench.clock, _operands, bench, groups[0], weights)
+    if isinstance(weights, Refused):
+        return dict.fromkeys(names, weights)
+    operands = guarded(bench.clock, _operands, bench, groups[0], weights)
     if isinstance(operands, Refused):
         return dict.fromkeys(names, operands)
+    x, reference = operands
     launch = "graph" if any(group.launch in timing.GRAPHS for group in groups) else "eager"
     rotations = [group.rotation for group in groups]
     l2_state = min(rotations, key=runs.L2_STATES.index)  # the most copies that any group rotates over
-    trial = Trial(groups[0].problem, *operands, weights, launch, l2_state)
+    trial = Trial(groups[0].product, x, reference, weights, launch, l2_state)
     return {name: guarded(bench.clock, _ready, bench, bench.backends[name], trial) for name in names}
 
 
@@ -141,7 +149,7 @@ def _operands(bench: Bench, group: Group, weights: Weights):
     """(x, reference) of a problem."""
     from tinygemm.kernel import quant
 
-    x = registry.activations(group.problem, bench.device, bench.plan.seed + 1)
+    x = registry.activations(group.product, bench.device, bench.plan.seed + 1)
     if group.operands == "zeros":
         x.zero_()
     return x, quant.reference_gemm(x, weights.packed) if bench.plan.verify else None
@@ -199,9 +207,9 @@ def _fastest(bench: Bench, variants: list[Variant], trial: Trial) -> int:
     candidates = list(range(len(variants)))
     if len(candidates) > FINALISTS:
         alone = {index: medians([index], SCREEN_ROUNDS)[index] for index in candidates}
-        candidates = sorted(alone, key=alone.get)[:FINALISTS]
+        candidates = sorted(alone, key=alone.__getitem__)[:FINALISTS]
     together = medians(candidates, CHOICE_ROUNDS)
-    return min(together, key=together.get)
+    return min(together, key=together.__getitem__)
 
 
 def _one_line(error: Exception) -> str:

@@ -78,7 +78,9 @@ def launch(job: Job) -> str | None:
 
     try:
         backend = registry.BACKENDS[job.backend]
-        variants = backend.variants(job.problem, hardware.live_gpu_key(), job.symmetric)
+        if (gpu := hardware.live_gpu_key()) is None:
+            return f"{job.backend} {job.problem}: this process sees no GPU"
+        variants = backend.variants(job.problem, gpu, job.symmetric)
         variant = {variant.source: variant for variant in variants}[job.variant]
         packed = registry.operands(job.problem, job.symmetric, "cuda", seed=0)
         x = registry.activations(job.problem, "cuda", seed=1).to(getattr(torch, backend.dtype))

@@ -18,7 +18,7 @@ NOTHING_TO_PRIME = Refused("unsupported", "this GPU has no dependent launch, and
 
 
 def measure_group(
-    bench: Bench, group: Group, ready: Mapping[str, Ready | Refused], weights: Weights
+    bench: Bench, group: Group, ready: Mapping[str, Ready | Refused], weights: Weights | Refused
 ) -> tuple[list[Case], list[Sample]]:
     """Time the backends of a group that are ready, interleaved; one Case for each, timed or not."""
     can_launch = _can_launch(bench, group)
@@ -87,7 +87,7 @@ def _interleave(bench: Bench, group: Group, outcomes: dict) -> tuple[dict, dict,
 
 
 def _describe(backend: Backend, group: Group, symmetric: bool) -> dict:
-    each = group.problem
+    each = group.product
     bits = backend.bits_per_weight(each, symmetric)
     layer = problem.LAYER_OF_SHAPE.get((each.K, each.N))
     return {

@@ -131,10 +131,17 @@ class Group:
         return "hot" if self.launch == "do_bench" else self.l2_state
 
     @property
+    def product(self) -> GemmProblem:
+        """The problem of a group that has one; raises ValueError for the copy and the empty node."""
+        if self.problem is None:
+            raise ValueError(f"{self.word} is no product")
+        return self.problem
+
+    @property
     def weight(self) -> tuple | None:
         """What groups with the same weight have in common."""
         each = self.problem
-        return each and (each.K, each.N, each.group_size, self.operands)
+        return None if each is None else (each.K, each.N, each.group_size, self.operands)
 
 
 def groups(plan: SweepPlan) -> list[Group]:
@@ -159,7 +166,7 @@ def _keys(part: Suite) -> Iterable[tuple[tuple, tuple[str, ...]]]:
     """What tells the groups of a suite apart, with the contenders of each."""
     graphs = [launch for launch in timing.GRAPHS if (launch, "cold") in part.modes and part.operands == "random"]
     if graphs:  # what is compared with an ideal is compared with the primary one
-        graphs = dict.fromkeys(["graph", *graphs])
+        graphs = list(dict.fromkeys(["graph", *graphs]))
     for launch, name in itertools.product(graphs, part.backends):
         if name in registry.CEILINGS:
             yield (None, registry.CEILINGS[name].word, launch, "cold", "random"), (name,)

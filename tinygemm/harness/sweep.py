@@ -94,8 +94,8 @@ def measure(bench: choose.Bench, todo: Iterable[Group]) -> Iterator[tuple[list[C
             continue
         weights, ready = None, {}  # let go of the last ones before the memory is given back
         bench.clock.release_memory()
-        for _, of_problem in itertools.groupby(of_weight, key=lambda group: group.problem):
-            of_problem = list(of_problem)
+        for _, same in itertools.groupby(of_weight, key=lambda group: group.problem):
+            of_problem = list(same)
             weights = weights or choose.make_weights(bench, of_problem[0])
             ready = choose.make_ready(bench, of_problem, weights)
             for group in of_problem:

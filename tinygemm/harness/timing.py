@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
 
 MIN_CALLS = 50
 # the rotation of many benchmarks: more than the cache holds, but a cache that keeps what is reused holds part of it
@@ -55,7 +58,7 @@ def copies_needed(weight_bytes: int, l2_bytes: int, l2_state: str) -> int:
     return max(2, math.ceil(max(MIN_COLD_L2_MULTIPLE * l2_bytes, MIN_COLD_BYTES) / weight_bytes))
 
 
-def prepare(calls: Sequence[Callable], launch: str, clock, min_calls: int = MIN_CALLS) -> Replay:
+def prepare(calls: Sequence[Callable], launch: str, clock: CudaClock, min_calls: int = MIN_CALLS) -> Replay:
     """Make one contender ready to be timed.
 
     calls:     one callable per copy of the weight
@@ -79,8 +82,8 @@ def prepare(calls: Sequence[Callable], launch: str, clock, min_calls: int = MIN_
 
 
 def interleave(
-    replays: dict[str, Replay], launch: str, rep: int, warmup: int, clock
-) -> tuple[dict[str, list[float]], list[Reading]]:
+    replays: Mapping[Name, Replay], launch: str, rep: int, warmup: int, clock: CudaClock
+) -> tuple[dict[Name, list[float]], list[Reading]]:
     """Time contenders against each other, round by round: sample i of every contender is taken in round i.
 
     replays: contenders by name; each round starts with another one, so that none always follows the same pause
@@ -89,7 +92,7 @@ def interleave(
     returns: per contender its samples in microseconds per call, in measured order; the readings of the group
     """
     names = list(replays)
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    samples: dict[Name, list[float]] = {name: [] for name in names}
     readings: list[Reading] = []
     if not names:
         return samples, readings
@@ -163,11 +166,13 @@ class CudaClock:
         """
         import torch
 
+        from tinygemm.kernel import fastpath
+
         events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in runs]
         torch.cuda.synchronize()
         self._settle(primed)
         if queued:
-            torch.cuda._sleep(SPACER_CYCLES)
+            fastpath.spin(SPACER_CYCLES)
         for run, (start, end) in zip(runs, events, strict=True):
             if not queued:
                 torch.cuda.synchronize()
@@ -183,7 +188,7 @@ class CudaClock:
         """Launch, in the stream of the captures and the current one, what leaves one known state behind."""
         import torch
 
-        from tinygemm.kernel import reference
+        from tinygemm.kernel import fastpath, reference
 
         for stream in (*self.streams, torch.cuda.current_stream()):
             with torch.cuda.stream(stream):
@@ -191,7 +196,7 @@ class CudaClock:
                     reference.empty_kernel(dependent_launch=True)
                     continue
                 for _ in range(SETTLING_LAUNCHES):
-                    torch.cuda._sleep(1)
+                    fastpath.spin(1)
 
     def do_bench(self, call: Callable) -> list[float]:
         """Microseconds of each call as triton.testing.do_bench times it: the L2 flushed before, the launch counted."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -62,7 +62,7 @@ def others(known: Iterable[tuple[int, int]]) -> tuple[GemmProblem, ...]:
 def far_points(known: Iterable[tuple[int, int]]) -> tuple[GemmProblem, ...]:
     """Problems at points (K, N) of the regime map that no tuned weight is near: narrow and long ones above all."""
     known = list(known)
-    chosen = []
+    chosen: list[tuple[int, int]] = []
     for K, N in itertools.product(REGIME_K, REGIME_N):
         point = GemmProblem(1, N, K)
         if min((apart(*weight, point) for weight in (*known, *chosen)), default=math.inf) > FAR:
@@ -105,14 +105,14 @@ def tune(
     import torch
 
     old_rows, source, old_crossovers = read_table(kept) if kept else ([], "table", [])
-    if source != "table":
+    if kept and source != "table":
         raise ValueError(f"{kept.name} is {source}, its rows cannot stay beside measured ones: search every shape")
     device = torch.cuda.get_device_properties(0)
     problems, others = (sorted(some, key=lambda p: (p.K, p.N, p.M)) for some in (problems, others))
     forms, in_formats = list(forms), sorted(set(in_formats))
     computing = [form for form in forms if form != "load-only"]
     products = [form for form in forms if form in FORMS]
-    asked = {"problems": [*map(str, problems)], "others": [*map(str, others)], "forms": forms}
+    asked: dict[str, list] = {"problems": [*map(str, problems)], "others": [*map(str, others)], "forms": forms}
     asked["in_formats"] = [list(shape) for shape in in_formats]
     progress = Progress.open(partial, {"gpu": gpu, **terms(), **asked})
     full, between = (tuple(p for p in problems if (p.M in FULL_M) == searched) for searched in (True, False))
@@ -287,7 +287,7 @@ def _race(task: Task, configs, x, weights: Weights, clock) -> list[tuple[float, 
     return sorted(((median(samples[name]), config) for name, config in finalists.items()), key=lambda pair: pair[0])
 
 
-def _stored(form: str):
+def _stored(form: str) -> tuple[str, Callable]:
     return ("fp16-nk", ours.fp16_nk) if form == "fp16" else ("packed", ours.packed_weight)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tinygemm.harness import verify
 from tinygemm.harness.verify import FP16_TOLERANCE, Tolerance
+from tinygemm.kernel.configs import LaunchConfig
 from tinygemm.problem import GemmProblem
 
 
@@ -27,7 +28,7 @@ class Variant:
     layout: str
     build: Callable
     bind: Callable
-    config: object | None = None
+    config: LaunchConfig | None = None
 
 
 @dataclass(frozen=True)

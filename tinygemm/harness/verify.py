@@ -120,11 +120,12 @@ def compare(out, reference, tolerance: Tolerance) -> Errors:
     rms = reference.square().mean().sqrt()
     rms = rms if rms > 0 else 1.0  # zeros times zeros: whatever is written must be zero
     error = (out.double() - reference) / rms
-    errors = Errors(float(error.abs().max()), float(error.square().mean().sqrt()))
-    if not (errors.max_err < tolerance.max_err and errors.rms_err < tolerance.rms_err):
+    max_err, rms_err = float(error.abs().max()), float(error.square().mean().sqrt())
+    errors = Errors(max_err, rms_err)
+    if not (max_err < tolerance.max_err and rms_err < tolerance.rms_err):
         wrong = int((~(error.abs() < tolerance.max_err)).sum())
         raise MismatchError(
-            f"error against float64: max {errors.max_err:.1e}, RMS {errors.rms_err:.1e} "
+            f"error against float64: max {max_err:.1e}, RMS {rms_err:.1e} "
             f"(allowed below {tolerance.max_err:.0e} and {tolerance.rms_err:.0e}); "
             f"{wrong} of {error.numel()} values are outside, {int(error.isnan().sum())} are NaN",
             errors,

@@ -6,8 +6,12 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from tinygemm.harness import timing
+
+if TYPE_CHECKING:
+    from tinygemm.kernel.quant import PackedInt4
 
 ALIGNMENT = 256  # bytes; copies start as aligned as a tensor of their own, so that every copy runs the same kernel
 
@@ -21,7 +25,7 @@ class Weights:
     built:    layout name -> copies built so far
     """
 
-    packed: object
+    packed: PackedInt4
     l2_bytes: int
     built: dict[str, list] = field(default_factory=dict)
 
@@ -52,7 +56,7 @@ def replicate(weight, n: int) -> list:
         return _tensor_copies(weight, n)
     if isinstance(weight, tuple):
         return list(zip(*(replicate(part, n) for part in weight), strict=True))
-    if dataclasses.is_dataclass(weight):
+    if dataclasses.is_dataclass(weight) and not isinstance(weight, type):
         parts = {f.name: getattr(weight, f.name) for f in dataclasses.fields(weight)}
         copies = {k: _tensor_copies(v, n) for k, v in parts.items() if isinstance(v, torch.Tensor)}
         return [dataclasses.replace(weight, **{k: tensors[i] for k, tensors in copies.items()}) for i in range(n)]

@@ -9,7 +9,7 @@ import ctypes
 import functools
 import warnings
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -42,7 +42,13 @@ def driver_of(binary) -> Driver | None:
     sanitizer need what only Triton's launcher prepares. An unknown version or launcher is warned of once.
     """
     run = binary.run
-    known = ("launch", "launch_cooperative_grid", "launch_pdl", "global_scratch_size", "profile_scratch_size")
+    known: tuple[str, ...] = (
+        "launch",
+        "launch_cooperative_grid",
+        "launch_pdl",
+        "global_scratch_size",
+        "profile_scratch_size",
+    )
     if _version > VERSIONS[0]:
         known += ("arg_annotations", "kernel_signature")
     of_nvidia = type(run).__module__.endswith("nvidia.driver")
@@ -97,6 +103,11 @@ current_stream = getattr(
 )
 
 
+def spin(cycles: int) -> None:
+    """Keep the current stream busy for as many cycles of the GPU's clock; the caller does not wait."""
+    torch.cuda._sleep(cycles)
+
+
 def capture_id(stream: int) -> int | None:
     """The number that the driver gave to the capture under way on a stream; None where it does not say.
 
@@ -125,7 +136,7 @@ def _ask_for_capture() -> Callable | None:
 
 def _bound(path: str, otherwise: Callable) -> Callable:
     """A function of torch by its path, or a stand-in, of which it warns."""
-    found = torch
+    found: Any = torch
     for name in path.split("."):
         found = getattr(found, name, None)
     if found is None:

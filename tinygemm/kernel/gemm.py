@@ -59,7 +59,9 @@ def dequantize_fp16(w: PackedInt4, dtype: torch.dtype = torch.float16) -> torch.
     """The weight as [N, K] of `dtype`, float16 or bfloat16, by a Triton kernel: the first half of the naive route."""
     key = ("dequantise", dtype, w.qweight.device, w.N, w.K, w.group_size, w.zeros is None)
     with _interpreter_errors():
-        return launch.call(key, launches.stored(w), lambda: launch.Work(w.shape, dtype, (launches.dequantise(w),)))
+        return launch.call(
+            key, (w.qweight, w.scales, w.zeros), lambda: launch.Work(w.shape, dtype, (launches.dequantise(w),))
+        )
 
 
 def check(x: torch.Tensor, w: PackedInt4) -> None:

@@ -47,8 +47,8 @@ def reserve(partials: int, counters: int, device: torch.device) -> Workspace:
         pool.insert(0, _zeros(POOL_COUNTERS, device))
         torch.cuda.synchronize(device)  # once in a thousand graphs: every stream must see the zeros
     held = _stream_workspaces.get(key)
-    sizes = (0, 4096) if held is None else [tensor.numel() for tensor in held.tensors]
-    if sizes[0] >= partials and sizes[1] >= counters:
+    sizes = [0, 4096] if held is None else [tensor.numel() for tensor in held.tensors if tensor is not None]
+    if held is not None and sizes[0] >= partials and sizes[1] >= counters:
         return held
     held = _new_workspace(max(partials, sizes[0]), _zeros(max(counters, sizes[1]), device))
     _stream_workspaces[key] = held
