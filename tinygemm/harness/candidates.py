@@ -1,4 +1,4 @@
-"""Launch configs worth trying: which ones a form has, which fit a problem, and a rough model that ranks them."""
+"""Launch configs worth trying: those of each kernel, those that fit a problem, and a rough model that ranks them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ WARPS_PER_SM = (0.9, 40)  # programs that leave most of the GPU idle, or queue m
 
 
 def candidates_of(form: str, problem: GemmProblem, sm_count: int) -> list[LaunchConfig]:
-    """The launch configs of a form worth timing on a problem, cut to the K there is and then limited in registers.
+    """The launch configs of a kernel worth timing on a problem, cut to the K there is and then limited in registers.
 
-    A yardstick that reads no x is tuned once, at M = 1.
+    The weight-read bound reads no x and is tuned once, at M = 1.
     """
     if form == "load-only" and problem.M != 1:
         return []
@@ -35,7 +35,7 @@ def candidates_of(form: str, problem: GemmProblem, sm_count: int) -> list[Launch
 
 
 def candidates(form: str, M: int) -> list[LaunchConfig]:
-    """Every launch config of a form worth trying for M tokens, before the shape is looked at."""
+    """Every launch config of a kernel worth trying for M tokens, before the shape is looked at."""
     block_m = rows_of_x(form, M)
     if block_m is None:
         return []
@@ -78,7 +78,7 @@ def _rings(block_m: int) -> list[LaunchConfig]:
 
 
 def fits(config: LaunchConfig, problem: GemmProblem, sm_count: int) -> bool:
-    """Whether a config that was cut to K computes the problem and is worth timing: not too few or too many warps."""
+    """Tell whether a config, cut to K, computes the problem and is worth timing: not too few or too many warps."""
     if problem.N % config.block_n or not serves(config, problem):
         return False
     if config.form == "load-only" and config.split_k > problem.K // config.block_k:
@@ -88,7 +88,7 @@ def fits(config: LaunchConfig, problem: GemmProblem, sm_count: int) -> bool:
 
 
 def for_tokens(M: int, configs: list[LaunchConfig]) -> list[LaunchConfig]:
-    """Those of the configs that serve M tokens: a ring in a tile of fewer or more rows, other forms in their own."""
+    """Those of the configs that serve M tokens: pipelined in a tile of other rows, the others in their own."""
     fitting = []
     for config in configs:
         rows = rows_of_x(config.form, M)

@@ -31,7 +31,7 @@ class SweepStoppedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Bench:
-    """What stays the same throughout a sweep.
+    """The surroundings of a sweep, which stay the same throughout.
 
     gpu:      hardware.snapshot(), of which `key` and `l2_bytes` are used
     clock:    timing.CudaClock, or what a test puts in its place
@@ -47,7 +47,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Trial:
-    """What the backends of one problem are verified with, and how their variants are compared.
+    """The operands that the backends of one problem are verified with, and the way their variants are compared.
 
     x:            activations [M, K]
     reference:    the product [M, N] float64; None where nothing is verified

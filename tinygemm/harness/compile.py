@@ -114,7 +114,7 @@ def one_line(error: Exception) -> str:
 
 
 def _compiled_in(problem: GemmProblem, config) -> tuple:
-    """What a kernel knows of a problem at compile time: its groups, full tiles, and which sizes 16 divides."""
+    """The facts about a problem that are compiled into a kernel: its groups, full tiles, and which sizes 16 divides."""
     from tinygemm.kernel.configs import ROUTE
     from tinygemm.kernel.launches import fills_tiles
 

@@ -51,7 +51,7 @@ class CounterFileError(ValueError):
 
 @dataclass(frozen=True)
 class Target:
-    """What to profile: one case of a run.
+    """A case of a run that is to be profiled.
 
     variant: config_source of the case, where the backend has several variants; "" takes the first
     """
@@ -133,7 +133,7 @@ def collect(
 
 
 def _profile(ncu: str, target: Target, metrics: tuple[str, ...], kernel_name: str | None, say: Callable):
-    """What ncu wrote about a target, and the metrics that it knows: those it refuses are not asked for again."""
+    """The output of ncu about a target, and the metrics that it knows; those it refuses are not asked for again."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "ncu.csv"
         command = ncu_command(target, log, metrics, kernel_name, ncu)
@@ -155,7 +155,7 @@ def _profile(ncu: str, target: Target, metrics: tuple[str, ...], kernel_name: st
 
 
 def _refused(metric: str, output: str) -> bool:
-    """Whether a message of ncu names the metric."""
+    """Tell whether a message of ncu names the metric."""
     messages = [line for line in output.splitlines() if line.startswith("==") or "metric" in line.lower()]
     return any(re.search(rf"(?<![\w.]){re.escape(metric)}(?![\w.])", line) for line in messages)
 
@@ -327,7 +327,7 @@ def _wide_layout(rows: list, columns: list[str], name: str, header_line: int) ->
 
 
 def _is_metric(text: str) -> bool:
-    """Whether a name is a metric's, such as dram__bytes_read.sum; `Memory Throughput` is a label of a section."""
+    """Tell whether a name is a metric's, such as dram__bytes_read.sum; `Memory Throughput` is a label of a section."""
     return "__" in text
 
 

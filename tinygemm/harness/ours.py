@@ -70,7 +70,7 @@ def asymmetric_weight(packed):
 
 
 def selected_variants(problem: GemmProblem, gpu: str, symmetric: bool = True, half: bool = True) -> list[Variant]:
-    """What a model gets: gemm selects, and its selection is on the clock when it is called from Python."""
+    """The call of a model: gemm selects the config, and in eager mode the selection is on the clock."""
     from tinygemm.kernel import gemm
 
     config, source = select(problem, gpu, symmetric=symmetric, half=half)
@@ -201,7 +201,7 @@ def searched_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) ->
 
 
 def load_only_variants(dependent_launch: bool):
-    """What reading alone takes; without dependent launch, no call overlaps the one before."""
+    """The weight-read bound: a kernel that only reads; without dependent launch, no call overlaps the one before."""
 
     def variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
         from tinygemm.kernel import reference

@@ -1,4 +1,4 @@
-"""What a kernel costs on a GPU that need not be here, read from its machine code.
+"""The cost of a kernel on a GPU that need not be here, read from its machine code.
 
 Triton compiles for any target, and the disassembler comes in its wheel. Launches are recorded from the product's own
 launchers, so what is costed is what would run. Compiling and Triton's interpreter cannot share a process.
@@ -104,7 +104,7 @@ class StaticCost:
 
 
 def count(opcodes: Counter, opcode: str, *modifiers: str) -> int:
-    """How many of `opcodes` are `opcode` and carry all `modifiers`."""
+    """The number of `opcodes` that are `opcode` and carry all `modifiers`."""
     wanted = set(modifiers)
     return sum(n for name, n in opcodes.items() if name.split(".")[0] == opcode and wanted <= set(name.split(".")))
 
@@ -116,7 +116,7 @@ def config_cost(
     symmetric: bool = True,
     dtype: torch.dtype = torch.float16,
 ) -> StaticCost:
-    """The cost of the kernel of a launch config on a GPU: of a form that computes the product, or of a yardstick.
+    """The cost of the kernel of a launch config on a GPU: of one that computes the product, or of a reference.
 
     dtype: of x, float16 or bfloat16
     """
@@ -140,7 +140,7 @@ def launch_product(x: torch.Tensor, w: PackedInt4, config: LaunchConfig) -> torc
 
 
 def record_launches(call: Callable) -> list[Launch]:
-    """What `call` launches, in order; nothing is run, so its tensors may be of device "meta".
+    """The launches of `call`, in order; nothing is run, so its tensors may be of device "meta".
 
     raises: RuntimeError under Triton's interpreter
     """

@@ -74,7 +74,7 @@ def bench_of_this_gpu(plan: SweepPlan, gpu: dict) -> choose.Bench:
 
 
 def unfinished_groups(plan: SweepPlan, writer: runs.RunWriter) -> list[Group]:
-    """Groups that are not wholly on disk; their rows there are dropped, so that contenders are timed together."""
+    """Groups that are not wholly on disk; their rows there are dropped, so that backends are timed together."""
     done = writer.done()
     todo = [group for group in groups(plan) if not done.issuperset(group.case_ids)]
     if partly := done.intersection(case_id for group in todo for case_id in group.case_ids):

@@ -27,7 +27,7 @@ SETTLING_LAUNCHES = 16
 
 @dataclass(frozen=True)
 class Replay:
-    """A contender that is ready to be timed: `run()` queues `n_calls` calls that rotate over `n_copies` weights."""
+    """A backend that is ready to be timed: `run()` queues `n_calls` calls that rotate over `n_copies` weights."""
 
     run: Callable[[], object]
     n_calls: int
@@ -36,7 +36,7 @@ class Replay:
 
 @dataclass(frozen=True)
 class Reading:
-    """What NVML said while replays were in flight; None where this GPU does not tell."""
+    """The readings of NVML while replays were in flight; None where this GPU does not tell."""
 
     sm_clock_mhz: float | None
     mem_clock_mhz: float | None
@@ -45,7 +45,7 @@ class Reading:
 
 
 def copies_needed(weight_bytes: int, l2_bytes: int, l2_state: str) -> int:
-    """How many copies of a weight the calls must rotate over.
+    """The number of copies of a weight that the calls must rotate over.
 
     weight_bytes: stored bytes of one weight
     l2_bytes:     size of the GPU's L2 cache
@@ -59,7 +59,7 @@ def copies_needed(weight_bytes: int, l2_bytes: int, l2_state: str) -> int:
 
 
 def prepare(calls: Sequence[Callable], launch: str, clock: CudaClock, min_calls: int = MIN_CALLS) -> Replay:
-    """Make one contender ready to be timed.
+    """Make one backend ready to be timed.
 
     calls:     one callable per copy of the weight
     launch:    "graph", "primed": one CUDA graph of max(min_calls, copies) calls: every replay visits every copy;
@@ -84,12 +84,12 @@ def prepare(calls: Sequence[Callable], launch: str, clock: CudaClock, min_calls:
 def interleave(
     replays: Mapping[Name, Replay], launch: str, rep: int, warmup: int, clock: CudaClock
 ) -> tuple[dict[Name, list[float]], list[Reading]]:
-    """Time contenders against each other, round by round: sample i of every contender is taken in round i.
+    """Time backends against each other, round by round: sample i of every backend is taken in round i.
 
-    replays: contenders by name; each round starts with another one, so that none always follows the same pause
-    rep:     samples per contender, after `warmup` rounds that are not kept; do_bench decides for itself and knows no
-             rounds: every contender gets as many of its samples as the one with the fewest
-    returns: per contender its samples in microseconds per call, in measured order; the readings of the group
+    replays: by name of the backend; each round starts with another one, so that none always follows the same pause
+    rep:     samples per backend, after `warmup` rounds that are not kept; do_bench decides for itself and knows no
+             rounds: every backend gets as many of its samples as the one with the fewest
+    returns: per backend its samples in microseconds per call, in measured order; the readings of the group
     """
     names = list(replays)
     samples: dict[Name, list[float]] = {name: [] for name in names}
@@ -125,7 +125,7 @@ class CudaClock:
     streams: list = field(default_factory=list)
 
     def can_prime(self) -> bool:
-        """Whether this GPU knows dependent launch, so that there are two states to time in."""
+        """Tell whether this GPU knows dependent launch, so that there are two states to time in."""
         import torch
 
         from tinygemm.kernel import launches

@@ -37,7 +37,7 @@ FULL_M = (1, 8, 16)
 MANY_M = (24, 32, 48, 64, 96, 128, 192, 256)  # where the fused kernel may lose to dequantising first
 SCREEN_REP, FINAL_REP, FINALISTS = 3, 15, 8
 PROJECTION_M = (1, 8)
-PROMISING = 20  # of a form, by the rough model: what is timed of a shape that is not searched in full
+PROMISING = 20  # configs of a kernel, by the rough model, that are timed on a shape that is not searched in full
 OTHER_FORMATS = (Format(half=False), Format(symmetric=False), Format(64), Format(32))
 FORMAT_M = (1, 8)
 FAR = 0.5  # as `apart` counts: a weight of the regime map that is further from all that is tuned is tuned, too
@@ -54,7 +54,7 @@ def projections(known: Iterable[tuple[int, int]]) -> tuple[GemmProblem, ...]:
 
 
 def others(known: Iterable[tuple[int, int]]) -> tuple[GemmProblem, ...]:
-    """What is tuned beside the weights (K, N) that are searched in full: the models' projections, and far points."""
+    """Problems tuned beside the weights (K, N) searched in full: the models' projections, and far points."""
     in_models = projections(known := set(known))
     return (*in_models, *far_points(known | {(each.K, each.N) for each in in_models}))
 
@@ -82,11 +82,11 @@ def tune(
     others: Iterable[GemmProblem] = (),
     in_formats: Iterable[tuple[int, int]] = (),
 ):
-    """Find the fastest config of every form on every problem, cold, and write the table.
+    """Find the fastest config of every kernel on every problem, cold, and write the table.
 
-    Every candidate is timed at FULL_M, at other M the finalists of those. What won is raced again with other limits of
-    registers, or less requested at once: products and the FP16 twin in the plain format, products also in OTHER_FORMATS
-    at `in_formats` for FORMAT_M. What won on `others` is not raced again.
+    Every candidate is timed at FULL_M, at other M the finalists of those. The winners are raced again with other limits
+    of registers, or less requested at once. Products and the FP16 reference are raced in the plain format, products
+    also in OTHER_FORMATS at `in_formats` for FORMAT_M. Winners on `others` are not raced again.
 
     problems:   what to tune for, in the plain format: group size 128
     others:     more problems, at other weights, on which only what promises most is timed: the best of the rough model,
@@ -99,7 +99,7 @@ def tune(
     partial:    file that keeps what is measured until the table is written; a search that was stopped goes on from it,
                 if it was for the same, on the same GPU, with the same code and software
     kept:       a measured table whose rows of other weights stay
-    returns:    the rows written: M, K, N, latency_us, format, and the fastest LaunchConfig of each form
+    returns:    the rows written: M, K, N, latency_us, format, and the fastest LaunchConfig of each kernel
     raises:     ValueError for a kept table that was not measured
     """
     import torch
@@ -169,7 +169,7 @@ def _tasks(problems, forms: Iterable[str], phase: str, formats: Iterable[Format]
 def _tasks_refined(problems, forms: Iterable[str], products: Iterable[str], in_formats) -> list[Task]:
     """The plain format on every problem; others at the weights (K, N) of in_formats.
 
-    forms:    whose configs won; the FP16 twin among them, for it must be tuned as what it is compared with
+    forms:    whose configs won; the FP16 reference among them, for it must be tuned as the kernel it is compared with
     products: those of them that multiply by a packed weight, and so know other formats
     """
     chosen = [p for p in problems if (p.K, p.N) in in_formats and p.M in FORMAT_M]
@@ -222,9 +222,9 @@ def _crossovers(fused: dict[tuple[int, int], LaunchConfig], l2_bytes: int) -> li
         for M in reversed(MANY_M):
             x = registry.activations(GemmProblem(M, N, K), "cuda", seed=1)
             registry.forget_graphs()
-            contenders = {"fused": config, "dequantise": DEQUANTISE}
+            configs = {"fused": config, "dequantise": DEQUANTISE}
             replays = {
-                name: timing.prepare([_bind(c, x, w) for w in copies], "graph", clock) for name, c in contenders.items()
+                name: timing.prepare([_bind(c, x, w) for w in copies], "graph", clock) for name, c in configs.items()
             }
             samples, _ = timing.interleave(replays, "graph", SCREEN_REP + 2, 1, clock)
             if statistics.median(samples["dequantise"]) > statistics.median(samples["fused"]):
@@ -278,7 +278,7 @@ def _race(task: Task, configs, x, weights: Weights, clock) -> list[tuple[float, 
     screened.sort(key=lambda pair: pair[0])
     finalists = {str(i): config for i, (_, config) in enumerate(screened[:FINALISTS])}
     if not finalists:
-        raise RuntimeError(f"no config of form {task.form} computes {task.problem}")
+        raise RuntimeError(f"no config of kernel {task.form} computes {task.problem}")
     registry.forget_graphs()
     replays = {name: timing.prepare([_bind(c, x, w) for w in copies], "graph", clock) for name, c in finalists.items()}
     samples, _ = timing.interleave(replays, "graph", FINAL_REP, 2, clock)

@@ -24,7 +24,7 @@ _runtime, _compilation = triton.knobs.runtime, triton.knobs.compilation
 
 
 class Driver(NamedTuple):
-    """How a compiled kernel is started without Triton's launcher.
+    """The start of a compiled kernel without Triton's launcher.
 
     launch:   the driver's function; it takes grid, stream, *fixed, then the kernel's arguments
     as_tuple: it takes these as one tuple (Triton 3.7 to 3.9), not one by one (3.6)
@@ -66,14 +66,14 @@ def driver_of(binary) -> Driver | None:
 
 
 def hooked() -> bool:
-    """Whether somebody, a profiler say, asked Triton to be told of every launch or to change how kernels compile."""
+    """Tell whether somebody, a profiler say, listens to every launch or changes how kernels compile."""
     before, after = _runtime.launch_enter_hook, _runtime.launch_exit_hook
     listeners = getattr(before, "calls", before) or getattr(after, "calls", after)
     return bool(listeners or getattr(_runtime, "add_stages_inspection_hook", None))
 
 
 def knobs() -> tuple:
-    """What Triton's own cache key holds beside the arguments and options of a launch."""
+    """The part of Triton's own cache key that is neither an argument nor an option of a launch."""
     return _runtime.debug, getattr(_compilation, "instrumentation_mode", "")
 
 
@@ -153,7 +153,7 @@ any_autocast = _bound("_C._is_any_autocast_enabled", lambda: True)
 
 
 def traced(x: torch.Tensor) -> bool:
-    """Whether torch is recording or transforming rather than computing: x has no address of its own then."""
+    """Tell whether torch records or transforms instead of computing: x has no address of its own then."""
     return (
         type(x) not in _REAL_TENSORS
         or _dispatch_modes() > 0
@@ -163,5 +163,5 @@ def traced(x: torch.Tensor) -> bool:
 
 
 def has_tangent(x: torch.Tensor) -> bool:
-    """Whether torch follows x for a derivative in forward mode."""
+    """Tell whether torch follows x for a derivative in forward mode."""
     return getattr(forward_ad, "_current_level", 0) >= 0 and forward_ad.unpack_dual(x).tangent is not None

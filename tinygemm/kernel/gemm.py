@@ -192,7 +192,7 @@ _REAL_TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 
 def _differentiates(x: torch.Tensor) -> bool:
-    """Whether torch follows x for a derivative, backward or forward."""
+    """Tell whether torch follows x for a derivative, backward or forward."""
     if x.requires_grad is True and torch.is_grad_enabled():  # what torch.fx puts in the place of x has no truth value
         return True
     return fastpath.has_tangent(x)

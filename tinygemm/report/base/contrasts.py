@@ -52,7 +52,7 @@ def pairs(cases: pd.DataFrame, ends: dict[str, tuple[str, str]]) -> pd.DataFrame
 
 
 def changes(run, cases: pd.DataFrame, ends: dict[str, tuple], name: str, statistic=ratio_of_medians) -> pd.DataFrame:
-    """What each of several changes does to the time, one row per problem and change.
+    """The effect of each of several changes on the time, one row per problem and change.
 
     cases:   timed(run)
     ends:    change -> (before, after), each (backend, launch)

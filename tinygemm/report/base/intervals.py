@@ -48,7 +48,7 @@ def bootstrap_interval(statistic, *samples: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def resample(statistic, *samples: np.ndarray, paired: bool = True) -> np.ndarray:
-    """What `statistic` would have been in RESAMPLES other runs, along the last axis.
+    """The values of `statistic` in RESAMPLES other runs, along the last axis.
 
     samples: one array [..., rounds] per operand, of at least two rounds
     paired:  draw the same rounds for every operand; else each operand has rounds of its own
