@@ -15,7 +15,7 @@ from tinygemm.report.base import tables
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict
 from tinygemm.report.base.host import steady_run
 from tinygemm.report.base.tables import BASELINE, at_shapes, usual
-from tinygemm.report.base.words import span
+from tinygemm.report.base.words import shape_name, span
 from tinygemm.report.bottleneck.tables import limited_by_bytes
 from tinygemm.report.dequantisation import claims as dequantisation_claims
 from tinygemm.report.dequantisation.tables import REGIMES
@@ -120,7 +120,7 @@ def ways(run, M: int = 1) -> pd.DataFrame:
     for way, mine in told.items():
         mine = mine.dropna(subset=["speedup"])
         timed = set(zip(mine["K"], mine["N"], strict=True))
-        missing = ", ".join(f"{K}×{N}" for K, N in STUDY_SHAPES if (K, N) not in timed)
+        missing = ", ".join(shape_name(shape) for shape in STUDY_SHAPES if shape not in timed)
         if 2 * len(timed) > len(STUDY_SHAPES):
             found.append((way, mine["speedup"].min(), mine["speedup"].max(), missing))
     return pd.DataFrame(found, columns=["way", "low", "high", "missing"])
@@ -226,7 +226,7 @@ def caveats_in_short(found: Answer) -> str:
 
 def of_study() -> str:
     """The projections that every way is about."""
-    return f"at {', '.join(f'{K}×{N}' for K, N in STUDY_SHAPES[:-1])} and {'×'.join(map(str, STUDY_SHAPES[-1]))}"
+    return f"at {', '.join(map(shape_name, STUDY_SHAPES[:-1]))} and {shape_name(STUDY_SHAPES[-1])}"
 
 
 def way_name(row) -> str:

@@ -305,7 +305,7 @@ def percent_of_peak(
         ax.axvline(100 * BOUND, color=style.IDEAL, lw=1.2, ls=(0, (4, 3)), zorder=1)
         ax.set_yticks(range(len(measures)), [COUNTERS[column] for column in measures])
         if not one_problem:
-            ax.set_title(f"K×N = {K}×{N}", loc="left", size=10.5, weight="bold", pad=4)
+            ax.set_title(f"K×N = {shape_name((K, N))}", loc="left", size=10.5, weight="bold", pad=4)
         ax.set(ylim=(len(measures) - 0.5, -0.5), xlim=(0, 100))
         ax.grid(axis="y", visible=False)
     axes[-1, 0].set_xlabel(f"percent of peak (where all stay below {100 * BOUND:.0f}, latency is the limit)")

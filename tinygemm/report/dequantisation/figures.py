@@ -234,7 +234,7 @@ def dequant_breakdown(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE)) ->
     for ax, (K, N) in zip(axes[:, 0], panels, strict=True):
         at_shape = rows[(rows["K"] == K) & (rows["N"] == N)].drop_duplicates("backend").set_index("backend")
         _breakdown_bars(ax, at_shape, [backend for backend in bars if backend in at_shape.index])
-        ax.set_title(f"K×N = {K}×{N}", loc="left", size=10.5, weight="bold", pad=4)
+        ax.set_title(f"K×N = {shape_name((K, N))}", loc="left", size=10.5, weight="bold", pad=4)
     axes[-1, 0].set_xlabel("latency (µs)")
     shown = rows[at_shapes(rows, panels)]
     times = spans(shown, "latency_us_p50", ".1f", " µs")

@@ -9,7 +9,7 @@ from tinygemm.problem import STUDY_SHAPES, WIDE
 from tinygemm.report.base import tables
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
 from tinygemm.report.base.page import badge
-from tinygemm.report.base.words import shape_names
+from tinygemm.report.base.words import shape_name, shape_names
 from tinygemm.report.dequantisation import tables as causes
 from tinygemm.report.dequantisation.tables import CAUSES, LEFTOVERS, REGIMES
 
@@ -97,7 +97,7 @@ def serial_walk(table: pd.DataFrame, M: int = 1) -> Markdown:
     return Markdown(
         f"With K at {few[0]}, the simple kernel takes {between.min():.1f} to {between.max():.1f} µs from N = {few[1]} "
         f"to {many[1]}, {many[1] // few[1]} times the weights. With K at {deep[0]}, {deep[0] / few[0]:.1f} times as "
-        f"deep, {deep[0]}×{deep[1]} takes {latency[deep]:.1f} µs."
+        f"deep, {shape_name(deep)} takes {latency[deep]:.1f} µs."
     )
 
 

@@ -91,7 +91,7 @@ def steadiness(table: pd.DataFrame) -> Markdown:
         f"{rows['latency_us'].min():.1f} to {rows['latency_us'].max():.1f} µs in all."
     )
     if len(slow):
-        shapes = [f"{row.K}×{row.N}, M = {row.M}" for row in slow.itertuples()]
+        shapes = [f"{shape_name((row.K, row.N))}, M = {row.M}" for row in slow.itertuples()]
         told += (
             f" In {len(slow)} it took more than {hosts.SLOW:g} times the median, so every time from Python of these "
         )

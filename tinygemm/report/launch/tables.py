@@ -19,7 +19,7 @@ from tinygemm.report.base.tables import (
     problem_of,
     usual,
 )
-from tinygemm.report.base.words import shape_names
+from tinygemm.report.base.words import shape_name, shape_names
 
 SPEEDUP = ["speedup_vs_fp16", "speedup_vs_fp16_low", "speedup_vs_fp16_high"]
 # the four matrix products of a layer of Llama-3-8B, joined as inference engines join them, as (K, N); config.json of
@@ -110,7 +110,7 @@ def decode_step(table: pd.DataFrame, M: int = 1, backends=(BASELINE, "int4")) ->
     latency = rows.set_index(["backend", "launch", "K", "N"])["latency_us_p50"]
     columns = {f"{backend}_{mode}": (backend, mode) for backend in backends for mode in ("graph", "eager")}
     found = [
-        {"projection": name, "shape": f"{K}×{N}"}
+        {"projection": name, "shape": shape_name((K, N))}
         | {column: latency.get((*key, K, N), float("nan")) for column, key in columns.items()}
         for name, (K, N) in STEP.items()
     ]

@@ -147,7 +147,7 @@ def projected_speedups(speedups: pd.DataFrame, shapes=(NARROW, WIDE)) -> tuple[F
         ax.axvline(1, color=style.colour(BASELINE), lw=1.4, zorder=1)
         ax.set_yticks(range(len(gpus)), [gpu.removeprefix("NVIDIA ").removeprefix("GeForce ") for gpu in gpus])
         ax.set_ylim(len(gpus) - 0.4, -0.6)
-        ax.set_title(f"K×N = {K}×{N}", loc="left", size=10.5, weight="bold", pad=4)
+        ax.set_title(f"K×N = {shape_name((K, N))}", loc="left", size=10.5, weight="bold", pad=4)
         ax.grid(axis="y", visible=False)
     axes[-1, 0].set_xlim(0, 1.12 * speedups["high"].max())
     axes[-1, 0].set_xlabel("speedup of INT4 over FP16 (cuBLAS)")

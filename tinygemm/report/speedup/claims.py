@@ -69,7 +69,7 @@ def bottleneck_shifts(
     counters: counters_table(run), or None for a run without counters
     table:    report_table(run), for the rate at which timed calls move their bytes
     """
-    claim = f"The bottleneck shifts: the bytes limit FP16, something else limits INT4, M = {M}, {K}×{N}"
+    claim = f"The bottleneck shifts: the bytes limit FP16, something else limits INT4, M = {M}, {shape_name((K, N))}"
     rates = _rates(table, backend, (M, K, N))
     pair = _counter_pair(counters, backend, (M, K, N))
     numbers = {}
@@ -78,7 +78,7 @@ def bottleneck_shifts(
             numbers |= {f"{name}_{part}": float(row[f"frac_{part}"]) for part in ("dram", "sm")}
         numbers["dram_shift"] = numbers["fp16_dram"] - numbers["int4_dram"]
     if rates is None:
-        missing = f"The run did not time {BASELINE}, {backend} and a copy at {K}×{N}."
+        missing = f"The run did not time {BASELINE}, {backend} and a copy at {shape_name((K, N))}."
         return Verdict(claim, UNDECIDED, missing, numbers)
     fp16, int4 = (rates.loc[name] for name in (BASELINE, backend))
     margins = [(fp16["low"] - COPY_FRACTION, fp16["high"] - COPY_FRACTION)]
