@@ -1,4 +1,4 @@
-"""What limits a kernel: every counter of every profiled case, what its warps wait for, and what it executes."""
+"""The limits of a kernel: every counter of every profiled case, what its warps wait for, and what it executes."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def limits(rows: pd.DataFrame) -> tuple[Figure, str]:
 
 @style.figure
 def stalls(rows: pd.DataFrame) -> tuple[Figure, str]:
-    """What the resident warps of each profiled case spend their time on.
+    """The time of the resident warps of each profiled case, by what they do.
 
     rows: limiters.readings(run), with columns stall_<reason>
     """
@@ -221,7 +221,7 @@ def _stack(title, where, rows, parts: pd.DataFrame, colours: dict, label: str, m
 
 
 def _places(rows: pd.DataFrame) -> np.ndarray:
-    """Where each case stands: one below the other, with room for a heading above each problem."""
+    """The place of each case: one below the other, with room for a heading above each problem."""
     problem = rows[SHAPE].astype(str).agg("-".join, axis=1)
     return np.arange(len(rows)) + HEADING * (problem != problem.shift()).cumsum().to_numpy()
 

@@ -1,4 +1,4 @@
-"""What limits a kernel, by a stated rule from its counters; and its instructions, counted statically and executed."""
+"""The limit of a kernel, by a stated rule from its counters; and its instructions, counted statically and executed."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def limiter(busy: dict[str, float], stalls: dict[str, float] | None = None, prog
 
 
 def is_sure(busy: dict[str, float]) -> bool:
-    """Whether the part of the answer before the colon would stand if each counter were off by two points."""
+    """Tell whether the part of the answer before the colon would stand if each counter were off by two points."""
     known = {name: value for name, value in busy.items() if not pd.isna(value)}
     if abs(known.get("l2", np.nan) - known.get("dram", np.nan) - PASSED_ON) < MARGIN and known["l2"] >= BOUND:
         return False
@@ -108,7 +108,7 @@ def is_sure(busy: dict[str, float]) -> bool:
 
 
 def limited_by_bytes(rate: float) -> bool:
-    """Whether its bytes take most of the time of a call among others: the one rule for calls in a row.
+    """Tell whether its bytes take most of the time of a call among others: the one rule for calls in a row.
 
     rate: of the speed of a copy in the same run, in 0..1
     """
@@ -170,7 +170,7 @@ def marked(rows: pd.DataFrame) -> pd.Series:
 
 
 def static_file(gpu_key: str, root: Path = DATA_ROOT) -> Path:
-    """Where `tinygemm static-cost` keeps the counts of a GPU."""
+    """The file in which `tinygemm static-cost` keeps the counts of a GPU."""
     return root / "static" / f"{gpu_key}.csv"
 
 

@@ -1,4 +1,4 @@
-"""Where a speedup comes from: the path from FP16 to INT4 as factors, each the effect of one change."""
+"""The sources of a speedup: the path from FP16 to INT4 as factors, each the effect of one change."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def path(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def shares(run, M: int = 1) -> pd.DataFrame:
-    """How much of the gain over cuBLAS is the kernel's, one row per problem; the rest of it is that of fewer bits.
+    """The kernel's part of the gain over cuBLAS, one row per problem; the rest is that of fewer bits.
 
     share = log(cuBLAS / FP16 twin) / log(cuBLAS / INT4): above 1/2 the kernel is the larger factor of the two; below 0
     the FP16 twin is slower than cuBLAS, above 1 fewer bits lose. A share of a gain that may be none is not a number

@@ -72,7 +72,7 @@ def dequantisation_comes_first(rows: pd.DataFrame, regime: str, candidates: tupl
 
 
 def _answer(here: pd.DataFrame, where: str) -> str:
-    """Which cause it is, by the intervals of the first and of those that reach it."""
+    """The cause, by the intervals of the first and of those that reach it."""
     first = here.iloc[0]
     if first["low"] <= 0:
         return f"So no removal certainly saves time {where}."

@@ -32,7 +32,7 @@ SWEPT_BACKENDS = (BASELINE, "int4-static", "int4")
 
 @style.figure
 def cause_removed(removals: pd.DataFrame, M: int = 1) -> tuple[Figure, str]:
-    """What happens when one cause is removed: the share of the time it saves, a panel per regime.
+    """The effect of one cause removed: the share of the time it saves, a panel per regime.
 
     removals: causes.removals(run, M)
     """
@@ -96,7 +96,7 @@ def _saved_bar(ax: Axes, y: int, row: pd.Series, colour: str) -> None:
 
 @style.figure
 def cause_along(removals: pd.DataFrame, M: int = 1) -> tuple[Figure, str]:
-    """Which cause moves the time where: the share that each removal saves against N at one K, and against K at one N.
+    """The causes over N and K: the share that each removal saves against N at one K, and against K at one N.
 
     removals: causes.removals(run, M)
     """

@@ -54,7 +54,7 @@ def largest(verdicts: dict) -> Markdown:
 
 
 def savings(removals: pd.DataFrame) -> pd.DataFrame:
-    """What each removal saves at every shape it was timed at, as text with intervals: shape, then one column each.
+    """The saving of each removal at every shape it was timed at, as text with intervals: shape, then one column each.
 
     removals: causes.removals(run); shapes at which only one of the causes was varied are left out
     """
@@ -85,7 +85,7 @@ def splits(run) -> pd.DataFrame:
 
 
 def serial_walk(table: pd.DataFrame, M: int = 1) -> Markdown:
-    """How the time of the simple kernel follows N and K: the experiment on what makes it slow."""
+    """The time of the simple kernel against N and K: the experiment on the cause of its slowness."""
     rows = tables.primary(table)
     rows = rows[(rows["M"] == M) & (rows["backend"] == "int4-static")]
     latency = rows.set_index(["K", "N"])["latency_us_p50"].dropna()

@@ -1,4 +1,4 @@
-"""Which choices of the method change a number, and whether another run gives the same, as claims about a run."""
+"""Claims about a run: the choices of the method that change a number, and the agreement of another run."""
 
 from __future__ import annotations
 

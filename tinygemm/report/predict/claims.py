@@ -1,4 +1,4 @@
-"""Whether the latency model predicts: shapes left out of the fit, and GPUs that others, or other runs, measured."""
+"""Claims about the latency model: shapes left out of the fit, and GPUs that others, or other runs, measured."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def predicted_vs_measured(left_out: pd.DataFrame, launch: str = "graph") -> tupl
 
 @style.figure
 def terms_vs_n(model, K: int = 4096, M: int = 1, backends=(BASELINE, "int4-static", "int4")) -> tuple[Figure, str]:
-    """Which term decides where: the terms of the model over N, one panel per backend, and what was measured.
+    """The terms that decide: those of the model over N, one panel per backend, and what was measured.
 
     model: costmodel.fit(run)
     """
@@ -238,7 +238,7 @@ def published_vs_projected(compared: pd.DataFrame) -> tuple[Figure, str]:
 
 
 def _from(gpu: str | None, run_id: str) -> pd.DataFrame:
-    """Where numbers come from, as style.conditions reads it."""
+    """The source of the numbers, as style.conditions reads it."""
     return pd.DataFrame({"gpu": [gpu], "run_id": [run_id or None]})
 
 

@@ -1,4 +1,4 @@
-"""What the chapter on published numbers puts on its page: latencies beside ours, what the method does, all values."""
+"""Text and tables of the chapter on published numbers: latencies beside ours, what the method does, all values."""
 
 from __future__ import annotations
 

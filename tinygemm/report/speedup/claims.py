@@ -190,7 +190,7 @@ def narrow_loses_to_dequantisation(loses: Verdict, cause: Verdict) -> Verdict:
 
 
 def _dequantisation(row: pd.Series) -> str:
-    """What leaving the dequantisation out does to the tuned kernel."""
+    """The effect of leaving the dequantisation out of the tuned kernel."""
     times = f"{row['no_dequant_us']:.2f} µs instead of {row['fused_us_tuned']:.2f} µs"
     if row["dequant_in_kernel_us_low"] > 0:
         return f"Without dequantisation the tuned kernel takes {times}, {row['dequant_share']:.0%} less"
@@ -214,7 +214,7 @@ def _cause(row: pd.Series) -> tuple[str, str]:
 
 
 def _by_naive_dequantisation(row: pd.Series, now: str) -> tuple[str, str]:
-    """Where the tuned kernel wins: does unpacking as the simple one does make it lose?"""
+    """The test of naive dequantisation where the tuned kernel wins: does it make the kernel lose?"""
     times = f"{row['naive_us']:.2f} µs against {row['fp16_us']:.2f} µs of FP16"
     if pd.isna(row["speedup_naive_low"]):
         untimed = "the tuned kernel wins with its own dequantisation, and the run did not time it with the naive one"
@@ -271,7 +271,7 @@ def _rates(table: pd.DataFrame | None, backend: str, shape: tuple[int, int, int]
 
 
 def _limited(fp16: pd.Series, int4: pd.Series) -> str:
-    """What limits the two, in words."""
+    """The limits of the two, in words."""
     bytes_limit = {"FP16": limited_by_bytes(fp16["rate"]), "INT4": limited_by_bytes(int4["rate"])}
     limited = [name for name, yes in bytes_limit.items() if yes]
     return f"the bytes limit {' and '.join(limited)}" if limited else "the bytes limit neither"
