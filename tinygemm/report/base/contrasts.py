@@ -140,9 +140,9 @@ def geometric_mean(pairs: pd.DataFrame, matrix: pd.DataFrame) -> dict[str, float
 # --- statistics beside the ratio of two medians -------------------------------------------------------------------
 
 
-def best_fp16_over(cublas: np.ndarray, twin: np.ndarray, int4: np.ndarray, axis: int = -1) -> np.ndarray:
+def best_fp16_over(cublas: np.ndarray, ours: np.ndarray, int4: np.ndarray, axis: int = -1) -> np.ndarray:
     """Speedup over the faster of two FP16 kernels: ratio of medians."""
-    return np.minimum(median(cublas, axis), median(twin, axis)) / median(int4, axis)
+    return np.minimum(median(cublas, axis), median(ours, axis)) / median(int4, axis)
 
 
 def log_share(start: np.ndarray, middle: np.ndarray, end: np.ndarray, axis: int = -1) -> np.ndarray:

@@ -22,7 +22,7 @@ from tinygemm.runs import Run
 BASELINE = "fp16-cublas"
 IDEALS = of_family(CEILING)
 NO_PRODUCT = of_family(CEILING, PART)  # timed beside the products, never compared with them
-GROUP = ["problem", "launch", "l2_state", "operands"]  # contenders of one group were timed in the same rounds
+GROUP = ["problem", "launch", "l2_state", "operands"]  # backends of one group were timed in the same rounds
 SHAPE = ["M", "K", "N"]
 GROUP_SIZE = 128  # of the decode cases; other sizes are a suite of their own
 LAUNCH_CONFIG = ["form", "block_m", "block_n", "block_k", "split_k", "num_warps", "num_stages", "max_registers"]
@@ -87,7 +87,7 @@ def primary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def usual(table: pd.DataFrame) -> pd.DataFrame:
-    """The timed rows on random data, with a scale per 128 weights where they are quantised: one per contender, problem
+    """The timed rows on random data, with a scale per 128 weights where they are quantised: one per backend, problem
     and mode, so that a table by K, N and M has one number in each place."""
     ok = (table["status"] == "ok") & (table["operands"] == "random")
     return table[ok & table["group_size"].isin((0, GROUP_SIZE))]

@@ -64,8 +64,8 @@ def path(rows: pd.DataFrame) -> pd.DataFrame:
 def shares(run, M: int = 1) -> pd.DataFrame:
     """The kernel's part of the gain over cuBLAS, one row per problem; the rest is that of fewer bits.
 
-    share = log(cuBLAS / FP16 twin) / log(cuBLAS / INT4): above 1/2 the kernel is the larger factor of the two; below 0
-    the FP16 twin is slower than cuBLAS, above 1 fewer bits lose. A share of a gain that may be none is not a number
+    share = log(cuBLAS / our FP16) / log(cuBLAS / INT4): above 1/2 the kernel is the larger factor of the two; below 0
+    our FP16 kernel is slower than cuBLAS, above 1 fewer bits lose. A share of a gain that may be none is not a number
     to read: `gain_low` says whether there is one.
 
     returns: problem, M, K, N, share with _low and _high, gain (cuBLAS / INT4) with _low and _high

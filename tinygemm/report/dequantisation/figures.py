@@ -213,7 +213,7 @@ PARTS = {
 def dequant_breakdown(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE)) -> tuple[Figure, str]:
     """Finding C: what dequantisation costs on its own, before a matmul, and inside the fused kernel.
 
-    Below the tuned kernel stand its twins: without dequantisation, and without any arithmetic.
+    Below the tuned kernel stand its ablations: without dequantisation, and without any arithmetic.
 
     table:  report_table(run), the CSV of `tinygemm bench`, or that of `tinygemm breakdown` (one row per problem)
     shapes: (K, N), a panel each; where the table has none of them, the first four that it has

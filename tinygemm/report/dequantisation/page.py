@@ -102,7 +102,7 @@ def serial_walk(table: pd.DataFrame, M: int = 1) -> Markdown:
 
 
 def twins(table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
-    """The tuned kernel and its twins, in us, at the projections of the earlier study.
+    """The tuned kernel and its ablations, in us, at the projections of the earlier study.
 
     returns: shape, int4-load-only, int4-no-dequant, int4, and dequant_share = 1 - int4-no-dequant / int4
     """

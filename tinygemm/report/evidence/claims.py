@@ -29,7 +29,7 @@ def of_evidence(
     rows: pd.DataFrame, within: pd.DataFrame, between: pd.DataFrame, beside: pd.DataFrame
 ) -> dict[str, Verdict]:
     """The verdicts of the chapter: one per way of timing, under its name; steady (within the run); beside (in other
-    groups of contenders); repeated (between runs).
+    groups of backends); repeated (between runs).
 
     rows:    evidence.errors(run)
     within:  evidence.halves(run)

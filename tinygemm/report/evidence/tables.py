@@ -27,7 +27,7 @@ from tinygemm.report.base.words import shape_names
 from tinygemm.runs import Run, load_run, recorded_runs
 
 BACKENDS = (BASELINE, "int4")
-# the primary number is a graph in the settled state, cold, random; each way changes one of these, do_bench two
+# the primary number is a graph with no recent PDL launch, cold, random; each way changes one of these, do_bench two
 WAYS = {
     "hot L2": {"l2_state": "hot"},
     "warm L2": {"l2_state": "warm"},
@@ -37,7 +37,7 @@ WAYS = {
     "primed": {"launch": "primed"},
 }
 PRIMARY = {"launch": "graph", "l2_state": "cold", "operands": "random"}
-# code that this project does not change from run to run: libraries, and the yardsticks
+# code that this project does not change from run to run: libraries, and the references
 UNCHANGED = (BASELINE, *of_family(PEER, CEILING))
 WITHOUT_X = of_family(PART, BOUND)
 # Two medians of one distribution differ by less than the half-width of one's 95 % interval with this probability:
@@ -94,7 +94,7 @@ def halves(run) -> pd.DataFrame:
 
 
 def beside_others(run) -> pd.DataFrame:
-    """One kernel timed in several groups of contenders: the largest time over the smallest, for kernels that read no x
+    """One kernel timed in several groups of backends: the largest time over the smallest, for kernels that read no x
     and so do the same work at every M.
 
     returns: backend, K, N, n (groups), right_us and left_us (least and most), right_contenders and left_contenders
@@ -201,8 +201,8 @@ def agreement(newer: Run, older: Run) -> pd.DataFrame:
 
 
 def spread(rows: pd.DataFrame) -> dict[str, float]:
-    """The difference of two runs: n, inside and overlap (fractions), typical and worst (relative differences: their median
-    and their 95th percentile), shift (the median of new / old, less 1), beyond: the relative standard deviation that each
+    """The difference of two runs: n, inside and overlap (fractions), typical and worst (relative differences: median
+    and 95th percentile), shift (the median of new / old, less 1), beyond: the relative standard deviation that each
     side would need on top of the scatter of its samples to explain the differences, and inside_error: the standard
     error of `inside`, whose cases are not independent where they share a problem.
 

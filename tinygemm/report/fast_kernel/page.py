@@ -56,7 +56,7 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def whole(rows: pd.DataFrame) -> Markdown:
-    """The product of all steps at each M, the last step against the weight-read bound, and the step that passes FP16."""
+    """All steps together at each M, the last one against the weight-read bound, and the step that passes FP16."""
     if rows.empty:
         return MISSING
     sentences = []

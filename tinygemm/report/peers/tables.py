@@ -25,7 +25,7 @@ QUOTED = DATA_ROOT / "earlier" / "marlin-h200.csv"  # measured before runs were 
 
 
 def contest(run, quoted: Path | None = QUOTED, ours: str = "int4") -> pd.DataFrame:
-    """`int4` against the others at the projections of the earlier study, M 1 to 8: one row per problem and contender.
+    """`int4` against the others at the projections of the earlier study, M 1 to 8: one row per problem and backend.
 
     quoted:  Marlin's times of an earlier measurement, which stand where the run has the GPU they are of and no Marlin
     ours:    what stands for `int4`, as int4_us: `int4-serial` overlaps the call before it no more than they do

@@ -11,7 +11,7 @@ from tinygemm.report.base.intervals import median
 from tinygemm.report.base.tables import BASELINE, at_shapes, in_mode, origin
 
 KERNELS = ("int4-static", "int4")
-AGAINST = ("cuBLAS", "best FP16")  # the faster of cuBLAS and our FP16 twin
+AGAINST = ("cuBLAS", "best FP16")  # the faster of cuBLAS and our FP16 kernel
 FEWEST = 3  # values of K and of N below which a map is no map
 CONTENDERS = (BASELINE, "dequant-fp16", "int4-fused", "int4")
 LEEWAY = 1.10  # how much slower than the better of two paths the selected one may be

@@ -159,7 +159,7 @@ def dequantisation_decides(parts: pd.DataFrame, tuned: pd.DataFrame, backend: st
 def fewer_bits_help_narrow(run, M: int = 1) -> Verdict:
     """D: at every narrow projection of the run, fewer bits alone make the kernel faster.
 
-    What is gained over cuBLAS may be the kernel's doing; against `fp16-triton`, the FP16 twin of the tuned kernel, only
+    What is gained over cuBLAS may be the kernel's doing; against `fp16-triton`, its FP16 reference, only
     the number of bits differs.
     """
     claim = f"On narrow projections INT4 is faster than FP16 weights in the same kernel structure, M = {M}"
