@@ -164,8 +164,8 @@ def ablation_variants(
 def no_split_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
     """The tuned kernel with K split over neither warps nor programs: one warp walks all of it, for the same bytes.
 
-    One for each width of its tile that divides N, with as many words requested at once as in the tuned kernel: which
-    tile suits a split says nothing about which suits none, and another tuning would be another experiment.
+    One for each width of its tile that divides N, with as many words requested at once as in the tuned kernel. The best
+    tile without a split may be another one than with it, and another tuning would be another experiment.
     """
     config, source = select(problem, gpu, "splitk", symmetric)
     steps = config.block_k // (128 * config.num_warps)

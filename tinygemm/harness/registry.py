@@ -175,8 +175,8 @@ def known_names() -> list[str]:
 def forget_graphs() -> None:
     """Tell our kernels that no CUDA graph captured so far will be replayed again.
 
-    A captured split-K call keeps its arrival counters for good, out of a pool that a whole sweep would use up; calls
-    captured after that would carry a node that zeroes theirs, and be timed with it.
+    A captured split-K call keeps its arrival counters for good, out of a pool that a whole sweep would use up. Calls
+    captured after that would be timed with one node more, which zeroes their counters.
     """
     from tinygemm.kernel import workspace
 

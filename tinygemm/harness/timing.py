@@ -154,10 +154,10 @@ class CudaClock:
     ) -> list[float]:
         """Microseconds of each run on the GPU's clock.
 
-        What a node of a graph takes depends on what was launched before, whatever the graph holds: on an H100, kernels
-        that do not overlap take 0.35 us less once one with the attribute of dependent launch has been launched in any
-        stream, until several without it have followed there (tinygemm/kernel/NOTES.md). So every round starts from one
-        of two states.
+        The time of a node of a graph depends on the launches before it, whatever the graph holds. On an H100, kernels
+        that do not overlap take 0.35 us less after a launch with the attribute of dependent launch in any stream. The
+        effect lasts until several launches without it have followed there (tinygemm/kernel/NOTES.md). So every round
+        starts from one of two states.
 
         queued: True lines all runs up behind a spacer, so that no launch from Python is ever waited for;
                 False starts each run on an idle GPU, so that the launches from Python count

@@ -1,7 +1,7 @@
 """The bits of a packed INT4 weight and their meaning: quantise, pack, unpack, dequantise, and the float64 reference.
 
-The format. `qweight[N / 16, K / 128, 16, 16]` int32: one tile is 16 output features x 128 inputs, 1 KiB in one piece,
-so any tiling of a kernel reads whole cache lines, and the same bytes serve every GPU and launch config. Word j of a
+The format. `qweight[N / 16, K / 128, 16, 16]` int32: one tile is 16 output features x 128 inputs, 1 KiB in one piece.
+So any tiling of a kernel reads whole cache lines, and the same bytes serve every GPU and launch config. Word j of a
 row holds eight codes:
 
     k = 32 p + 2 j + h  (p = 0..3, h = 0..1)   at bits 4 (p + 4 h) .. 4 (p + 4 h) + 3

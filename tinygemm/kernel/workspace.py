@@ -28,11 +28,11 @@ _captures: dict[tuple[int, int], tuple[int, torch.Tensor]] = {}  # (device, stre
 def reserve(partials: int, counters: int, device: torch.device) -> Workspace:
     """Room for partial sums, and arrival counters that are zero now and that the kernel leaves at zero.
 
-    Never shared by calls that may overlap. Eager calls on one stream run one after the other and share a workspace that
-    grows to what the largest of them needs. Captured calls take their partial sums from their graph's memory. Their
-    counters come out of a pool for good, since the graph may be replayed at any time beside anything else; but calls of
-    one capture on one stream run one after the other and share them. Eager calls refill the pool. Where there is none
-    yet (the first call of all is a captured one), the graph zeroes its counters itself: one node more.
+    Calls that may overlap never share it. Eager calls on one stream run one after the other and share a workspace that
+    grows to the need of the largest of them. Captured calls take their partial sums from their graph's memory. Their
+    counters come out of a pool for good, since the graph may be replayed at any time beside anything else. Calls of one
+    capture on one stream run one after the other and share them. Eager calls refill the pool. Where there is none yet
+    (the first call of all is a captured one), the graph zeroes its counters itself: one node more.
     """
     if not partials:
         return NOT_NEEDED

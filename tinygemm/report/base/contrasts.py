@@ -98,8 +98,8 @@ def contrast(run, frame: pd.DataFrame, operands: list[str], statistic=ratio_of_m
 def resampled(run, frame: pd.DataFrame, operands: list[str], statistic=ratio_of_medians) -> tuple:
     """A statistic for each row of `frame`, and what it would have been in RESAMPLES other runs.
 
-    Cases that were timed in the same rounds are resampled round by round, so that what a whole round shares cancels;
-    cases of different groups (a graph and an eager call) were not, and are resampled independently.
+    Cases that were timed in the same rounds are resampled round by round, so that what a whole round shares cancels.
+    Cases of different groups (a graph and an eager call) are resampled independently.
 
     returns: values [rows], resamples [rows, RESAMPLES]; NaN resamples where a case has fewer than two samples
     """

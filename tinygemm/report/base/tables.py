@@ -87,8 +87,10 @@ def primary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def usual(table: pd.DataFrame) -> pd.DataFrame:
-    """The timed rows on random data, with a scale per 128 weights where they are quantised: one per backend, problem
-    and mode, so that a table by K, N and M has one number in each place."""
+    """The timed rows on random data, with a scale per 128 weights where they are quantised.
+
+    There is one per backend, problem and mode, so a table by K, N and M has one number in each place.
+    """
     ok = (table["status"] == "ok") & (table["operands"] == "random")
     return table[ok & table["group_size"].isin((0, GROUP_SIZE))]
 

@@ -69,7 +69,7 @@ def limiter(busy: dict[str, float], stalls: dict[str, float] | None = None, prog
     1. Of DRAM, L2 and SM the busiest limits it, if it is busy for at least 60 %; DRAM in place of an L2 that is hardly
        busier than it. If it is the SM: its tensor cores or its issue slots, if they are, too.
     2. Otherwise latency does: because there are fewer than 0.9 programs for each SM, or else for the reason for which
-       its warps wait most; with few warps, if less than a quarter of those that an SM can hold are resident.
+       its warps wait most. It is said to have few warps where less than a quarter of those that fit are resident.
 
     busy:            dram, l2, sm, tensor, issue, warps in 0..1, as far as they were read (NaN or absent: not)
     stalls:          reason, as ncu names it -> share of the warps' time in 0..1

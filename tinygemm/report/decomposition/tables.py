@@ -43,9 +43,9 @@ def steps(run) -> pd.DataFrame:
 def path(rows: pd.DataFrame) -> pd.DataFrame:
     """The steps of one problem in their order, from the first FP16 time to INT4 in a graph.
 
-    Over the reads that start when the kernel before them has finished, where the run timed them; without the launch
-    step where no eager call was timed; with multiplying and dequantising in one step where the kernel without
-    dequantisation was not timed; empty where the path has another gap.
+    The path leads over the reads that do not overlap, where the run timed them. It has no launch step where no eager
+    call was timed. Multiplying and dequantising are one step where the kernel without dequantisation was not timed.
+    It is empty where the path has another gap.
 
     rows:    those of one problem in steps(run)
     returns: plus the column `label`
