@@ -73,13 +73,19 @@ class Int4Linear(nn.Module):
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, group_size: int = 128, symmetric: bool = True, *, rule: str = "full-range"
+        cls,
+        linear: nn.Linear,
+        group_size: int = 128,
+        symmetric: bool = True,
+        *,
+        rule: str = "full-range",
+        search: bool = False,
     ) -> Int4Linear:
         """The layer that does what `linear` does, hooks of its forward included, but for the rounding of its weight.
 
         The hooks are copied: what is added or removed later belongs to one of the two layers, and a handle to `linear`.
 
-        group_size, symmetric, rule: as in `quantize`
+        group_size, symmetric, rule, search: as in `quantize`
         raises: as `quantize`; TypeError where `linear` is no nn.Linear; ValueError where it computes something else
                 than its weight and bias say: a forward of its own, or a weight or bias that a hook makes anew
         """
@@ -94,7 +100,7 @@ class Int4Linear(nn.Module):
                 raise ValueError(
                     f"its {name} is made anew by a hook (weight_norm or pruning, say); make it permanent first"
                 )
-        layer = cls.from_packed(quantize(linear.weight, group_size, symmetric, rule=rule), linear.bias)
+        layer = cls.from_packed(quantize(linear.weight, group_size, symmetric, rule=rule, search=search), linear.bias)
         for name in HOOKS:
             setattr(layer, name, getattr(linear, name).copy())
         return layer.train(linear.training)
@@ -187,13 +193,14 @@ def quantize_model(
     skip: Collection[str] | str = (USUAL,),
     *,
     rule: str = "full-range",
+    search: bool = False,
 ) -> list[str]:
     """Replace every nn.Linear of a model by an Int4Linear, in place; hooks of their forward move along.
 
     Whoever holds a handle of a hook can still remove it: from the new layer. The float layer, where somebody else has
     it, keeps a copy of its hooks.
 
-    group_size, symmetric, rule: as in `quantize`
+    group_size, symmetric, rule, search: as in `quantize`
     skip:    names not to touch, or one name: of a module (`lm_head`, wherever it is), or its whole path
              (`layers.0.mlp.up_proj`); all that a module contains is skipped with it
     returns: the paths of the layers that were replaced
@@ -218,7 +225,9 @@ def quantize_model(
     layers: dict[nn.Linear, Int4Linear] = {}
     for path, linear in found:
         try:
-            layers[linear] = layers.get(linear) or Int4Linear.from_linear(linear, group_size, symmetric, rule=rule)
+            layers[linear] = layers.get(linear) or Int4Linear.from_linear(
+                linear, group_size, symmetric, rule=rule, search=search
+            )
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}; name it in skip to leave it as it is") from error
         except Exception as error:  # of the machine, out of memory say: its type is what a caller looks for
