@@ -77,18 +77,26 @@ class Int4Linear(nn.Module):
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, group_size: int = 128, symmetric: bool = True, *, rule: str = "full-range"
+        cls,
+        linear: nn.Linear,
+        group_size: int = 128,
+        symmetric: bool = True,
+        *,
+        rule: str = "full-range",
+        search: bool = False,
     ) -> Int4Linear:
         """The layer that does what `linear` does, hooks of its forward included, but for the rounding of its weight.
 
         The hooks are copied: what is added or removed later belongs to one of the two layers, and a handle to `linear`.
 
-        group_size, symmetric, rule: as in `quantize`
+        group_size, symmetric, rule, search: as in `quantize`
         raises: as `quantize`; TypeError where `linear` is no nn.Linear; ValueError where it computes something else
                 than its weight and bias say: a forward of its own, or a weight or bias that a hook makes anew
         """
         _check_linear(linear)
-        return cls.from_packed(quantize(linear.weight, group_size, symmetric, rule=rule), linear.bias)._beside(linear)
+        return cls.from_packed(
+            quantize(linear.weight, group_size, symmetric, rule=rule, search=search), linear.bias
+        )._beside(linear)
 
     @classmethod
     def from_packed(cls, w: PackedInt4, bias: torch.Tensor | None = None) -> Int4Linear:
@@ -186,6 +194,7 @@ def quantize_model(
     progress: bool = True,
     *,
     rule: str = "full-range",
+    search: bool = False,
 ) -> list[str]:
     """Replace every nn.Linear of a model by an Int4Linear, in place; hooks of their forward move along.
 
@@ -194,7 +203,7 @@ def quantize_model(
 
     A model that is wholly on the meta device gets layers without values, for `load_state_dict(..., assign=True)`.
 
-    group_size, symmetric, rule: as in `quantize`
+    group_size, symmetric, rule, search: as in `quantize`
     skip:     names not to touch, or one name: of a module (`lm_head`, wherever it is), or its whole path
               (`layers.0.mlp.up_proj`); all that a module contains is skipped with it
     join:     join q/k/v and gate/up of the models that `join_projections` knows, which says what stays apart
@@ -227,7 +236,7 @@ def quantize_model(
     for path, linear in tqdm(found, "quantise", disable=None if progress else True):
         try:
             if linear not in layers:
-                layers[linear] = _quantised(linear, group_size, symmetric, rule, on_meta)
+                layers[linear] = _quantised(linear, group_size, symmetric, rule, search, on_meta)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}; name it in skip to leave it as it is") from error
         except Exception as error:  # of the machine, out of memory say: its type is what a caller looks for
@@ -305,7 +314,9 @@ def _check_linear(linear: nn.Linear) -> None:
             )
 
 
-def _quantised(linear: nn.Linear, group_size: int, symmetric: bool, rule: str, on_meta: bool) -> Int4Linear:
+def _quantised(
+    linear: nn.Linear, group_size: int, symmetric: bool, rule: str, search: bool, on_meta: bool
+) -> Int4Linear:
     """`Int4Linear.from_linear`; a layer of the meta device has no values, and one of accelerate keeps its hook."""
     hook = getattr(linear, "_hf_hook", None)
     if hook is not None and getattr(hook, "offload", True) is False:  # the hook only moves what comes in and goes out
@@ -314,9 +325,9 @@ def _quantised(linear: nn.Linear, group_size: int, symmetric: bool, rule: str, o
             vars(bare).pop(name, None)
         from accelerate.hooks import add_hook_to_module
 
-        return add_hook_to_module(Int4Linear.from_linear(bare, group_size, symmetric, rule=rule), hook)
+        return add_hook_to_module(Int4Linear.from_linear(bare, group_size, symmetric, rule=rule, search=search), hook)
     if not on_meta:
-        return Int4Linear.from_linear(linear, group_size, symmetric, rule=rule)
+        return Int4Linear.from_linear(linear, group_size, symmetric, rule=rule, search=search)
     _check_linear(linear)
     bias, dtype = linear.bias is not None, linear.weight.dtype
     layer = Int4Linear(linear.in_features, linear.out_features, bias, group_size, symmetric, "meta", dtype)
