@@ -215,8 +215,9 @@ CONFIGS = [
 ]  # fmt: skip
 QUANT = [
     fault(
-        "a zero point that never reaches its last code", "kernel/quant.py", "(-low / exact).round().clamp(0, 15)",
-        "(-low / exact).round().clamp(0, 14)",
+        "a zero point that never reaches its last code", "kernel/scales.py",
+        "if symmetric else (-low / scales).round().clamp(0, 15)",
+        "if symmetric else (-low / scales).round().clamp(0, 14)",
         "test_quant.py::test_the_zero_point_of_a_one_sided_group_is_an_end_of_the_codes"
     ),
     fault(

@@ -59,6 +59,7 @@ def join(parts: Sequence[PackedInt4]) -> PackedInt4:
             raise ValueError(f"parts must have one {name}, got {', '.join(map(str, sorted(kinds)))}")
     if odd := [part.N for part in parts[:-1] if part.N % TILE_N]:
         raise ValueError(f"N of each part but the last must be a multiple of {TILE_N}, got {odd[0]}")
-    zeros = None if first.zeros is None else torch.cat([part.zeros for part in parts], 1)
+    zeros = [part.zeros for part in parts if part.zeros is not None]
     words, scales = torch.cat([part.qweight for part in parts]), torch.cat([part.scales for part in parts], 1)
-    return PackedInt4(words, scales, zeros, sum(part.N for part in parts), first.K, first.group_size)
+    points = torch.cat(zeros, 1) if zeros else None
+    return PackedInt4(words, scales, points, sum(part.N for part in parts), first.K, first.group_size)
