@@ -11,7 +11,7 @@ import tinygemm
 
 
 def test_an_unknown_name_is_an_attribute_error_that_lists_the_known_ones():
-    with pytest.raises(AttributeError, match=r"no attribute 'quantise'; it has Int4Linear, PackedInt4, dequantize"):
+    with pytest.raises(AttributeError, match=r"no attribute 'quantise'; it has ColwiseInt4, Int4Linear, PackedInt4"):
         _ = tinygemm.quantise
 
 

@@ -137,7 +137,7 @@ class Int4Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] -> [..., out_features], as `gemm` does; under autocast x is cast to its dtype first."""
         if fastpath.any_autocast():
-            x = _autocast(x)
+            x = autocast(x)
         y, bias = gemm(x, self.weight), self._buffers["bias"]
         return y if bias is None else y.add_(bias)
 
@@ -364,7 +364,7 @@ def _matrices(model: nn.Module) -> dict[str, int]:
     return {name: each.numel() for name, each in model.named_parameters() if not is_lazy(each) and each.dim() > 1}
 
 
-def _autocast(x: torch.Tensor) -> torch.Tensor:
+def autocast(x: torch.Tensor) -> torch.Tensor:
     """x in the dtype that nn.Linear would multiply in."""
     device = x.device.type
     eligible = torch.is_autocast_enabled(device) and x.dtype in FLOAT_DTYPES
