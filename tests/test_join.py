@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import io
 import warnings
 
 import pytest
@@ -172,17 +173,22 @@ def test_a_weight_that_an_embedding_shares_stays_and_is_named():
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+@pytest.mark.parametrize("joined", [True, False], ids=["joined", "apart"])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_accelerate_spreads_a_model_before_or_after_it_is_quantised(when):
+def test_accelerate_spreads_a_model_before_or_after_it_is_quantised(when, joined):
     accelerate = pytest.importorskip("accelerate")
     expected, model = logits(int4_model()), float_model()
     spread = functools.partial(accelerate.dispatch_model, device_map={"": "cpu"}, force_hooks=True)
     if when == "before":
         spread(model)
-    quantize_model(model, 32, symmetric=False)
+    with warnings.catch_warnings(record=True) as said:
+        quantize_model(model, 32, symmetric=False, join=joined)
     if when == "after":
         spread(model)
-    assert hasattr(model.model.layers[0].self_attn.q_proj, "_hf_hook")
+    attention = model.model.layers[0].self_attn
+    apart = when == "before" or not joined
+    assert hasattr(attention.q_proj if apart else attention.qkv_proj, "_hf_hook")
+    assert any("not joined" in str(each.message) for each in said) == (apart and joined)
     assert torch.equal(logits(model), expected)
 
 
@@ -299,6 +305,10 @@ def test_a_projection_of_another_input_is_an_error_and_no_wrong_result():
         module(torch.randn(1, 128).half())
 
 
-def test_a_bar_is_shown_on_a_terminal_only(capsys):
-    quantize_model(float_model(), 32)
-    assert capsys.readouterr().err == ""
+@pytest.mark.parametrize(("progress", "terminal"), [(True, True), (True, False), (False, True)])
+def test_a_bar_is_shown_on_a_terminal_only(progress, terminal, monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr("sys.stderr", stream)
+    quantize_model(float_model(), 32, progress=progress)
+    assert ("14/14" in stream.getvalue()) == (progress and terminal)

@@ -123,7 +123,7 @@ def parallelize(model: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
     """Cut the INT4 layers of a decoder over the ranks of a one-dimensional mesh, in place.
 
     Layers are known by their names in transformers: q_proj, k_proj and v_proj, joined or not, are cut by heads,
-    gate_proj and up_proj column-wise, o_proj and down_proj row-wise, and the outputs of an lm_head in INT4 are gathered.
+    gate_proj and up_proj column-wise, o_proj and down_proj row-wise. The outputs of an lm_head in INT4 are gathered.
     All else stays whole on every rank. A state dict of the model then holds the rank's share.
 
     returns: the model
