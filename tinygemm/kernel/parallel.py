@@ -95,7 +95,7 @@ class ColwiseInt4(ParallelStyle):
         _keep(module, shard(module.weight, 0, rank, world, parts, self.head_dim), bias)
         module.parts = tuple(part // world for part in parts)
         if self.gather:
-            _become(module, _Gathered, device_mesh)
+            _become(module, GatheredInt4Linear, device_mesh)
         return module
 
 
@@ -115,7 +115,7 @@ class RowwiseInt4(ParallelStyle):
         rank, world = device_mesh.get_local_rank(), device_mesh.size()
         _named(module, lambda: self.check(module, world))
         _keep(module, shard(module.weight, 1, rank, world), module.bias)
-        _become(module, _Summed, device_mesh)
+        _become(module, SummedInt4Linear, device_mesh)
         return module
 
 
@@ -181,7 +181,7 @@ def _become(layer: Int4Linear, kind: type[Int4Linear], mesh: DeviceMesh) -> None
     layer.mesh = mesh
 
 
-class _Summed(Int4Linear):
+class SummedInt4Linear(Int4Linear):
     """A layer whose inputs are spread over the ranks of `mesh`."""
 
     mesh: DeviceMesh
@@ -194,7 +194,7 @@ class _Summed(Int4Linear):
         return y if bias is None else y.add_(bias)
 
 
-class _Gathered(Int4Linear):
+class GatheredInt4Linear(Int4Linear):
     """A layer whose output features are spread over the ranks of `mesh`."""
 
     mesh: DeviceMesh
