@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import inspect
+import io
 import warnings
 
 import pytest
@@ -98,10 +100,21 @@ def test_a_family_that_is_joined_from_the_start_has_nothing_to_join():
     assert type(model.model.layers[0].mlp).__name__ == "Phi3MLP"
 
 
-def test_a_joined_model_compiles_into_one_graph():
+def test_a_decode_step_of_a_joined_model_compiles_into_one_graph():
     model = int4_model("Qwen3", join=True)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(TOKENS, use_cache=False).logits, model(TOKENS, use_cache=False).logits)
+    assert torch.equal(decoded(model, compiled), decoded(model, model))
+
+
+def decoded(model, step):
+    """The logits of two tokens that follow the prompt, over a static cache."""
+    known = inspect.signature(type(model).forward).parameters
+    name = "cache" if "cache" in known else "past_key_values"  # by the version of transformers
+    cache = {name: transformers.StaticCache(config=model.config, max_cache_len=16), "use_cache": True}
+    out = [model(TOKENS, **cache).logits[:, -1:]]
+    for position in (5, 6):
+        out.append(step(out[-1].argmax(-1), position_ids=torch.tensor([[position]]), **cache).logits)
+    return torch.cat(out, 1)
 
 
 def test_a_joined_block_is_exported():
@@ -172,17 +185,22 @@ def test_a_weight_that_an_embedding_shares_stays_and_is_named():
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+@pytest.mark.parametrize("joined", [True, False], ids=["joined", "apart"])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_accelerate_spreads_a_model_before_or_after_it_is_quantised(when):
+def test_accelerate_spreads_a_model_before_or_after_it_is_quantised(when, joined):
     accelerate = pytest.importorskip("accelerate")
     expected, model = logits(int4_model()), float_model()
     spread = functools.partial(accelerate.dispatch_model, device_map={"": "cpu"}, force_hooks=True)
     if when == "before":
         spread(model)
-    quantize_model(model, 32, symmetric=False)
+    with warnings.catch_warnings(record=True) as said:
+        quantize_model(model, 32, symmetric=False, join=joined)
     if when == "after":
         spread(model)
-    assert hasattr(model.model.layers[0].self_attn.q_proj, "_hf_hook")
+    attention = model.model.layers[0].self_attn
+    apart = when == "before" or not joined
+    assert hasattr(attention.q_proj if apart else attention.qkv_proj, "_hf_hook")
+    assert any("not joined" in str(each.message) for each in said) == (apart and joined)
     assert torch.equal(logits(model), expected)
 
 
@@ -299,6 +317,10 @@ def test_a_projection_of_another_input_is_an_error_and_no_wrong_result():
         module(torch.randn(1, 128).half())
 
 
-def test_a_bar_is_shown_on_a_terminal_only(capsys):
-    quantize_model(float_model(), 32)
-    assert capsys.readouterr().err == ""
+@pytest.mark.parametrize(("progress", "terminal"), [(True, True), (True, False), (False, True)])
+def test_a_bar_is_shown_on_a_terminal_only(progress, terminal, monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr("sys.stderr", stream)
+    quantize_model(float_model(), 32, progress=progress)
+    assert ("14/14" in stream.getvalue()) == (progress and terminal)

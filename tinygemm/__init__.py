@@ -12,8 +12,25 @@ _HOME = {
     "gemm": "gemm",
     "Int4Linear": "linear",
     "quantize_model": "linear",
+    "join_projections": "join",
+    "ColwiseInt4": "parallel",
+    "RowwiseInt4": "parallel",
+    "parallelize": "parallel",
+    "shard": "parallel",
 }
-__all__ = ["Int4Linear", "PackedInt4", "dequantize", "gemm", "quantize", "quantize_model"]
+__all__ = [
+    "ColwiseInt4",
+    "Int4Linear",
+    "PackedInt4",
+    "RowwiseInt4",
+    "dequantize",
+    "gemm",
+    "join_projections",
+    "parallelize",
+    "quantize",
+    "quantize_model",
+    "shard",
+]
 
 
 def __getattr__(name: str):

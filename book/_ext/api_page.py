@@ -19,6 +19,11 @@ NAMES = (
     ("LaunchConfig", "configs.py", ()),
     ("Int4Linear", "linear.py", ("from_linear",)),
     ("quantize_model", "linear.py", ()),
+    ("join_projections", "join.py", ()),
+    ("parallelize", "parallel.py", ()),
+    ("ColwiseInt4", "parallel.py", ()),
+    ("RowwiseInt4", "parallel.py", ()),
+    ("shard", "parallel.py", ()),
 )
 HEAD = """# Use it in a model
 

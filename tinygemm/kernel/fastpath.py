@@ -12,12 +12,16 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch.autograd import forward_ad
 
+try:
+    import triton
+except ModuleNotFoundError:  # macOS and Windows have none: no kernel is ever launched
+    triton = None
+
 VERSIONS = ((3, 6), (3, 9))  # of Triton: the first and the last whose launch call is known
-_version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-_runtime, _compilation = triton.knobs.runtime, triton.knobs.compilation
+_version = triton and tuple(int(part) for part in triton.__version__.split(".")[:2])
+_runtime, _compilation = triton and triton.knobs.runtime, triton and triton.knobs.compilation
 
 
 # --- Triton: starting a compiled kernel -------------------------------------------------------------------------------

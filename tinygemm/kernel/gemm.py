@@ -7,14 +7,22 @@ import functools
 import itertools
 
 import torch
-from triton.runtime.errors import InterpreterError
 
 from tinygemm.hardware import device_key
-from tinygemm.kernel import fastpath, launch, launches
+from tinygemm.kernel import fastpath
 from tinygemm.kernel.configs import LaunchConfig, select
 from tinygemm.kernel.cut import rows
 from tinygemm.kernel.quant import TILE_N, PackedInt4, dequantize
 from tinygemm.problem import GemmProblem
+
+try:
+    from triton.runtime.errors import InterpreterError
+
+    from tinygemm.kernel import launch, launches
+except ModuleNotFoundError:  # macOS and Windows have no Triton
+    if fastpath.triton is not None:
+        raise
+    launch = launches = None
 
 DTYPES = (torch.float16, torch.bfloat16)  # of x: what the kernels multiply
 DEQUANTISED_AT_ONCE = 2**22  # weights, where no kernel runs: 16 MiB in float32
@@ -35,9 +43,9 @@ def gemm(
     raises:  TypeError or ValueError naming the argument and the constraint it breaks; RuntimeError where a derivative
              by x is asked for: there is none
 
-    Without a CUDA GPU no kernel runs: each call dequantises the weight in float32, some rows at a time, which is slow,
-    and the product in float32 is rounded to the dtype of x. What is refused on a GPU is refused there, too, x in
-    float32 for one: a model that runs on a laptop runs on a GPU.
+    Without a CUDA GPU, or without Triton, no kernel runs: each call dequantises the weight in float32, some rows at a
+    time, which is slow, and the product in float32 is rounded to the dtype of x. What a GPU refuses is refused there,
+    too, x in float32 for one: a model that runs on a laptop runs on a GPU.
     """
     if type(w) is not PackedInt4 or type(x) not in _REAL_TENSORS:
         _check_types(x, w)
@@ -46,7 +54,7 @@ def gemm(
     if torch.compiler.is_compiling() or fastpath.traced(x):
         if config is not None:
             raise ValueError("config cannot be forced while torch traces the call; leave it to the static table")
-        return torch.ops.tinygemm.gemm(x, *launches.stored(w), w.N, w.K, w.group_size, dependent_launch)
+        return torch.ops.tinygemm.gemm(x, w.qweight, w.scales, w.zeros, w.N, w.K, w.group_size, dependent_launch)
     return _gemm(x, w, config, dependent_launch)
 
 
@@ -73,7 +81,7 @@ def check(x: torch.Tensor, w: PackedInt4) -> None:
     if x.numel() == 0:
         raise ValueError(f"x must have at least one row, got shape {tuple(x.shape)}")
     if not _has_kernels(x.device):
-        raise ValueError(f"x is on {x.device}; the kernels run on a CUDA GPU")
+        raise ValueError(f"x is on {x.device}; the kernels run on a CUDA GPU, with Triton")
 
 
 def _check_types(x, w) -> None:
@@ -102,7 +110,7 @@ def _check_operands(x: torch.Tensor, w: PackedInt4) -> None:
 
 
 def _has_kernels(device: torch.device) -> bool:
-    return device.type == "cuda" or (launches.INTERPRETED and device.type == "cpu")
+    return launches is not None and (device.type == "cuda" or (launches.INTERPRETED and device.type == "cpu"))
 
 
 def _gemm(x, w, config, dependent_launch) -> torch.Tensor:
@@ -116,7 +124,7 @@ def _gemm(x, w, config, dependent_launch) -> torch.Tensor:
         w.N, w.K, w.group_size, w.zeros is None, config, dependent_launch,
     )  # fmt: skip
     inputs = (x, w.qweight, w.scales, w.zeros)
-    out = launch.replay(key, inputs)
+    out = None if launch is None else launch.replay(key, inputs)
     if out is not None:
         return out
     _check_operands(x, w)
@@ -125,7 +133,7 @@ def _gemm(x, w, config, dependent_launch) -> torch.Tensor:
         return x.new_empty((*x.shape[:-1], w.N))
     if not _has_kernels(x.device):
         if config is not None:
-            raise ValueError(f"config must be None where x is on {x.device}: kernels are launched on a CUDA GPU only")
+            raise ValueError(f"config must be None where x is on {x.device}: kernels need a CUDA GPU and Triton")
         return _by_dequantising(x, w)
     if config is None:
         config = _config(x, w)

@@ -8,16 +8,14 @@ tensor is kept from one call to the next: compilers, exporters, copies, pickles 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import warnings
-from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from tinygemm.kernel import cut
-from tinygemm.kernel.linear import HOOKS, NAMED, Int4Linear
+from tinygemm.kernel.linear import HOOKS, Int4Linear, listed, unchanged_on_failure
 from tinygemm.kernel.quant import TILE_N
 
 JOINTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -51,24 +49,8 @@ def join_projections(model: nn.Module) -> list[str]:
                     _join(owner, joint, _joined(parts))
                     joined.append(place)
     for reason, places in apart.items():
-        more = f" and {len(places) - NAMED} more" if len(places) > NAMED else ""
-        warnings.warn(f"not joined, as {reason}: {', '.join(places[:NAMED])}{more}", stacklevel=2)
+        warnings.warn(f"not joined, as {reason}: {listed(places)}", stacklevel=2)
     return joined
-
-
-@contextlib.contextmanager
-def unchanged_on_failure(model: nn.Module) -> Iterator[None]:
-    """Give every module its class and children back where the block fails."""
-    before = [(module, type(module), dict(module._modules)) for module in model.modules()]
-    try:
-        yield
-    except BaseException:
-        for module, kind, children in before:
-            if type(module) is not kind:
-                module.__class__ = kind
-            module._modules.clear()  # without asking the module, which may be the one that refused
-            module._modules.update(children)
-        raise
 
 
 def _reason_against(owner: nn.Module, parts: list[Int4Linear]) -> str | None:

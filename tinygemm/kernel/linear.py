@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from numbers import Integral
 
 import torch
@@ -145,7 +146,7 @@ class Int4Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] -> [..., out_features], as `gemm` does; under autocast x is cast to its dtype first."""
         if fastpath.any_autocast():
-            x = _autocast(x)
+            x = autocast(x)
         y, bias = gemm(x, self.weight), self._buffers["bias"]
         return y if bias is None else y.add_(bias)
 
@@ -242,30 +243,20 @@ def quantize_model(
         except Exception as error:  # of the machine, out of memory say: its type is what a caller looks for
             error.add_note(f"while {path} was quantised")
             raise
-    from tinygemm.kernel.join import join_projections, unchanged_on_failure  # which knows this module's layer
-
     with unchanged_on_failure(model):
         for path, linear in found:
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, layers[linear])
         if join:
+            from tinygemm.kernel.join import join_projections  # a module that knows this one's layer
+
             join_projections(model)
     for linear, layer in layers.items():  # with the dictionaries, as handles find a hook by its dictionary
         for name in HOOKS:
             moved, kept = getattr(linear, name), getattr(layer, name)
             setattr(layer, name, moved)
             setattr(linear, name, kept)
-    for reason, paths in (
-        ("linear layers that are subclasses of nn.Linear or parametrised", others),
-        ("linear layers that share their weight with another module, an embedding say,", shared),
-    ):
-        if paths:
-            more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-            warnings.warn(f"{reason} stay as they are: {', '.join(paths[:NAMED])}{more}", stacklevel=2)
-    left = _matrices(model)
-    if (share := sum(left.values()) / sum(before.values())) > 0.5:
-        largest = ", ".join(sorted(left, key=left.get, reverse=True)[:3])
-        warnings.warn(f"{share:.0%} of the parameters in matrices stay as they are, most in {largest}", stacklevel=2)
+    _warn_of_what_stays(model, before, others, shared)
     if float32 := [path for path, linear in found if linear.weight.dtype == torch.float32]:
         warnings.warn(
             f"{float32[0]} was float32 and now multiplies float16 or bfloat16 only: call .half() or .bfloat16() on the "
@@ -273,6 +264,41 @@ def quantize_model(
             stacklevel=2,
         )
     return [path for path, _ in found]
+
+
+def _warn_of_what_stays(model: nn.Module, before: dict[str, int], others: list[str], shared: list[str]) -> None:
+    """Name the layers that nobody asked to skip, and what makes up a model that is still mostly float."""
+    for reason, paths in (
+        ("are subclasses of nn.Linear or parametrised", others),
+        ("share their weight with another module, an embedding say,", shared),
+    ):
+        if paths:
+            warnings.warn(f"linear layers that {reason} stay as they are: {listed(paths)}", stacklevel=3)
+    left = _matrices(model)
+    if (share := sum(left.values()) / sum(before.values())) > 0.5:
+        largest = ", ".join(sorted(left, key=left.get, reverse=True)[:3])
+        warnings.warn(f"{share:.0%} of the parameters in matrices stay as they are, most in {largest}", stacklevel=3)
+
+
+def listed(paths: list[str]) -> str:
+    """The first paths in words, and the count of the others."""
+    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    return f"{', '.join(paths[:NAMED])}{more}"
+
+
+@contextlib.contextmanager
+def unchanged_on_failure(model: nn.Module) -> Iterator[None]:
+    """Give every module its class and children back where the block fails."""
+    before = [(module, type(module), dict(module._modules)) for module in model.modules()]
+    try:
+        yield
+    except BaseException:
+        for module, kind, children in before:
+            if type(module) is not kind:
+                module.__class__ = kind
+            module._modules.clear()  # without asking the module, which may be the one that refused
+            module._modules.update(children)
+        raise
 
 
 def _names(skip: Collection[str], model: nn.Module) -> list[str]:
@@ -375,7 +401,7 @@ def _matrices(model: nn.Module) -> dict[str, int]:
     return {name: each.numel() for name, each in model.named_parameters() if not is_lazy(each) and each.dim() > 1}
 
 
-def _autocast(x: torch.Tensor) -> torch.Tensor:
+def autocast(x: torch.Tensor) -> torch.Tensor:
     """x in the dtype that nn.Linear would multiply in."""
     device = x.device.type
     eligible = torch.is_autocast_enabled(device) and x.dtype in FLOAT_DTYPES
