@@ -6,7 +6,8 @@ import click
 
 from tinygemm.cli.tools import FOLDER, OUTPUT_FILE
 from tinygemm.files import check_writable, write_csv
-from tinygemm.models import MODEL_GROUP_SIZES, MODELS, model_named
+from tinygemm.model_config import model_named
+from tinygemm.models import MODEL_GROUP_SIZES, MODELS
 
 SHOWN = {
     "layer": "layer", "K": "K", "N": "N", "group_size": "group", "calls": "calls", "fp16_us": "fp16_us",
