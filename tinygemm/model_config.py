@@ -75,7 +75,8 @@ class Config:
 
     @property
     def kind(self) -> str:
-        return self.values.get("model_type") or ""
+        """The type of its decoder, as FAMILIES spells it."""
+        return _kind(self.values)
 
     def given(self, name: str):
         """The value of a key that is there and not null, or None."""
@@ -263,7 +264,7 @@ def _families() -> dict[str, Family]:
         "granitemoeshared olmo olmo2 olmo3 olmoe cohere cohere2 glm glm4 glm4_moe glm4v_text glm4v_moe_text smollm3 "
         "exaone exaone4 internlm internlm2 internlm3 baichuan stablelm seed_oss helium hunyuan_v1_dense hunyuan_v1_moe "
         "ernie4_5 ernie4_5_moe gpt_oss minimax_m2 dots1 deepseek bailing_moe minicpm aquila xverse yi orion dbrx "
-        "chatglm solar_open afmoe"
+        "chatglm solar_open"
     )
     plain_types = "gpt2 gptj gpt_neo gpt_neox codegen opt bloom phi persimmon starcoder2 nemotron arcee apertus"
     latent_types = "deepseek_v2 deepseek_v3 deepseek_v32 kimi_k2 glm_moe_dsa glm4_moe_lite minicpm3"
@@ -347,7 +348,7 @@ def from_config(path: str | Path) -> Model:
 def quantised(values: dict) -> Quantised | None:
     """The format of the weights by a config's `quantization_config`; None where it has none."""
     said = values.get("quantization_config") or values.get("compression_config")
-    if not isinstance(said, dict):
+    if not said or not isinstance(said, dict):
         return None
     method = str(said.get("quant_method") or said.get("quant_type") or "unnamed")
     inner = _weights_of(said)
@@ -387,26 +388,31 @@ def _object(path: Path) -> dict:
 
 def _decoder(path: Path, values: dict) -> Config:
     """The decoder's own section, with what it leaves to its class, and sections inside it laid flat."""
-    for name in NESTED * 2:  # a section may be inside another one
-        if isinstance(inner := values.get(name), dict):
-            shared = {key: values[key] for key in ("tie_word_embeddings", "model_type") if key in values}
-            own = {key: value for key, value in inner.items() if value is not None}
-            kind = own.get("model_type", values.get("model_type"))
-            values = shared | UNSAID.get(ALSO.get(kind, kind), {}) | own
+    top = values
+    while inner := next((values[name] for name in NESTED if isinstance(values.get(name), dict)), None):
+        values = {key: values[key] for key in ("tie_word_embeddings", "model_type") if key in values} | inner
+    if values is not top:
+        unsaid = UNSAID.get(_kind(values), {})
+        values = unsaid | {key: value for key, value in values.items() if value is not None}
     for name in SECTIONS:
         if isinstance(inner := values.get(name), dict):
             values = {key: value for key, value in inner.items() if key != "model_type"} | values
     return Config(path, values)
 
 
+def _kind(values: dict) -> str:
+    said = str(values.get("model_type"))
+    return ALSO.get(said, said)
+
+
 def _family(config: Config) -> Family:
-    kind = ALSO.get(config.kind, config.kind)
+    kind, said = config.kind, config.given("model_type")
     if why := next((why for why, kinds in REFUSED.items() if kind in kinds.split()), None):
-        config.refuse(f"model_type {config.kind!r} {why}")
+        config.refuse(f"model_type {said!r} {why}")
     if kind not in FAMILIES:
         close = difflib.get_close_matches(kind, FAMILIES, 3, 0.4) or ["llama", "qwen3", "mixtral"]
         config.refuse(
-            f"model_type is {config.given('model_type')!r}, whose blocks are not described here; "
+            f"model_type is {said!r}, whose blocks are not described here; "
             f"{len(FAMILIES)} types are, such as {', '.join(close)}"
         )
     return FAMILIES[kind]
@@ -422,7 +428,6 @@ def _outline(config: Config) -> Model:
         kv_heads = 1
     if heads % kv_heads:
         config.refuse(f"num_key_value_heads={kv_heads} does not divide num_attention_heads={heads}")
-    kind = ALSO.get(config.kind, config.kind)
     tied = config.given("tie_word_embeddings")
     folder, stem = config.path.resolve().parent.name, config.path.stem
     return Model(
@@ -435,7 +440,7 @@ def _outline(config: Config) -> Model:
         head_dim=config.count("head_dim", hidden // heads),
         vocab=config.count("vocab"),
         source=config.path.name,
-        tied=kind in TIED if tied is None else bool(tied),
+        tied=config.kind in TIED if tied is None else bool(tied),
     )
 
 
@@ -448,7 +453,6 @@ def _one_kv_head(config: Config) -> bool:
 
 def _intermediate(config: Config, hidden: int) -> int:
     """The width of a dense feed-forward layer; four times the residual stream in families that leave it unsaid."""
-    kind = ALSO.get(config.kind, config.kind)
-    if FAMILIES[kind].feed_forward is plain:
+    if FAMILIES[config.kind].feed_forward is plain:
         return config.count("intermediate", hidden * config.count("expansion_ratio", 4))
     return config.count("intermediate", _expert_width(config) if config.number("experts") else None)
