@@ -51,7 +51,8 @@ def advise(model, gpu, m, tp, group_size, launch, csv, as_json, data_root):
         check_writable(csv)
     chosen = model_named(model)
     spec, run = gpu_and_run(gpu, data_root or runs.DATA_ROOT)
-    found = token.advice(chosen, spec, m, tp, costmodel.fit(run), int(group_size), launch)
+    fitted = costmodel.fit(run, backends=(*token.COMPARED, *token.RIVALS))
+    found = token.advice(chosen, spec, m, tp, fitted, int(group_size), launch)
     if as_json:
         click.echo(json.dumps(words.as_json(found), indent=1, ensure_ascii=False))
     else:

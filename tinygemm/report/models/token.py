@@ -14,10 +14,12 @@ import pandas as pd
 from tinygemm.hardware import GPUS, GpuSpec
 from tinygemm.models import MODEL_GROUP_SIZES, Model, projections, side_of
 from tinygemm.problem import GemmProblem
-from tinygemm.report.models.advice import Advice, advise, compared
+from tinygemm.report.base.tables import BASELINE
+from tinygemm.report.models.advice import INT4, Advice, advise, compared
 from tinygemm.report.predict import model as costmodel
 from tinygemm.report.predict import projection as extrapolate
 
+COMPARED = (BASELINE, INT4)
 RIVALS = ("aten-int4mm", "marlin", "gemlite")  # INT4 kernels of others that a run may have timed
 USABLE = 0.9  # share of the memory that engines give to weights and cache
 ROUGH = 2.0  # an estimate of the rest of a step may be off by this factor
@@ -216,7 +218,7 @@ def _against(name: str, rows: pd.DataFrame, gpu: GpuSpec, fitted: costmodel.Cost
     """A rival's time over ours, summed over the products: each ratio is measured, or predicted with its band."""
     problems = [GemmProblem(row.tokens, row.N, row.K, int(row.group_size)) for row in rows.itertuples()]
     shapes = {axis: np.array([getattr(problem, axis) for problem in problems]) for axis in ("M", "K", "N")}
-    sides = [fitted.backends[each] for each in (name, "int4")]
+    sides = [fitted.backends[each] for each in (name, INT4)]
     bits = [np.array([costmodel.bits_at(side.bits, problem) for problem in problems]) for side in sides]
     middle, low, high = extrapolate.ratio_band(fitted, *sides, shapes, bits, launch, gpu)
     theirs = costmodel.predict(fitted, problems, gpu, (name,), (launch,))

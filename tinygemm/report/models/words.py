@@ -124,7 +124,9 @@ def _kv(found: TokenAdvice) -> str:
 def _rival(found: TokenAdvice) -> str:
     rival = found.rival
     verdict = "would do as well within the band" if rival.as_good else "would not do as well"
-    return f"{rival.backend} {verdict}: {rival.ratio:.2f} times our time ({rival.low:.2f} to {rival.high:.2f})"
+    low, high = f"{rival.low:.2f}", f"{rival.high:.2f}"
+    band = f"({low} to {high})" if low != high else "as measured"
+    return f"{rival.backend} {verdict}: {rival.ratio:.2f} times our time {band}"
 
 
 def _rest(found: TokenAdvice) -> str:
