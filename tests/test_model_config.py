@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinygemm import model_config
+from tinygemm import families
+from tinygemm.config_json import ALSO
 from tinygemm.model_config import from_config, model_named, quantised
 from tinygemm.models import MODELS, TENSOR_PARALLEL, Quantised, possible_degrees, projections, side_of
 
@@ -248,7 +249,7 @@ def test_a_config_that_cannot_be_used_is_refused_by_file_and_key(config, change,
     assert "\n" not in str(refused.value)
 
 
-REFUSED = [kind for kinds in model_config.REFUSED.values() for kind in kinds.split()]
+REFUSED = [kind for kinds in families.REFUSED.values() for kind in kinds.split()]
 
 
 @pytest.mark.parametrize("kind", [*REFUSED, "nemotron_of_next_year", "diffusion"])
@@ -260,8 +261,8 @@ def test_a_family_that_is_not_described_is_refused_in_one_sentence(config, kind)
 
 
 def test_no_family_is_both_read_and_refused():
-    assert not set(REFUSED) & set(model_config.FAMILIES)
-    assert set(model_config.ALSO.values()) <= set(model_config.FAMILIES)
+    assert not set(REFUSED) & set(families.FAMILIES)
+    assert set(ALSO.values()) <= set(families.FAMILIES)
 
 
 @pytest.mark.parametrize(
