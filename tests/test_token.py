@@ -63,12 +63,22 @@ def test_a_step_is_its_products_and_the_rest(here):
     assert here.speedup_low < here.speedup < here.speedup_high < totals["speedup_high"] * 1.001
 
 
-@pytest.mark.parametrize(("gpu", "scale"), [("h200", 1), ("a10g", 8), ("l4", 16), ("b200", 0.6)])
-def test_an_estimated_rest_scales_with_layers_and_bandwidth(gpu, scale):
+@pytest.mark.parametrize(
+    ("gpu", "slower", "factor"), [("h200", 1, 2), ("a10g", 8, 8**0.5), ("l4", 16, 4), ("b200", 0.6, 2)]
+)
+def test_an_estimated_rest_lies_between_as_long_everywhere_and_as_slow_as_the_memory(gpu, slower, factor):
     rest = token.rest_of(LLAMA, GPUS[gpu])
     assert not rest.measured
-    assert rest.us == pytest.approx(830 * scale)
-    assert token.rest_of(replace(LLAMA, layers=80), GPUS[gpu]).us == pytest.approx(830 * scale * 80 / 32)
+    assert rest.us == pytest.approx(830 * slower**0.5)
+    assert rest.factor == pytest.approx(factor)
+    assert rest.us / rest.factor <= 830 * min(1, slower) * 1.001
+    assert rest.us * rest.factor >= 830 * max(1, slower) * 0.999
+    assert token.rest_of(replace(LLAMA, layers=80), GPUS[gpu]).us == pytest.approx(rest.us * 80 / 32)
+
+
+def test_the_step_that_the_rest_is_taken_from_comes_out_again(model):
+    lean = token.LEAN
+    assert token.rest_of(LLAMA, GPUS[lean.gpu]).us + lean.products_us + lean.lm_head_us == lean.total_us
 
 
 def test_a_measured_rest_takes_the_place_of_the_estimate_and_narrows_the_interval(model, here):
@@ -82,10 +92,10 @@ def test_a_measured_rest_takes_the_place_of_the_estimate_and_narrows_the_interva
 ratios = st.floats(1.0, 4.0)
 
 
-@given(fp16=st.floats(10, 1e5), low=ratios, wider=st.floats(1.0, 1.5), rest=st.floats(1, 1e5), measured=st.booleans())
-def test_the_interval_of_a_step_lies_between_nothing_gained_and_that_of_its_products(fp16, low, wider, rest, measured):
+@given(fp16=st.floats(10, 1e5), low=ratios, wider=st.floats(1.0, 1.5), rest=st.floats(1, 1e5), factor=st.floats(1, 4))
+def test_the_interval_of_a_step_lies_between_nothing_gained_and_that_of_its_products(fp16, low, wider, rest, factor):
     totals = {"fp16": fp16, "speedup": low * wider**0.5, "speedup_low": low, "speedup_high": low * wider}
-    middle, least, most = token.step_speedup(totals, token.Rest(rest, measured, ""))
+    middle, least, most = token.step_speedup(totals, token.Rest(rest, factor, ""))
     slack = 1e-9
     assert 1 - slack <= least <= middle + slack
     assert middle - slack <= most <= totals["speedup_high"] + slack
@@ -210,6 +220,13 @@ def test_the_first_word_follows_from_the_interval(here, low, high, word):
     said = words.answer(replace(here, speedup_low=low, speedup_high=high))
     assert said.startswith(f"{word}: ")
     assert "\n" not in said
+
+
+def test_weights_that_do_not_fit_are_in_the_answer(model):
+    small, large = (token.advice(models.MODELS[key], A10G, 1, 1, model) for key in ("llama-3-8b", "llama-3-70b"))
+    assert small.memory.context_int4 > 0 > large.memory.context_int4
+    assert "fit" in words.answer(large)
+    assert "fit" not in words.answer(small)
 
 
 def test_caveats_are_three_lines_at_most_and_name_what_is_special(model, mixture, here):

@@ -22,7 +22,7 @@ from tinygemm.report.predict import projection as extrapolate
 COMPARED = (BASELINE, INT4)
 RIVALS = ("aten-int4mm", "marlin", "gemlite")  # INT4 kernels of others that a run may have timed
 USABLE = 0.9  # share of the memory that engines give to weights and cache
-ROUGH = 2.0  # an estimate of the rest of a step may be off by this factor
+ROUGH = 2.0  # an estimate of the rest of a step may be off by this factor at least
 FP16_BYTES = SCALE_BYTES = 2
 INT4_BYTES = 0.5
 
@@ -53,11 +53,20 @@ LEAN = MeasuredStep(
 
 @dataclass(frozen=True)
 class Rest:
-    """The time of a step beside its products, in us; source: where it was measured, or what it is scaled from."""
+    """The time of a step beside its products, in us.
+
+    factor: by which it may be larger or smaller; 1 where it was measured
+    source: where it was measured, or what it is scaled from
+    """
 
     us: float
-    measured: bool
+    factor: float
     source: str
+
+    @property
+    def measured(self) -> bool:
+        """Known, not estimated."""
+        return self.factor == 1
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,7 @@ def advice(
     gpu = gpu or fitted.spec
     group_size = group_size_of(model, group_size)
     products = advise(fitted, model, gpu, M, tp, group_size, launch)
-    rest = rest_of(model, gpu) if rest_us is None else Rest(float(rest_us), True, "measured")
+    rest = rest_of(model, gpu) if rest_us is None else Rest(float(rest_us), 1.0, "measured")
     speedup, low, high = step_speedup(products.totals, rest)
     return TokenAdvice(
         products, rest, products.totals["fp16"] + rest.us, products.totals["advised"] + rest.us, speedup, low, high,
@@ -155,14 +164,20 @@ def group_size_of(model: Model, wanted: int) -> int:
 
 
 def rest_of(model: Model, gpu: GpuSpec, step: MeasuredStep = LEAN) -> Rest:
-    """The rest of a step, scaled from a measured one by layers and by the bandwidth of the memory."""
-    scale = model.layers / step.layers * GPUS[step.gpu].dram_gb_s / gpu.dram_gb_s
-    return Rest(step.rest_us * scale, False, step.source)
+    """The rest of a step, scaled from a measured one by layers, and by the square root of the memory's bandwidth.
+
+    Of the measured rest, the bytes of the cache are a small part: most of it are small kernels that wait for one
+    another. So it lies between as long on every GPU and as much longer as the memory is slower; taken is the middle of
+    the two, and the factor reaches both.
+    """
+    slower = (GPUS[step.gpu].dram_gb_s / gpu.dram_gb_s) ** 0.5
+    factor = max(ROUGH, slower, 1 / slower)
+    return Rest(step.rest_us * model.layers / step.layers * slower, factor, step.source)
 
 
 def step_speedup(totals: dict[str, float], rest: Rest) -> tuple[float, float, float]:
-    """Speedup of a step, its low and its high end, from the totals of its products: (F + R) / (I + R)."""
-    fp16, rough = totals["fp16"], 1 if rest.measured else ROUGH
+    """Speedup of a step, its low and its high end, from the totals of its products: (F + R) / (F / S + R)."""
+    fp16 = totals["fp16"]
 
     def of(products: float, rest_us: float) -> float:
         return (fp16 + rest_us) / (fp16 / products + rest_us)
@@ -170,7 +185,7 @@ def step_speedup(totals: dict[str, float], rest: Rest) -> tuple[float, float, fl
     ends = [
         of(totals[f"speedup_{end}"], rest_us)
         for end in ("low", "high")
-        for rest_us in (rest.us / rough, rest.us * rough)
+        for rest_us in (rest.us / rest.factor, rest.us * rest.factor)
     ]
     return of(totals["speedup"], rest.us), min(ends), max(ends)
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import pandas as pd
 
 from tinygemm.report.models.advice import CANNOT, LM_HEAD, YES
-from tinygemm.report.models.token import LEAN, ROUGH, TokenAdvice
+from tinygemm.report.models.token import LEAN, TokenAdvice
 from tinygemm.report.predict import model as costmodel
 
 ROW_KEYS = ("layer", "K", "N", "group_size", "calls", "tokens", "fp16_us", "int4_us", "speedup", "speedup_low",
@@ -23,7 +23,7 @@ def answer(found: TokenAdvice) -> str:
     return (
         f"{verdict}: {where}, {what} takes {found.int4_us / 1e3:.2f} ms with INT4 and {found.fp16_us / 1e3:.2f} ms in "
         f"FP16, {found.speedup:.2f}× ({found.speedup_low:.2f} to {found.speedup_high:.2f}): "
-        f"{asked.M * 1e6 / found.int4_us:,.0f} tokens/s."
+        f"{asked.M * 1e6 / found.int4_us:,.0f} tokens/s{_unless_too_large(found)}."
     )
 
 
@@ -60,7 +60,7 @@ def as_json(found: TokenAdvice) -> dict:
     return {
         "question": {"model": asked.model.key, "gpu": asked.gpu, "M": asked.M, "tp": asked.tp, "launch": asked.launch},
         "answer": answer(found),
-        "rows": _records(asked.rows[list(ROW_KEYS)]),
+        "rows": _records(asked.rows[list(ROW_KEYS)].astype({"group_size": "Int64"})),
         "products": asked.totals,
         "rest": asdict(found.rest),
         "step": {
@@ -83,14 +83,19 @@ def _records(table: pd.DataFrame) -> list[dict]:
     ]
 
 
+def _unless_too_large(found: TokenAdvice) -> str:
+    return ", if only the weights fitted into its memory" if found.memory.context_int4 < 0 else ""
+
+
 def _step(found: TokenAdvice) -> str:
     totals, rows = found.products.totals, found.products.rows
     head = float(rows.loc[rows["layer"] == LM_HEAD, "fp16_us"].iloc[0])
-    yes = rows.loc[rows["quantise"] == YES, "layer"]
+    yes, blocks = rows.loc[rows["quantise"] == YES, "layer"], rows.loc[rows["layer"] != LM_HEAD, "layer"]
+    which = "all" if len(yes) == len(blocks) else ", ".join(yes) or "nothing"
     kind = "measured" if found.rest.measured else "estimate"
     return (
         f"products {(totals['fp16'] - head) / 1e3:.2f} ms in FP16, {(totals['advised'] - head) / 1e3:.2f} ms with "
-        f"{', '.join(yes) or 'nothing'} in INT4; lm_head in FP16 {head / 1e3:.2f} ms; rest {found.rest.us / 1e3:.2f} "
+        f"{which} in INT4; lm_head in FP16 {head / 1e3:.2f} ms; rest {found.rest.us / 1e3:.2f} "
         f"ms ({kind})"
     )
 
@@ -133,8 +138,8 @@ def _rest(found: TokenAdvice) -> str:
     if found.rest.measured:
         return "measured."
     return (
-        f"estimate, {LEAN.rest_us / 1e3:.2f} ms {found.rest.source}; scaled by layers and memory bandwidth; the "
-        f"interval allows a factor of {ROUGH:g}."
+        f"estimate, {LEAN.rest_us / 1e3:.2f} ms {found.rest.source}; scaled by layers and the root of the "
+        f"memory bandwidth; the interval allows a factor of {found.rest.factor:.1f}."
     )
 
 
