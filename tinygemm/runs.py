@@ -122,7 +122,9 @@ class Step:
     backend: str = column("", "which implementation multiplies by the weights of the layers")
     host: str = column("", "lean: the model of tinygemm/step/lean.py; transformers: that of Hugging Face")
     batch: int = column("sequences", "tokens of one step, one per sequence")
-    context: int = column("tokens", "tokens that a sequence attends to, the new one included; also the cache's capacity")
+    context: int = column(
+        "tokens", "tokens that a sequence attends to, the new one included; also the cache's capacity"
+    )
     tp: int = column("GPUs", "tensor-parallel degree")
     lm_head: str = column("", "how lm_head is stored: float16, bfloat16 or int4")
     attention: str = column("", "fused: one kernel; equations: matmul and softmax, left to the compiler; or the host's")

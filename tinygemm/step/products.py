@@ -11,12 +11,13 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from tinygemm.harness import peers
-from tinygemm.kernel import quant, reference
+from tinygemm.kernel import reference
 from tinygemm.kernel.configs import select
 from tinygemm.kernel.gemm import gemm
 from tinygemm.kernel.linear import Int4Linear
 from tinygemm.kernel.quant import PackedInt4
 from tinygemm.problem import GemmProblem
+from tinygemm.step.packed import dense
 
 MAX_TOKENS = 16  # sequences that our FP16 kernel serves
 
@@ -41,7 +42,7 @@ class Dequantised(nn.Module):
         self.packed, self.bias = packed, bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, quant.dequantize(self.packed, x.dtype), self.bias)
+        return F.linear(x, dense(self.packed, x.dtype), self.bias)
 
 
 class Fp16Kernel(Dense):
@@ -116,7 +117,7 @@ def _packed(packed: PackedInt4) -> PackedInt4:
 
 
 def _dense(packed: PackedInt4) -> torch.Tensor:
-    return quant.dequantize(packed)
+    return dense(packed, torch.float16)
 
 
 def _few_sequences(batch: int) -> str | None:
