@@ -140,7 +140,7 @@ def _timed(bench: Bench, case: StepCase) -> tuple[Captured, Step, list[StepSampl
     if bench.baseline is not None and case.backend != BASELINE:
         replays[BASELINE] = bench.baseline.for_timing
     times, readings = timing.interleave(replays, "graph", bench.rep, WARMUP, bench.clock)
-    beside = times[BASELINE] if BASELINE in times else [None] * bench.rep
+    beside = times[BASELINE] if len(replays) > 1 else [None] * bench.rep
     pairs = enumerate(zip(times[case.backend], beside, strict=True))
     samples = [StepSample(case.case_id, i, us, fp16) for i, (us, fp16) in pairs]
     row = _row(
@@ -208,8 +208,8 @@ def capture(bench: Bench, case: StepCase) -> Captured:
     before = _start_of_peak(bench)
     compiled, message = case.compiled, ""
     if case.compiled:
-        model.compile(**_settings(bench, case))
         try:
+            model.compile(options=_options(bench, case))
             call()
         except torch.OutOfMemoryError:
             raise
@@ -240,14 +240,18 @@ def _check(bench: Bench, case: StepCase, logits: torch.Tensor) -> tuple[float, f
     return error, agreement
 
 
-def _settings(bench: Bench, case: StepCase) -> dict:
-    """Settings of torch.compile: dependent launch in the compiler's own kernels, where the GPU has it."""
+def _options(bench: Bench, case: StepCase) -> dict:
+    """Options of torch's compiler, those that this version has."""
     # each case compiles one layer once more, and torch would give up after eight
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
-    options = {"assume_aligned_fallback_output": True}  # what our operators return is allocated by torch
+    from torch._inductor import config
+
+    options = {}
+    if hasattr(config, "assume_aligned_fallback_output"):
+        options["assume_aligned_fallback_output"] = True  # our operators return what torch has allocated
     if _overlaps(bench, case):
         options["triton.enable_pdl"] = True
-    return {"options": options}
+    return options
 
 
 def _overlaps(bench: Bench, case: StepCase) -> bool:
