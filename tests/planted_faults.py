@@ -144,8 +144,8 @@ LAUNCH = [
         "test_launch.py::test_rows_at_unequal_distances_reach_the_kernel_both_times_a_call_is_made"
     ),
     fault(
-        "several launches with the workspace of the smallest", "kernel/launch.py", "space = max((launch.workspace",
-        "space = min((launch.workspace",
+        "several launches with the workspace of the smallest", "kernel/launch.py", "needs = max((launch.workspace",
+        "needs = min((launch.workspace",
         "test_launch.py::test_a_call_cut_into_pieces_has_room_for_the_largest_of_them"
     ),
     fault(
@@ -243,22 +243,23 @@ QUANT = [
 ]  # fmt: skip
 HARNESS = [
     fault(
-        "timed calls bound to the first copy of the weight", "harness/contest.py",
+        "timed calls bound to the first copy of the weight", "harness/measure.py",
         "state.variant.bind(state.x, weight) for weight", "state.variant.bind(state.x, copies[0]) for weight",
         "test_sweep.py::test_the_calls_of_a_graph_read_all_copies_equally_often",
         "test_sweep.py::test_eager_calls_read_all_copies_in_turn"
     ),
     fault(
-        "variants raced on one copy", "harness/contest.py", "variant.bind(trial.x, weight) for weight",
+        "variants raced on one copy", "harness/choose.py", "variant.bind(trial.x, weight) for weight",
         "variant.bind(trial.x, copies[0]) for weight",
         "test_sweep.py::test_the_calls_of_a_graph_read_all_copies_equally_often"
     ),
     fault(
-        "the slowest variant chosen", "harness/contest.py", "return min(together, key=together.get)",
-        "return max(together, key=together.get)", "test_backends.py::test_the_fastest_variant_is_chosen_and_named"
+        "the slowest variant chosen", "harness/choose.py", "return min(together, key=together.__getitem__)",
+        "return max(together, key=together.__getitem__)",
+        "test_backends.py::test_the_fastest_variant_is_chosen_and_named"
     ),
     fault(
-        "the last copy not verified", "harness/contest.py", "if len(copies) > 1:", "if False:",
+        "the last copy not verified", "harness/choose.py", "if len(copies) > 1:", "if False:",
         "test_backends.py::test_a_wrong_last_copy_is_caught"
     ),
     fault(
@@ -267,8 +268,8 @@ HARNESS = [
     ),
     fault(
         "an output of NaN that passes", "harness/verify.py",
-        "if not (errors.max_err < tolerance.max_err and errors.rms_err < tolerance.rms_err):",
-        "if errors.max_err >= tolerance.max_err or errors.rms_err >= tolerance.rms_err:",
+        "if not (max_err < tolerance.max_err and rms_err < tolerance.rms_err):",
+        "if max_err >= tolerance.max_err or rms_err >= tolerance.rms_err:",
         "test_backends.py::test_nan_fails_every_bound"
     ),
     fault(

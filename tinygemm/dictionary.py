@@ -98,7 +98,7 @@ A run is not edited, and what was wrong with its measuring stays in it:
   4096x2048, M = 4.
 * All runs before schema 3, of the H100 those up to `…/2026-11-26T0105Z-1a93540`: once a kernel with dependent launch
   was launched from the host, kernels that do not overlap take some 0.35 us less as nodes of a graph. In which state a
-  group was timed depended on the contenders that were captured last. Of the suite `decode` of the H100, groups at
+  group was timed depended on the backends that were captured last. Of the suite `decode` of the H100, groups at
   4096x512, 4096x2048 and 4096x8192 with M above 1 and most at 4096x6144 and 4096x28672 have the longer times, the
   others the shorter ones. Whether an H200 does the same is not known; the groups of its run agree.
 """

@@ -210,7 +210,7 @@ class Run:
 
     @property
     def settled(self) -> bool:
-        """Whether all graphs were timed in one state of the GPU, whatever had been launched before: since schema 3."""
+        """Tell whether all graphs were timed in one state of the GPU, whatever ran before: since schema 3."""
         return self.provenance["schema_version"] >= SETTLED_SINCE
 
 
@@ -369,7 +369,7 @@ class RunWriter:
         return set(read_table(file)["case_id"]) if file.is_file() else set()
 
     def append(self, cases: list[Case], samples: list[Sample]) -> None:
-        """Write one group of contenders: samples first, so that a case on disk always has its samples."""
+        """Write one group of backends: samples first, so that a case on disk always has its samples."""
         self._append_rows("samples.csv", samples, Sample)
         self._append_rows("cases.csv", cases, Case)
 

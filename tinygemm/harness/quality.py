@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ def distributions(seed: int = SEED) -> dict[str, torch.Tensor]:
         return torch.randn(N, K, generator=generator)
 
     def student(degrees: int) -> torch.Tensor:
-        return normal() / (sum(normal().square() for _ in range(degrees)) / degrees).sqrt()
+        return normal() / (reduce(torch.add, (normal().square() for _ in range(degrees))) / degrees).sqrt()
 
     uniform = torch.rand(N, K, generator=generator) - 0.5
     outliers = torch.where(torch.rand(N, K, generator=generator) < 1e-3, 10.0, 1.0)

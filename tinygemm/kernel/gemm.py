@@ -12,10 +12,12 @@ from triton.runtime.errors import InterpreterError
 from tinygemm.hardware import device_key
 from tinygemm.kernel import fastpath, launch, launches
 from tinygemm.kernel.configs import LaunchConfig, select
-from tinygemm.kernel.quant import PackedInt4, dequantize
+from tinygemm.kernel.cut import rows
+from tinygemm.kernel.quant import TILE_N, PackedInt4, dequantize
 from tinygemm.problem import GemmProblem
 
 DTYPES = (torch.float16, torch.bfloat16)  # of x: what the kernels multiply
+DEQUANTISED_AT_ONCE = 2**22  # weights, where no kernel runs: 16 MiB in float32
 
 
 def gemm(
@@ -33,8 +35,9 @@ def gemm(
     raises:  TypeError or ValueError naming the argument and the constraint it breaks; RuntimeError where a derivative
              by x is asked for: there is none
 
-    Without a CUDA GPU no kernel runs: each call dequantises the weight in float32, which is slow, and the product
-    in float32 is rounded to the dtype of x.
+    Without a CUDA GPU no kernel runs: each call dequantises the weight in float32, some rows at a time, which is slow,
+    and the product in float32 is rounded to the dtype of x. What is refused on a GPU is refused there, too, x in
+    float32 for one: a model that runs on a laptop runs on a GPU.
     """
     if type(w) is not PackedInt4 or type(x) not in _REAL_TENSORS:
         _check_types(x, w)
@@ -59,7 +62,9 @@ def dequantize_fp16(w: PackedInt4, dtype: torch.dtype = torch.float16) -> torch.
     """The weight as [N, K] of `dtype`, float16 or bfloat16, by a Triton kernel: the first half of the naive route."""
     key = ("dequantise", dtype, w.qweight.device, w.N, w.K, w.group_size, w.zeros is None)
     with _interpreter_errors():
-        return launch.call(key, launches.stored(w), lambda: launch.Work(w.shape, dtype, (launches.dequantise(w),)))
+        return launch.call(
+            key, (w.qweight, w.scales, w.zeros), lambda: launch.Work(w.shape, dtype, (launches.dequantise(w),))
+        )
 
 
 def check(x: torch.Tensor, w: PackedInt4) -> None:
@@ -121,7 +126,7 @@ def _gemm(x, w, config, dependent_launch) -> torch.Tensor:
     if not _has_kernels(x.device):
         if config is not None:
             raise ValueError(f"config must be None where x is on {x.device}: kernels are launched on a CUDA GPU only")
-        return _linear(x.float(), dequantize(w, torch.float32)).to(x.dtype)
+        return _by_dequantising(x, w)
     if config is None:
         config = _config(x, w)
     if config.form == "dequantise":
@@ -133,6 +138,14 @@ def _gemm(x, w, config, dependent_launch) -> torch.Tensor:
     described = launches.product(config, M, w, w.K if stride_xm is None else stride_xm, pdl)
     with _interpreter_errors():
         return launch.start(key, inputs, launch.Work((*x.shape[:-1], w.N), x.dtype, described, copy=stride_xm is None))
+
+
+def _by_dequantising(x: torch.Tensor, w: PackedInt4) -> torch.Tensor:
+    """The product without a kernel, some tiles of rows at once: a whole weight in float32 is eight times as large."""
+    step = max(1, DEQUANTISED_AT_ONCE // (w.K * TILE_N)) * TILE_N
+    blocks = [rows(w, first, min(first + step, w.N)) for first in range(0, w.N, step)]
+    x32 = x.float()
+    return torch.cat([_linear(x32, dequantize(block, torch.float32)) for block in blocks], -1).to(x.dtype)
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -190,7 +203,7 @@ _REAL_TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 
 def _differentiates(x: torch.Tensor) -> bool:
-    """Whether torch follows x for a derivative, backward or forward."""
+    """Tell whether torch follows x for a derivative, backward or forward."""
     if x.requires_grad is True and torch.is_grad_enabled():  # what torch.fx puts in the place of x has no truth value
         return True
     return fastpath.has_tangent(x)

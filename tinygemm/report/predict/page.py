@@ -1,4 +1,4 @@
-"""What the chapter on the latency model puts on its page: its terms, projections to other GPUs, and their tables."""
+"""Text and tables of the chapter on the latency model: its terms, projections to other GPUs, and their tables."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def model_of(run) -> CostModel | None:
 
 
 def no_model() -> Markdown:
-    """What stands where the model would, for a run that does not allow it."""
+    """The sentence in place of the model, for a run that does not allow it."""
     return Markdown(f"*This run did not time {costmodel.MIN_SHAPES} shapes of every backend that this needs.*")
 
 
@@ -54,7 +54,7 @@ def elsewhere(model: CostModel | None, run) -> pd.DataFrame:
 
 
 def no_other_run() -> Markdown:
-    """What stands where other runs would be compared, where there are none."""
+    """The sentence in place of the comparison with other runs, where there are none."""
     return Markdown("*No run of another GPU with the same libraries or kernels is recorded beside this one.*")
 
 
@@ -64,7 +64,7 @@ def other_gpu(model: CostModel | None) -> str:
 
 
 def facts(model: CostModel | None, left_out: pd.DataFrame) -> dict:
-    """What the prose quotes: counts of cases and shapes, of fitted backends, the covered share, the bandwidth share."""
+    """Numbers for the prose: counts of cases and shapes, of fitted backends, the covered share, the bandwidth share."""
     graph = left_out[left_out["launch"] == "graph"]
     efficiency = next(iter(model.backends.values())).terms.efficiency if model else np.nan
     return {
@@ -79,7 +79,7 @@ def facts(model: CostModel | None, left_out: pd.DataFrame) -> dict:
 
 
 def meanings() -> pd.DataFrame:
-    """What the fitted terms mean: term, unit, meaning."""
+    """The meaning of the fitted terms: term, unit, meaning."""
     return pd.DataFrame([(name, about["unit"], about["meaning"]) for name, about in META.items()],
                         columns=["term", "unit", "meaning"])  # fmt: skip
 
@@ -108,7 +108,7 @@ def errors(left_out: pd.DataFrame) -> pd.DataFrame:
 
 
 def configs_of_misses(run, left_out: pd.DataFrame, backend: str = "int4") -> Markdown:
-    """Whether the cases that the model misses by more than 25 % ran in launch configs that nobody had tuned for them.
+    """The cases that the model misses by more than 25 %, and the share of them in untuned launch configs.
 
     left_out: costmodel.leave_one_out(run)
     """
