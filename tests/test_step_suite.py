@@ -14,8 +14,8 @@ from fake_gpu import FakeClock
 from tinygemm import runs
 from tinygemm.cli import step as command
 from tinygemm.harness import registry
-from tinygemm.harness.contender import Ceiling
-from tinygemm.harness.contest import SweepStoppedError
+from tinygemm.harness.choose import SweepStoppedError
+from tinygemm.harness.variant import Ceiling
 from tinygemm.kernel import launches
 from tinygemm.models import Model
 from tinygemm.rows import columns_of

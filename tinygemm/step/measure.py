@@ -11,7 +11,7 @@ from statistics import median
 import torch
 
 from tinygemm.harness import registry, timing
-from tinygemm.harness.contest import SweepStoppedError
+from tinygemm.harness.choose import SweepStoppedError
 from tinygemm.runs import Step, StepKernel, StepSample
 from tinygemm.step import build, cases, profile
 from tinygemm.step.cases import BASELINE, StepCase
