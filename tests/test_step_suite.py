@@ -19,11 +19,12 @@ from tinygemm.harness.variant import Ceiling
 from tinygemm.kernel import launches
 from tinygemm.models import Model
 from tinygemm.rows import columns_of
-from tinygemm.runs import RunWriter, Step, StepKernel, StepSample
+from tinygemm.runs import RunWriter
 from tinygemm.step import build, cases, lean, measure, profile, suite, table
 from tinygemm.step.architecture import ARCHITECTURES, Architecture
 from tinygemm.step.cases import StepCase
 from tinygemm.step.products import BACKENDS, Dense
+from tinygemm.step_rows import Step, StepKernel, StepSample
 
 TINY = Model("tiny", hidden=128, intermediate=256, layers=2, heads=2, kv_heads=1, head_dim=64, vocab=320, source="")
 GPU = {"key": "h200", "name": "NVIDIA H200", "power_limit_w": 700.0}

@@ -62,13 +62,17 @@ def report(rows, writer, csv, seal: bool) -> None:
     """Print the table, write what was asked for, and say what is left; exit code 1 where a case is wrong or failed."""
     import pandas as pd
 
-    from tinygemm import runs
+    from tinygemm import runs, step_rows
     from tinygemm.rows import columns_of
     from tinygemm.step import table
 
     tables = (
         pd.DataFrame([dataclasses.astuple(row) for row in found], columns=columns_of(of))
-        for found, of in ((rows.steps, runs.Step), (rows.samples, runs.StepSample), (rows.kernels, runs.StepKernel))
+        for found, of in (
+            (rows.steps, step_rows.Step),
+            (rows.samples, step_rows.StepSample),
+            (rows.kernels, step_rows.StepKernel),
+        )
     )
     if writer:
         tables = (runs.read_table(writer.path / name) for name in ("steps.csv", "step_samples.csv", "step_kernels.csv"))

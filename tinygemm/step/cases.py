@@ -18,7 +18,7 @@ WORKING_BYTES = 4 * 10**9
 
 @dataclass(frozen=True)
 class StepCase:
-    """One decode step to measure. Fields as in runs.Step."""
+    """One decode step to measure. Fields as in step_rows.Step."""
 
     model: str
     backend: str

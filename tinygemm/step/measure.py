@@ -12,11 +12,11 @@ import torch
 
 from tinygemm.harness import registry, timing
 from tinygemm.harness.choose import SweepStoppedError
-from tinygemm.runs import Step, StepKernel, StepSample
 from tinygemm.step import build, cases, profile
 from tinygemm.step.cases import BASELINE, StepCase
 from tinygemm.step.products import BACKENDS
 from tinygemm.step.weights import Weights, random_cache
+from tinygemm.step_rows import Step, StepKernel, StepSample
 
 REP, WARMUP = 25, 3
 STEPS_PER_SAMPLE = 4  # back to back, as a model decodes

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
-from tinygemm.kernel import quant
+from tinygemm.kernel import cut, quant
 from tinygemm.kernel.quant import TILE_K, TILE_N, WORDS, PackedInt4
 
 GROUP_SIZE = 128
@@ -25,18 +23,11 @@ def random_words(N: int, K: int, device, seed: int) -> PackedInt4:
     return PackedInt4(words, ((0.5 + spread) * K**-0.5 / 4).half(), None, N, K, GROUP_SIZE)
 
 
-def cut_rows(w: PackedInt4, first: int, last: int) -> PackedInt4:
-    """Output features [first, last) of a packed weight, multiples of the tile's 16; shares the words' memory."""
-    scales = w.scales[:, first:last].contiguous()
-    zeros = None if w.zeros is None else w.zeros[:, first:last].contiguous()
-    return replace(w, qweight=w.qweight[first // TILE_N : last // TILE_N], scales=scales, zeros=zeros, N=last - first)
-
-
 def dense(w: PackedInt4, dtype: torch.dtype) -> torch.Tensor:
     """The weight [N, K] of `dtype`, dequantised piece by piece: at once, it would take several times its memory."""
     rows = max(TILE_N, DENSE_AT_ONCE // w.K // TILE_N * TILE_N)
     out = torch.empty(w.N, w.K, dtype=dtype, device=w.device)
     for first in range(0, w.N, rows):
         last = min(first + rows, w.N)
-        out[first:last] = quant.dequantize(cut_rows(w, first, last), dtype)
+        out[first:last] = quant.dequantize(cut.rows(w, first, last), dtype)
     return out

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from tinygemm.runs import StepKernel
+from tinygemm.step_rows import StepKernel
 
 REPLAYS = 4
 KINDS = (

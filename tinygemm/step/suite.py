@@ -8,9 +8,10 @@ from pathlib import Path
 
 from tinygemm import hardware, runs
 from tinygemm.harness import timing
-from tinygemm.runs import RunWriter, Step, StepKernel, StepSample
+from tinygemm.runs import RunWriter
 from tinygemm.step import measure
 from tinygemm.step.cases import StepCase
+from tinygemm.step_rows import Step, StepKernel, StepSample
 
 ROOT = runs.DATA_ROOT / "steps"  # of runs that hold decode steps and nothing else
 

@@ -10,7 +10,7 @@ COPY = "copy"
 def table(steps: pd.DataFrame, samples: pd.DataFrame, kernels: pd.DataFrame) -> pd.DataFrame:
     """One row per case that was timed, in measured order.
 
-    steps, samples, kernels: tables with the columns of runs.Step, StepSample and StepKernel
+    steps, samples, kernels: tables with the columns of step_rows.Step, StepSample and StepKernel
     returns: case_id, model, backend, batch, context and
         ms, tokens_per_s:        of a step (median), and of all its sequences
         speedup, low, high:      the FP16 library's step over it: median and middle 80 % of the rounds' ratios
