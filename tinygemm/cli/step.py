@@ -23,7 +23,7 @@ FORMATS = {
 @click.option("--batch", default="1,8", help="Sequences, comma-separated.")
 @click.option("--context", default="512", help="Tokens that each attends to, comma-separated.")
 @click.option("--backend", "--backends", default="", help=f"Of {', '.join(cases.BACKENDS)}; all without it.")
-@click.option("--attention", type=click.Choice(["fused", "equations"]), default="fused", help="One kernel, or torch's.")
+@click.option("--attention", type=click.Choice(cases.ATTENTION), help="One kernel, or torch's; of all cases.")
 @click.option("--compile/--no-compile", "compiled", default=True, help="By torch.compile, or eager modules.")
 @click.option("--compiler-overlap/--no-compiler-overlap", default=True, help="Dependent launch in compiled kernels.")
 @click.option("--rep", type=click.IntRange(min=1), default=25, help="Samples per case.")
@@ -33,7 +33,7 @@ FORMATS = {
 @click.option("--resume", type=FOLDER, help="Unfinished run to go on with; one of equal terms is found by itself.")
 @click.option("--seal", is_flag=True, help="Finish the run when the budget ends, rather than leave it to be resumed.")
 @click.option("--allow-dirty", is_flag=True, help="Record uncommitted code; the book refuses such a run.")
-def step(model, batch, context, backend, rep, budget, csv, out_dir, resume, seal, allow_dirty, **others):
+def step(model, batch, context, backend, attention, rep, budget, csv, out_dir, resume, seal, allow_dirty, **others):
     """Time a decode step of a model: all layers, KV cache and lm_head in one CUDA graph, checked before it is timed."""
     wanted = cases.matrix()
     if model:
@@ -41,6 +41,8 @@ def step(model, batch, context, backend, rep, budget, csv, out_dir, resume, seal
         wanted = cases.chosen(model, *numbers, names_in(backend), **others)
     elif backend:
         wanted = [case for case in wanted if case.backend in _known(names_in(backend))]
+    if attention:
+        wanted = list(dict.fromkeys(dataclasses.replace(case, attention=attention) for case in wanted))
     if csv:
         check_writable(csv)
     require_gpu()

@@ -8,8 +8,6 @@ from tinygemm.step import lean
 from tinygemm.step.products import Dense, Dequantised, StepBackend
 from tinygemm.step.weights import LM_HEAD, Weights
 
-ATTENTION = ("fused", "equations")
-
 
 def attention_class(name: str) -> type:
     if name == "equations":

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 
 from tinygemm.step.architecture import ARCHITECTURES, Architecture, architecture_named
 
-HOSTS = ("lean", "transformers")
+ATTENTION = ("fused", "equations")
 BACKENDS = ("fp16-cublas", "int4", "int4-serial", "int4-lm-head", "fp16-triton", "aten-int4mm", "gemlite")
 BASELINE = "fp16-cublas"  # what every other backend is timed against, round by round
 COMPARED = (BASELINE, "int4", "int4-lm-head")
@@ -32,7 +32,7 @@ class StepCase:
 
     def __post_init__(self):
         architecture_named(self.model)
-        for name, known in (("backend", BACKENDS), ("host", HOSTS), ("attention", ("fused", "equations"))):
+        for name, known in (("backend", BACKENDS), ("attention", ATTENTION)):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
         for name in ("batch", "context", "tp"):
@@ -125,7 +125,7 @@ def chosen(
 ) -> list[StepCase]:
     """The cases that a user asks for: of each of what is given, every combination; of what is not, the usual.
 
-    others: host, attention, compiled, compiler_overlap and tp of all of them
+    others: compiled and compiler_overlap of all of them
     raises: ValueError naming what is unknown or not possible
     """
     return [

@@ -128,11 +128,12 @@ def _timed(bench: Bench, case: StepCase) -> tuple[Captured, Step, list[StepSampl
         bench.weights.drop_all_but({BACKENDS[case.backend].form})
     elif bench.held[1] != case.baseline.case_id:
         _drop_baseline(bench)
+        bench.held = (bench.held[0], case.baseline.case_id)
         try:
             bench.baseline = capture(bench, case.baseline)
-            bench.held = (bench.held[0], case.baseline.case_id)
-        except Exception:  # its own case says why; this one is timed alone
-            _drop_baseline(bench)
+        except Exception:  # its own case says why; the others are timed alone
+            bench.baseline = None
+            _collect(bench)
     captured = capture(bench, case)
     if case.backend == BASELINE:
         bench.baseline, bench.held = captured, (bench.held[0], case.case_id)
@@ -163,8 +164,6 @@ def _refuse(bench: Bench, case: StepCase) -> None:
     """Raise before anything is allocated where a case cannot be."""
     if reason := BACKENDS[case.backend].unsupported(case.batch):
         raise NotImplementedError(reason)
-    if case.host != "lean":
-        raise NotImplementedError(f"host {case.host} is not measured yet")
     if case.tp > 1:
         raise NotImplementedError(f"tp={case.tp} needs {case.tp} processes: start them with torchrun")
     if (needed := cases.needed_bytes(case)) > bench.memory_bytes:

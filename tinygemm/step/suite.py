@@ -13,7 +13,7 @@ from tinygemm.step import measure
 from tinygemm.step.cases import StepCase
 from tinygemm.step_rows import Step, StepKernel, StepSample
 
-ROOT = runs.DATA_ROOT / "steps"  # of runs that hold decode steps and nothing else
+LAST = 6  # cases that say how long the next one may take
 
 
 @dataclass
@@ -57,7 +57,8 @@ def run(
 ) -> Rows:
     """Measure the cases that are not on disk yet, the copy first.
 
-    budget_s: no case is started that would end later than this, if it took as long as the longest so far; 0: no end
+    budget_s: no case is started that would end later than this, if it took as long as the longest of the last few;
+              0: no end
     writer:   each case is on disk before the next one starts
     seen:     told of each row
     """
@@ -66,14 +67,14 @@ def run(
     if measure.COPY not in done:
         _keep(rows, writer, seen, [measure.measure_copy(bench)])
     left = [case for case in wanted if case.case_id not in done]
-    longest = 0.0
+    took: list[float] = []
     for i, case in enumerate(left):
         started = bench.now()
-        if budget_s and started - began + longest > budget_s:
+        if budget_s and started - began + max(took[-LAST:], default=0) > budget_s:
             rows.not_started = left[i:]
             break
         _keep(rows, writer, seen, measure.measure(bench, case))
-        longest = max(longest, bench.now() - started)
+        took.append(bench.now() - started)
     rows.profile_fault = bench.profile_fault
     return rows
 
