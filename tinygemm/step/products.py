@@ -161,4 +161,3 @@ BACKENDS = {
     ),
     "gemlite": StepBackend("gemlite", peers.gemlite_build, _gemlite_module, INT4_BITS, unsupported=_gemlite_missing),
 }
-BASELINE = "fp16-cublas"  # what every other backend is timed against, round by round
