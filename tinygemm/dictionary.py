@@ -32,6 +32,9 @@ ROWS = {
     "cases.csv": "One row per backend, problem, launch mode, cache state and kind of operands.",
     "samples.csv": "One row per timed sample, in measured order, nothing removed.",
     "counters.csv": "One row per metric of each profiled kernel launch. Absent where counters could not be read.",
+    "steps.csv": "One row per decode step: a model, a backend, sequences and context. Absent where none was measured.",
+    "step_samples.csv": "One row per timed sample of a step, in measured order, nothing removed.",
+    "step_kernels.csv": "One row per kernel of a profiled step. Cases that could not be profiled have none.",
 }
 
 PROVENANCE = """\
