@@ -156,7 +156,7 @@ def package(tmp_path, monkeypatch):
 
 
 def test_a_shipped_model_is_measured_row_by_row(package, tmp_path, monkeypatch):
-    monkeypatch.setattr(quality_model, "SHOWN", ("full-range", "searched"))
+    monkeypatch.setattr(quality_model, "AT_128", ())
     monkeypatch.setattr(quality_model, "GROUP_SIZES", (32, -1))
     file = tmp_path / "model.csv"
     quality_model.write(file, package)
@@ -172,9 +172,9 @@ def test_a_shipped_model_is_measured_row_by_row(package, tmp_path, monkeypatch):
     assert closed["weight_error_percent"] < wide["weight_error_percent"]
     assert closed["bits_per_weight"] == 4.5
     assert 0.9 < closed["cosine_least"] <= closed["cosine_mean"] < half["cosine_mean"] <= 1.0001
-    kept = pd.concat([rows.head(2), rows.tail(1)])  # as if stopped, with a row that no new one equals
-    kept.iloc[1, kept.columns.get_loc("recall_percent")] = -1
-    kept.head(2).to_csv(file, index=False)
+    kept = rows.head(2).copy()  # as if stopped, with a value that nothing measures
+    kept.loc[1, "recall_percent"] = -1
+    kept.to_csv(file, index=False)
     quality_model.write(file, package)
     again = pd.read_csv(file)
     assert again["recall_percent"].tolist() == [rows["recall_percent"][0], -1, *rows["recall_percent"][2:]]
@@ -238,7 +238,7 @@ def test_the_committed_tables_are_whole_and_short_enough_for_a_page():
     assert groups["group"].tolist() == ["", "32", "32", "64", "64", "128", "128", "per-channel", "per-channel"]
     assert groups["rule"].tolist() == ["`float16`", *4 * ["`full-range`", "`searched`"]]
     rules = tables.by_rule()
-    assert rules["rule"].tolist() == [f"`{rule}`" for rule in quality_model.SHOWN]
+    assert rules["rule"].tolist() == [f"`{rule}`" for rule in (*quality_model.BY_SIZE, *quality_model.AT_128)]
     random = tables.random_weights()
     assert len(random) == 8
     cell = random.query("distribution == 't3' and rule == 'min-max'")["per-channel"].item()

@@ -25,7 +25,6 @@ def quality(out):
     folder = Path(out or quality.FILE.parent)
     folder.mkdir(parents=True, exist_ok=True)
     quality.write(folder / quality.FILE.name)
-    click.echo(f"{folder / quality.FILE.name}: written")
     file = folder / quality_model.FILE.name
     try:
         quality_model.write(file)
@@ -33,5 +32,3 @@ def quality(out):
         if missing.name not in (quality_model.PACKAGE, "transformers"):
             raise
         click.echo(f"{file}: not computed, because {missing.name} is not installed", err=True)
-    else:
-        click.echo(f"{file}: written")

