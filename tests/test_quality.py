@@ -9,6 +9,7 @@ import synthetic
 import torch
 from torch import nn
 
+from tinygemm import cli
 from tinygemm.harness import quality, quality_model
 from tinygemm.kernel.quant import dequantize, quantize
 from tinygemm.problem import GROUP_SIZES
@@ -171,7 +172,7 @@ def test_a_shipped_model_is_measured_row_by_row(package, tmp_path, monkeypatch):
     assert half["weight_error_percent"] < 0.1 < 3 < searched["weight_error_percent"] < closed["weight_error_percent"]
     assert closed["weight_error_percent"] < wide["weight_error_percent"]
     assert closed["bits_per_weight"] == 4.5
-    assert 0.9 < closed["cosine_least"] <= closed["cosine_mean"] < half["cosine_mean"] <= 1.0001
+    assert 0.9 < closed["cosine_least"] <= closed["cosine_mean"] <= half["cosine_mean"] <= 1.0001
     kept = rows.head(2).copy()  # as if stopped, with a value that nothing measures
     kept.loc[1, "recall_percent"] = -1
     kept.to_csv(file, index=False)
@@ -207,6 +208,29 @@ def test_docstrings_are_public_long_enough_and_split_after_the_first_sentence(pa
 def test_a_package_that_is_not_installed_is_named():
     with pytest.raises(ModuleNotFoundError, match=quality_model.PACKAGE), quality_model.shipped_encoder():
         pass
+
+
+def test_an_archive_that_is_none_is_named(package, monkeypatch):
+    archive = package.parent / "site" / quality_model.MODULE / quality_model.ARCHIVE
+    archive.write_bytes(b"<html>")
+    with pytest.raises(ValueError, match=f"{quality_model.ARCHIVE}: expected a zip"), quality_model.shipped_encoder():
+        pass
+
+
+def test_the_command_writes_what_it_can_and_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(quality, "RULES", {"full-range": quality.RULES["full-range"]})
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)  # other tests want theirs
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["quality", "--out", str(tmp_path / "new")])
+    assert stopped.value.code == 0
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["rules.csv"]
+    assert pd.read_csv(tmp_path / "new" / "rules.csv").equals(
+        TABLE[TABLE["rule"] == "full-range"].reset_index(drop=True)
+    )
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "model.csv" in said[0]
+    assert quality_model.PACKAGE in said[0]
 
 
 # --- the report -------------------------------------------------------------------------------------------------------

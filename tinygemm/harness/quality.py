@@ -12,7 +12,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from tinygemm.files import write_csv
 from tinygemm.kernel.quant import dequantize, quantize
 from tinygemm.problem import GROUP_SIZES
 from tinygemm.runs import DATA_ROOT
@@ -152,4 +151,4 @@ def write(file: Path = FILE) -> None:
             for distribution, weight in weights.items():
                 errors = (f"{error:.2f}" for error in error_percents(name, group_size, weight))
                 rows.append([name, rule.scale, rule.symmetric, group_size, distribution, *errors, N, K, SEED])
-    write_csv(pd.DataFrame(rows, columns=COLUMNS), file)
+    pd.DataFrame(rows, columns=COLUMNS).to_csv(file, index=False, lineterminator="\n")

@@ -27,7 +27,6 @@ import pandas as pd
 import torch
 from torch import nn
 
-from tinygemm.files import write_csv, write_text
 from tinygemm.harness.quality import RULES, percent
 from tinygemm.problem import GROUP_SIZES
 from tinygemm.runs import DATA_ROOT
@@ -78,7 +77,7 @@ class Encoder:
 def shipped_encoder() -> Iterator[tuple[Encoder, dict[str, str]]]:
     """The encoder in the installed package, and which it is: package, version, sha256 of its archive.
 
-    raises: ModuleNotFoundError where the package is not installed
+    raises: ModuleNotFoundError where the package is not installed, OSError or ValueError where its archive is not there
     """
     found = importlib.util.find_spec(MODULE)
     if found is None or not found.submodule_search_locations:
@@ -92,8 +91,11 @@ def shipped_encoder() -> Iterator[tuple[Encoder, dict[str, str]]]:
     from transformers import AutoModel, AutoTokenizer
 
     with tempfile.TemporaryDirectory() as folder:
-        with zipfile.ZipFile(archive) as packed:
-            packed.extractall(folder)
+        try:
+            with zipfile.ZipFile(archive) as packed:
+                packed.extractall(folder)
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{archive}: expected a zip archive with the model: {error}") from None
         model = AutoModel.from_pretrained(folder, local_files_only=True, add_pooling_layer=False).float().eval()
         yield Encoder(model, AutoTokenizer.from_pretrained(folder, local_files_only=True)), which
 
@@ -215,10 +217,11 @@ def write(file: Path = FILE, library: Path = LIBRARY) -> None:
     about = file.with_suffix(".json")
     same = file.is_file() and about.is_file() and about.read_text(encoding="utf-8") == made
     rows = pd.read_csv(file).to_dict("records") if same else []
-    write_text(made, about)
+    about.write_text(made, encoding="utf-8")
     for rule, group_size in cases()[len(rows) :]:
         rows.append(measure(task, rule, group_size))
-        write_csv(pd.DataFrame(rows, columns=COLUMNS).round(4).astype({"group_size": "Int64"}), file)
+        table = pd.DataFrame(rows, columns=COLUMNS).round(4).astype({"group_size": "Int64"})
+        table.to_csv(file, index=False, lineterminator="\n")
 
 
 def _made_from(task: Task) -> dict:
