@@ -217,11 +217,11 @@ def write(file: Path = FILE, library: Path = LIBRARY) -> None:
     about = file.with_suffix(".json")
     same = file.is_file() and about.is_file() and about.read_text(encoding="utf-8") == made
     rows = pd.read_csv(file).to_dict("records") if same else []
-    about.write_text(made, encoding="utf-8")
     for rule, group_size in cases()[len(rows) :]:
         rows.append(measure(task, rule, group_size))
         table = pd.DataFrame(rows, columns=COLUMNS).round(4).astype({"group_size": "Int64"})
         table.to_csv(file, index=False, lineterminator="\n")
+        about.write_text(made, encoding="utf-8")  # last: until then, rows of something else are not taken for these
 
 
 def _made_from(task: Task) -> dict:
