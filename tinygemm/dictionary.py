@@ -86,7 +86,8 @@ times as large; `shifted` is Gaussian with a mean of half its standard deviation
 off, among all of them. Weights are rounded and multiplied in float32, so the kernel adds nothing. `model.json` names
 the package that ships the model, its version and digest, the texts, the recall in float32, and the software. The
 package is no dependency: `tinygemm quality` uses it where it is installed and leaves the table as it is elsewhere. No
-language model was found whose unrounded weights a package ships, so there is no perplexity.
+language model was found whose unrounded weights a package ships, so there is no perplexity. Of 128 queries, a share
+near 60 % is known to about 4 points: `recall_percent` tells rules apart less well than the errors and cosines do.
 
 | column | unit | meaning |
 |---|---|---|
