@@ -129,7 +129,7 @@ def quantize(
     rule:       "full-range": the weight of largest magnitude becomes code 0, so scale = that weight / -8, of either
                 sign; "absmax": scale = absmax / 7, which never uses code 0. Without effect on asymmetric weights
     search:     True: per group, clip the range of the rule by up to 60 % and keep what loses least in squared error; a
-                symmetric scale is tried with both signs. No group loses more than without. It takes 50 to 75 times as
+                symmetric scale is tried with both signs. No group loses more than without. It takes some ten times as
                 long: data/quality/model.csv has errors and seconds
     returns:    PackedInt4 on the device of `weight`; it holds on to nothing of `weight`, no gradient either
     raises:     TypeError or ValueError naming the constraint
