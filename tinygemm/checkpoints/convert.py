@@ -56,6 +56,7 @@ def _write(checkpoint: QuantizedCheckpoint, folder: Path) -> None:
         total += sum(tensor.nbytes for tensor in tensors.values())
         if tensors:
             _save(tensors, folder / name)
+            shutil.copymode(file, folder / name)  # a new safetensors file is its owner's alone
     if len(files) > 1:
         _write_json({"metadata": {"total_size": total}, "weight_map": weight_map}, folder / INDEX)
     for file in stored.folder.iterdir():

@@ -28,7 +28,7 @@ class LayerWeight:
 
 def nibbles(words: torch.Tensor) -> torch.Tensor:
     """Words [rows, columns] int32 -> their 4-bit numbers [rows, 8 columns] uint8, the lowest bits first."""
-    packed = words.contiguous().view(torch.uint8)
+    packed = words.clone(memory_format=torch.contiguous_format).view(torch.uint8)  # one column may keep odd strides
     return torch.stack((packed & 0xF, packed >> 4), -1).flatten(-2)
 
 
