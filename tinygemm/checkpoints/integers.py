@@ -57,8 +57,9 @@ def layer_weight(
         codes = codes[:, order]
     if zeros is not None and bool((zeros == SYMMETRIC_ZERO).all()):
         zeros = None
+    exact = _as_float16(layer, part, steps)
     try:
-        return LayerWeight(pack(codes, _as_float16(layer, part, steps), zeros, group_size), order)
+        return LayerWeight(pack(codes, exact, zeros, group_size), order)
     except ValueError as error:
         raise layer.error(part, f"cannot be packed: {error}") from None
 
