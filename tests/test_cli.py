@@ -92,7 +92,20 @@ def no_gpu(monkeypatch):
 
 @pytest.mark.parametrize(
     "command",
-    ["", "bench", "record", "breakdown", "tune", "profile", "counters", "advise", "predict", "plot", "plot decode"],
+    [
+        "",
+        "bench",
+        "record",
+        "breakdown",
+        "tune",
+        "profile",
+        "counters",
+        "advise",
+        "convert",
+        "predict",
+        "plot",
+        "plot decode",
+    ],
 )
 def test_every_command_explains_itself(command, capsys):
     succeed(*command.split(), "--help")
