@@ -34,6 +34,7 @@ class Captured:
 
     replay: Callable[[], object]
     model: object
+    addresses: tuple[object, ...]  # tokens, position and results: a graph knows their addresses, and keeps none alive
     rel_err: float
     argmax_agreement: float
     compiled: bool
@@ -222,7 +223,8 @@ def capture(bench: Bench, case: StepCase) -> Captured:
         replay()
     bench.clock.synchronize()
     errors = max(errors, _check(bench, case, held["logits"]))
-    return Captured(replay, model, *errors, compiled, message, bench.now() - began, _memory(bench, case, before))
+    addresses, took = (*inputs, held), bench.now() - began
+    return Captured(replay, model, addresses, *errors, compiled, message, took, _memory(bench, case, before))
 
 
 def _check(bench: Bench, case: StepCase, logits: torch.Tensor) -> tuple[float, float]:
