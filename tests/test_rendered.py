@@ -87,7 +87,7 @@ def test_the_table_of_what_is_left_out_has_every_kernel_under_its_own_heading(ta
 def test_a_card_has_the_finding_as_its_heading_and_a_neutral_badge(state, word, heading):
     said = page.card(Verdict("It wins", state, "Sentence.", {}), "It does not win").data
     assert said.splitlines()[0] == f":::{{admonition}} {heading}"
-    assert f"{{bdg-secondary}}`{word}`" in said
+    assert f"{{bdg-muted}}`{word}`" in said
     assert ("Claim: It wins" in said) == (state == FAILS), "what was refuted is named where the heading denies it"
     assert "Sentence." in said
 

@@ -41,7 +41,7 @@ def card(verdict: Verdict, refuted: str) -> Markdown:
 
 def badge(verdict: Verdict) -> str:
     """The state of a verdict as a word."""
-    return f"{{bdg-secondary}}`{BADGE[verdict.state]}`"
+    return f"{{bdg-muted}}`{BADGE[verdict.state]}`"
 
 
 def table(frame: pd.DataFrame, columns: dict[str, tuple[str, str]], name: str, caption: str) -> Markdown:

@@ -68,7 +68,7 @@ def matters(rows: pd.DataFrame, way: str) -> Verdict:
 
 def same_beside_others(rows: pd.DataFrame) -> Verdict:
     """rows: evidence.beside_others(run)"""
-    claim = f"One kernel takes the same time in every group of contenders, within {BESIDE_OTHERS:.0%}"
+    claim = f"One kernel takes the same time in every group of backends, within {BESIDE_OTHERS:.0%}"
     names = [f"{shape_name(row)} ({row['backend']}, {row['apart_us']:.2f} µs)" for _, row in rows.iterrows()]
     rows = rows.assign(name=names)
     return at_most(claim, rows, 1 + BESIDE_OTHERS, "This run timed no kernel without x in several groups.")

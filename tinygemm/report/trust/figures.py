@@ -59,6 +59,7 @@ def method_errors(
         low, middle, high = frame["ratio"].quantile([0.025, 0.5, 0.975])
         ax.plot([low - 1, high - 1], [y, y], color=style.INK, lw=2, marker="|", ms=10, zorder=3)
         ax.annotate(f"{middle:.3f}×", (high - 1, y), xytext=(8, 0), textcoords="offset points", va="center", size=9)
+    ax.axvspan(-LINEAR, LINEAR, color="#F1F3F5", zorder=0)  # where the axis is linear
     ax.axvline(0, color=style.IDEAL, lw=1.4, zorder=1)
     ax.set_yticks(places, [*(WORDS[way] for way in ways), *repeats])
     shown = pd.concat([rows["value"], mean["value"], *(frame["ratio"] for frame in repeats.values())]) - 1
@@ -133,7 +134,7 @@ def run_to_run(rows: pd.DataFrame, newer: Run, older: Run) -> tuple[Figure, str]
     style.require(rows, ["backend", "ratio", "unchanged"], "run_to_run")
     shown = [b for b in style.in_order(rows["backend"]) if b in set(rows["backend"])]
     where = f"{newer.gpu['name']} · run {newer.run_id} over run {older.run_id} · cases that both timed"
-    handles = [_dot(style.INK, "like with like"), _dot("white", "code, config or launch may differ")]
+    handles = [_dot(style.INK, "comparable"), _dot("white", "code, config or launch may differ")]
     fig, ax = style.canvas("The same cases in another run", where, legend=handles, height=0.7 + 0.3 * len(shown))
     for y, backend in enumerate(shown):
         mine = rows[rows["backend"] == backend]

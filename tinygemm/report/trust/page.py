@@ -28,9 +28,9 @@ BESIDE = {
     "shape": ("K×N", ""),
     "n": ("Groups", ".0f"),
     "right_us": ("least, µs", ".2f"),
-    "right_contenders": ("contenders of that group", ".0f"),
+    "right_contenders": ("backends in that group", ".0f"),
     "left_us": ("most, µs", ".2f"),
-    "left_contenders": ("contenders of this one", ".0f"),
+    "left_contenders": ("backends in this one", ".0f"),
     "apart_us": ("apart, µs", ".2f"),
     "value": ("ratio", ".3f"),
 }
@@ -47,7 +47,7 @@ REPEATS = {
 }
 CHANGED = {
     "name": ("Backend", ""),
-    "code": ("Like with like", ""),
+    "code": ("Comparable", ""),
     "n": ("Cases", ".0f"),
     "middle": ("new / old, median", ".3f"),
     "low": ("least", ".3f"),
@@ -74,13 +74,13 @@ def launched_before(run) -> Markdown:
         return Markdown(
             "Before every round of this run kernels without the attribute were launched in the streams that are used "
             "for timing: its graphs are in the *settled* state, that of a process that has launched nothing with the "
-            "attribute. It was chosen because it can be restored and does not depend on the contenders of a group, "
+            "attribute. It was chosen because it can be restored and does not depend on the backends of a group, "
             "not because it is everybody's: our kernels are launched with the attribute, so a process that has just "
             "called them from the host may be in the other one, *primed*."
         )
     return Markdown(
         f"This run is of schema {run.provenance['schema_version']}, recorded before the effect was known: if its GPU "
-        "has two states, in which of them a graph was timed was not recorded, and depended on the contenders that were "
+        "has two states, in which of them a graph was timed was not recorded, and depended on the backends that were "
         "captured last."
     )
 
@@ -101,7 +101,7 @@ def orders(run) -> Markdown:
         return Markdown("*This run has no group with enough samples to tell what the order of a round matters.*")
     order, time = rows["by_order"] - 1, rows["by_time"] - 1
     return Markdown(
-        f"In groups of up to {rows['contenders'].max()} contenders every order of a round has samples enough to be "
+        f"In groups of up to {rows['contenders'].max()} backends every order of a round has samples enough to be "
         f"told from the others. Medians of one case in rounds of different orders lie up to {order.median():.1%} apart "
         f"in half of {len(rows)} cases, {order.quantile(0.95):.1%} in 95 of 100 and {order.max():.0%} at most; those "
         f"of as many stretches of consecutive rounds {time.median():.1%}, {time.quantile(0.95):.1%} and "
@@ -119,7 +119,7 @@ def beside_scope(run, rows: pd.DataFrame) -> Markdown:
     fewest = rows[["left_contenders", "right_contenders"]].min(axis=None)
     sizes = evidence.group_sizes(run)
     return Markdown(
-        f"These groups have {fewest} contenders or more. Of the {len(sizes)} groups of cold graphs "
+        f"These groups have {fewest} backends or more. Of the {len(sizes)} groups of cold graphs "
         f"{(sizes < fewest).sum()} have fewer, of which this says nothing."
     )
 
@@ -132,8 +132,8 @@ def no_likeness(older: list, between: list[pd.DataFrame]) -> Markdown:
     """
     without = [other.run_id for other, rows in zip(older, between, strict=True) if not rows["unchanged"].any()]
     if not without:
-        return Markdown("Every older run of this GPU has cases that compare like with like.")
-    return Markdown(f"Without a case that compares like with like: {', '.join(f'`{name}`' for name in without)}.")
+        return Markdown("Every older run of this GPU has comparable cases.")
+    return Markdown(f"Without a comparable case: {', '.join(f'`{name}`' for name in without)}.")
 
 
 def repeats(run, within: pd.DataFrame, older: list, between: list[pd.DataFrame]) -> pd.DataFrame:
@@ -146,7 +146,7 @@ def repeats(run, within: pd.DataFrame, older: list, between: list[pd.DataFrame])
     for other, frame in zip(older, between, strict=True):
         days = (_time(run) - _time(other)).total_seconds() / 86400
         for l2_state, same in frame[frame["unchanged"]].groupby("l2_state"):
-            pair = f"run {other.run_id}, like with like, {l2_state} L2"
+            pair = f"run {other.run_id}, comparable, {l2_state} L2"
             rows.append({"pair": pair, "days": days} | evidence.spread(same))
     return pd.DataFrame(rows)
 
