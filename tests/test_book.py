@@ -223,6 +223,20 @@ def test_main_story_stays_within_its_budget_of_words_and_figures(book):
     assert set(WORDS) == {chapter for chapter in CHAPTERS if chapter[0].isdigit()}
 
 
+def test_each_chapter_begins_with_its_answer_and_a_takeaway_and_ends_with_its_doubts(book):
+    for chapter in [chapter for chapter in WORDS if chapter[:2] in {f"{number:02d}" for number in range(1, 10)}]:
+        article = article_of(book / "executed" / f"{chapter}.html")
+        assert re.search(r"</h1>\s*<p><em>", article), chapter
+        (takeaway,) = re.findall(r'<div class="[^"]*\btakeaway\b[^"]*">(.*?)</div>', article, re.DOTALL)
+        assert len(prose_of(takeaway).split()) - 1 <= 40, chapter
+        assert article.index("takeaway") < article.index("<figure") < article.index("<h2>"), chapter
+        ends = ("how-we-know", "what-would-change-our-mind")
+        last = [re.search(rf'<section id="{end}">(.*?)</section>', article, re.DOTALL)[1] for end in ends]
+        assert all(len(prose_of(section).split()) <= 80 for section in last), chapter
+        assert article.index(last[0]) < article.index(last[1])
+        assert "<section" not in article[article.index(last[1]) :], chapter
+
+
 def test_appendices_stay_within_their_budget_of_words(book):
     rest = [chapter for chapter in CHAPTERS if chapter not in WORDS]
     assert sum(len(prose_of(article_of(book / "executed" / f"{c}.html")).split()) for c in rest) <= APPENDIX_WORDS
