@@ -26,7 +26,7 @@ NAMES = (
     ("shard", "kernel/parallel.py", ()),
     ("load_checkpoint", "checkpoints/load.py", ()),
 )
-HEAD = """# Use it in a model
+HEAD = """# Every name
 
 Each name is explained by its docstring. Import `pack` from `tinygemm.kernel.quant`, `LaunchConfig` from
 `tinygemm.kernel.configs`, and the others from `tinygemm`.

@@ -1,8 +1,10 @@
 """What Jupyter Book lacks for this report: alt texts that follow the data, the code of a page at its foot and out of
-the search, tables that the keyboard can scroll, figures that open by themselves, and MathJax served by the site."""
+the search, tables that the keyboard can scroll and that come as CSV, terms that explain themselves under the pointer,
+figures that open by themselves, and MathJax served by the site."""
 
 from __future__ import annotations
 
+import csv
 import html
 import json
 import re
@@ -19,6 +21,12 @@ SCROLLED = re.compile(r'<div class="pst-scrollable-table-container">(<table.*?>)
 FIGURE = re.compile(r'(<figure\b[^>]*>\s*)(<img\b[^>]*?\bsrc="([^"]+)"[^>]*>)')
 
 
+TABLE = re.compile(r'<table[^>]*\bid="(tab-[^"]+)"[^>]*>.*?</table>', re.S)
+TERM = re.compile(r'<a class="reference internal" href="([^"]*glossary\.html#term-([^"]+))"')
+ROW, CELL = re.compile(r"<tr[^>]*>(.*?)</tr>", re.S), re.compile(r"<t[hd][^>]*>(.*?)</t[hd]>", re.S)
+LONG = 10  # rows above which a table comes as a file, too
+
+
 class HowMade(nodes.General, nodes.Element):
     """The code of a page, folded; an attribute and not text, because the search index holds every text."""
 
@@ -28,6 +36,8 @@ def setup(app):
     app.connect("source-read", prepare_notebook)
     app.connect("doctree-resolved", move_code_to_the_foot)
     app.connect("html-page-context", let_tables_scroll)
+    app.connect("html-page-context", offer_long_tables)
+    app.connect("html-page-context", explain_terms)
     app.connect("html-page-context", let_figures_open)
     app.connect("html-page-context", name_first_page_once)
     app.connect("build-finished", copy_mathjax)
@@ -84,6 +94,44 @@ def _scroller(found: re.Match) -> str:
     return (
         f'{outside}<div class="pst-scrollable-table-container" tabindex="0" role="region" aria-label="{label}">{table}'
     )
+
+
+def offer_long_tables(app, page: str, template: str, context: dict, doctree) -> None:
+    """Write each long table as a CSV into the site, and link it behind the table."""
+    if "body" not in context:
+        return
+
+    def offered(found: re.Match) -> str:
+        rows = [
+            [html.unescape(re.sub(r"<[^>]*>", "", cell)).strip() for cell in CELL.findall(row)]
+            for row in ROW.findall(found[0])
+        ]
+        if len(rows) <= LONG + 1:
+            return found[0]
+        file = Path(app.outdir, "_static", "tables", f"{found[1]}.csv")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w", encoding="utf-8", newline="") as stream:
+            csv.writer(stream).writerows(rows)
+        up = "../" * page.count("/")
+        link = f'<p class="table-csv"><a href="{up}_static/tables/{file.name}" download>{found[1]}.csv</a></p>'
+        return f"{found[0]}{link}"
+
+    context["body"] = TABLE.sub(offered, context["body"])
+
+
+def explain_terms(app, page: str, template: str, context: dict, doctree) -> None:
+    """Give each link to a term the definition of the glossary as its title."""
+    if "body" not in context:
+        return
+    glossary = Path(app.srcdir, "glossary.md")
+    text = glossary.read_text(encoding="utf-8") if glossary.is_file() else ""
+    known = {term.replace(" ", "-"): told for term, told in re.findall(r"^(\S.*)\n  (\S.*)$", text, re.M)}
+
+    def explained(found: re.Match) -> str:
+        told = known.get(found[2], "")
+        return f'{found[0]} title="{html.escape(told, quote=True)}"' if told else found[0]
+
+    context["body"] = TERM.sub(explained, context["body"])
 
 
 def let_figures_open(app, page: str, template: str, context: dict, doctree) -> None:
