@@ -1,5 +1,7 @@
 """The decomposition: planted factors come out of it, multiply to the total, and decide between kernel and bits."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import synthetic
@@ -105,7 +107,7 @@ def test_cases_of_one_group_with_other_counts_of_samples_are_compared_independen
     short = run.cases["backend"] == "int4"
     cases = run.cases.assign(n_samples=run.cases["n_samples"].mask(short, 9))
     samples = run.samples[~(run.samples["case_id"].isin(cases.loc[short, "case_id"]) & (run.samples["sample"] >= 9))]
-    uneven = type(run)(run.path, run.provenance, cases, samples, run.counters)
+    uneven = dataclasses.replace(run, cases=cases, samples=samples)
     frame = contrasts.pairs(contrasts.timed(uneven), {"a": ("fp16-cublas", "graph"), "b": ("int4", "graph")})
     row = contrasts.contrast(uneven, frame, ["a", "b"], ratio_of_medians).iloc[0]
     assert row["low"] < row["value"] < row["high"]
@@ -114,7 +116,7 @@ def test_cases_of_one_group_with_other_counts_of_samples_are_compared_independen
 def test_zeros_are_no_operands_of_a_comparison(load):
     run = load()
     zeros = run.cases.assign(operands="zeros")
-    assert contrasts.timed(type(run)(run.path, run.provenance, zeros, run.samples, run.counters)).empty
+    assert contrasts.timed(dataclasses.replace(run, cases=zeros)).empty
 
 
 # --- kernel or bits -------------------------------------------------------------------------------------------------
@@ -187,7 +189,7 @@ def test_a_serial_fp16_kernel_splits_the_first_step_in_two(load):
         latency_us=1.25 * samples["latency_us"],
     )
     together = [tables.pd.concat(parts, ignore_index=True) for parts in ((run.cases, serial), (run.samples, samples))]
-    more = type(run)(run.path, run.provenance, *together, run.counters)
+    more = dataclasses.replace(run, cases=together[0], samples=together[1])
     rows = of(ladder.three_steps(more), WIDE)
     first = rows[rows["order"] == "bits last"].set_index("step")["value"]
     assert list(first.index) == ["kernel", "overlap", "bits"]
