@@ -24,6 +24,8 @@ from tinygemm.report.base import roofline, style, tables
 from tinygemm.report.bottleneck import figures as bottleneck_figures
 from tinygemm.report.bottleneck import tables as limiters
 from tinygemm.report.bottleneck.counters import summarize_counters
+from tinygemm.report.compare import figures as compare_figures
+from tinygemm.report.compare import tables as compared
 from tinygemm.report.decomposition import figures as decomposition_figures
 from tinygemm.report.decomposition import tables as decomposition
 from tinygemm.report.dequantisation import figures as dequantisation_figures
@@ -91,6 +93,7 @@ DRAW = {
         predict.compared(costmodel.fit(run))
     ),
     "samples_spread": lambda run, table: evidence_figures.samples_spread(table, run.samples),
+    "several_gpus": lambda run, table: compare_figures.several_gpus(compared.speedups([run])),
     "limits": lambda run, table: bottleneck_figures.limits(limiters.readings(run)),
     "stalls": lambda run, table: bottleneck_figures.stalls(limiters.readings(counted(run, STALLS))),
     "instruction_mix": lambda run, table: bottleneck_figures.instruction_mix(counts(run)),

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from tinygemm.cli import advise, equivalent, measure, plot, predict, profile
+from tinygemm.cli import advise, compare, equivalent, measure, plot, predict, profile
 from tinygemm.files import in_words, show_everything
 
 SETTINGS = {
@@ -42,6 +42,6 @@ def _fail(message: str) -> None:
 for command in (
     *(measure.bench, measure.breakdown, measure.record, measure.tune),
     *(profile.profile, profile.counters, profile.static_cost),
-    *(plot.plot, advise.advise, predict.predict, equivalent.equivalent),
+    *(plot.plot, compare.compare, advise.advise, predict.predict, equivalent.equivalent),
 ):
     commands.add_command(command)
