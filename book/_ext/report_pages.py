@@ -1,21 +1,16 @@
 """What Jupyter Book lacks for this report: alt texts that follow the data, the code of a page at its foot and out of
-the search, tables that the keyboard can scroll, figures that open by themselves, and MathJax served by the site."""
+the search, tables that the keyboard can scroll, and figures that open by themselves."""
 
 from __future__ import annotations
 
 import html
 import json
 import re
-import shutil
-from importlib import metadata
-from pathlib import Path
 
 from docutils import nodes
 
 FOLDED = {"tag_hide-input", "tag_injected-parameters", "tag_parameters"}  # classes of cells whose code goes to the foot
 SCROLLED = re.compile(r'<div class="pst-scrollable-table-container">(<table.*?>)(\s*<caption>.*?</caption>)?', re.S)
-
-
 FIGURE = re.compile(r'(<figure\b[^>]*>\s*)(<img\b[^>]*?\bsrc="([^"]+)"[^>]*>)')
 
 
@@ -30,7 +25,7 @@ def setup(app):
     app.connect("html-page-context", let_tables_scroll)
     app.connect("html-page-context", let_figures_open)
     app.connect("html-page-context", name_first_page_once)
-    app.connect("build-finished", copy_mathjax)
+    app.connect("html-page-context", name_columns)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -86,6 +81,12 @@ def _scroller(found: re.Match) -> str:
     )
 
 
+def name_columns(app, page: str, template: str, context: dict, doctree) -> None:
+    """Say of each heading of a table that it is of a column, for who hears the table cell by cell."""
+    if "body" in context:
+        context["body"] = context["body"].replace('<th class="head', '<th scope="col" class="head')
+
+
 def let_figures_open(app, page: str, template: str, context: dict, doctree) -> None:
     """Link each figure to its file: a phone shows the page as wide as it is, and the file as large as one likes."""
     if "body" in context:
@@ -96,15 +97,3 @@ def name_first_page_once(app, page: str, template: str, context: dict, doctree) 
     """Keep the browser from showing the name of the book twice: the first page bears it, too."""
     if page == app.config.root_doc:
         context["title"] = "The answer"
-
-
-def copy_mathjax(app, exception) -> None:
-    """Copy the one MathJax file that pages load; in book/_static every page would load it, formulas or not."""
-    if exception or app.builder.format != "html":
-        return
-    script = metadata.distribution("sphinx-mathjax-offline").locate_file(
-        "sphinx-mathjax-offline/static/mathjax/tex-svg.js"
-    )
-    target = Path(app.outdir, "_static", app.config.mathjax_path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(script, target)

@@ -45,6 +45,8 @@ STYLE = {
     "hatch.linewidth": 0.8,
 }
 DPI = 200
+# words of a figure stay words on a page: a search finds them, and the site adds the letters of their font
+mpl.rcParams["svg.fonttype"] = "none"
 NO_BREAK = "\N{NO-BREAK SPACE}"
 LAUNCH_WORDS = {
     "graph": "CUDA graph",
