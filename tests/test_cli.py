@@ -354,7 +354,7 @@ def test_static_cost_is_of_the_gpu_that_a_name_stands_for(tmp_path, monkeypatch,
     monkeypatch.setattr(limiters, "static_file", lambda key: tmp_path / f"{key}.csv")
     succeed("static-cost", "--gpu", "H100 SXM")
     assert (tmp_path / "h100-80gb-hbm3.csv").read_text(encoding="utf-8") == "gpu\nh100-80gb-hbm3\n"
-    assert "unknown GPU 'H100 PCIe'" in refuse(capsys, "static-cost", "--gpu", "H100 PCIe")
+    assert "unknown GPU 'H100 CNX'" in refuse(capsys, "static-cost", "--gpu", "H100 CNX")
 
 
 def test_tune_on_a_gpu_whose_peaks_are_not_known_says_so(gpu, tmp_path, monkeypatch, capsys):

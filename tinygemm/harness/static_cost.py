@@ -28,7 +28,7 @@ from tinygemm.problem import GemmProblem
 
 DEPENDENT_LAUNCH = (9, 0)  # the compute capability from which on a kernel may be launched before the last one ends
 # CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"
-MAX_CTAS_PER_SM = {(8, 0): 32, (8, 6): 16, (8, 9): 24, (9, 0): 32}
+MAX_CTAS_PER_SM = {(8, 0): 32, (8, 6): 16, (8, 9): 24, (9, 0): 32, (10, 0): 32, (12, 0): 24}
 REGISTERS_PER_SM = 65536
 SM_PARTITIONS = 4  # each has a quarter of the registers, and a warp lives in one of them
 REGISTER_UNIT = 256  # registers are given to a warp in multiples of this

@@ -6,7 +6,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from tinygemm.hardware import gpu_spec
-from tinygemm.models import model_named
+from tinygemm.model_config import model_named
 from tinygemm.report.base.page import table
 from tinygemm.report.base.tables import GROUP_SIZE
 from tinygemm.report.base.words import shape_names

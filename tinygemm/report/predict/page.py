@@ -24,6 +24,10 @@ from tinygemm.report.predict.terms import META
 
 PROJECTED = "projected"
 SHOWN_FIRST = "a10g"
+DRAWN = (  # one of each kind: a GPU left out is near one of these in bandwidth and SMs
+    "a10g", "l4", "a10", "l40s", "rtx-3090", "rtx-4090", "rtx-5090", "a100-pcie-40gb", "a100-sxm4-80gb",
+    "h100-80gb-hbm3", "h200", "b200",
+)  # fmt: skip
 IN_TABLE = (BASELINE, "dequant-fp16", "int4-static", "int4", "aten-int4mm")
 
 
@@ -131,7 +135,7 @@ def configs_of_misses(run, left_out: pd.DataFrame, backend: str = "int4") -> Mar
 
 
 def speedups(model: CostModel | None, table: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> pd.DataFrame:
-    """INT4 over FP16 on every GPU that is known: measured on the run's own where timed, projected on the others.
+    """INT4 over FP16 on DRAWN GPUs: measured on the run's own where timed, projected on the others.
 
     table:   tables.report_table(run)
     returns: gpu, gpu_key, M, K, N, speedup, low, high, fp16_us, int4_us, kind (measured, predicted, projected), base
@@ -140,7 +144,7 @@ def speedups(model: CostModel | None, table: pd.DataFrame, M: int = 1, shapes=ST
     columns = ["gpu", "gpu_key", *SHAPE, "speedup", "low", "high", "fp16_us", "int4_us", "kind"]
     if model is None or not {BASELINE, "int4"} <= set(model.backends):
         return pd.DataFrame(columns=columns)
-    others = [spec for spec in GPUS.values() if spec.key != model.spec.key]
+    others = [GPUS[key] for key in DRAWN if key != model.spec.key]
     others.sort(key=_a10g_first)
     rows = pd.concat([_on(model, spec, M, shapes) for spec in (model.spec, *others)], ignore_index=True)
     timed = primary(table)
