@@ -77,7 +77,7 @@ def complete(site: Path, about: About, front: Path) -> None:
     pages = sorted(path for path in site.rglob("*.html") if "_static" not in path.parts)
     for page in pages:
         text = page.read_text(encoding="utf-8")
-        if "<article" in text:
+        if CHARSET in text:  # a page of the theme, whole
             page.write_text(completed(text, page.relative_to(site).as_posix(), about), encoding="utf-8")
     first = site / f"{FIRST}.html"
     if first.is_file():
@@ -143,7 +143,8 @@ def completed(text: str, page: str, about: About) -> str:
     title = html.unescape(re.search(r"<title>(.*?)</title>", text, re.DOTALL)[1].strip())
     up = "../" * page.count("/")
     address, picture = (about.base + page, about.base) if about.base else (page.rsplit("/", 1)[-1], up)
-    head = head_lines(title, description(text), address, picture + PREVIEW)
+    said = description(text) if "<article" in text else title
+    head = head_lines(title, said, address, picture + PREVIEW)
     text = text.replace(CHARSET, "\n    ".join([CHARSET, *head]), 1)
     return text.replace('<footer class="bd-footer-content">', f'<footer class="bd-footer-content">{foot(about, up)}', 1)
 
