@@ -7,6 +7,7 @@ import base64
 import html
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 import yaml
 from bs4 import BeautifulSoup
 
+ADDRESS = "TINYGEMM_SITE_URL"  # environment variable: where the site will be, from `make publish SITE=...`
 CHECKOUT = Path(find_spec("tinygemm").origin).parents[1]  # of the package, wherever the book lies
 FIRST = "executed/00_answer"
 PREVIEW = "_static/preview.png"
@@ -65,7 +67,7 @@ def finish(app, exception) -> None:
     if exception or app.builder.format != "html":
         return
     site, source = Path(app.outdir), Path(app.srcdir)
-    about = read_about(app.config.html_title or app.config.project, app.config.html_baseurl or "", source)
+    about = read_about(app.config.html_title or app.config.project, os.environ.get(ADDRESS, ""), source)
     complete(site, about, source / f"{FIRST}.ipynb")
 
 

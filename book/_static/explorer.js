@@ -296,7 +296,7 @@ const TinyGemm = (() => {
       `${band(step)}: ${Math.round(step.tokens_per_s).toLocaleString("en")} tokens/s${fits}.${source}`;
   }
 
-  function facts(found) {
+  function facts(data, found) {
     const { products, rest, memory, kv, rival } = found;
     const fits = (name, room) => (room > 0 ? `${name} fits with ${room.toLocaleString("en")} tokens of context` : `${name} does not fit`);
     const told = [
@@ -304,7 +304,7 @@ const TinyGemm = (() => {
       ["Memory", `weights ${gb(memory.fp16)} GB in FP16, ${gb(memory.int4)} GB in INT4, per GPU: ${fits("FP16", memory.context_fp16)}, ${fits("INT4", memory.context_int4)}`],
     ];
     if (kv.length) told.push(["K and V alone", `INT4 saves ${ms(kv[0].gain_us)} ms a step as two products (${kv[0].speedup.toFixed(2)}×), ${ms(kv[1].gain_us)} ms as one (${kv[1].speedup.toFixed(2)}×)`]);
-    if (rival) told.push(["Other kernel", `${rival.backend} takes ${rival.ratio.toFixed(2)} times as long (${rival.low.toFixed(2)} to ${rival.high.toFixed(2)}): ${rival.as_good ? "would do as well within the band" : "would not do as well"}`]);
+    if (rival) told.push(["Other kernel", `${data.names[rival.backend]} takes ${rival.ratio.toFixed(2)} times as long (${rival.low.toFixed(2)} to ${rival.high.toFixed(2)}): ${rival.as_good ? "would do as well within the band" : "would not do as well"}`]);
     return told;
   }
 
@@ -350,7 +350,7 @@ const TinyGemm = (() => {
       try {
         question.model = pasted ? TinyGemm.fromConfig(data, field("config").value || "{}") : field("model").value;
         const found = TinyGemm.advice(data, question), list = element("dl", "");
-        for (const [name, text] of facts(found)) list.append(element("dt", name), element("dd", text));
+        for (const [name, text] of facts(data, found)) list.append(element("dt", name), element("dd", text));
         const wide = element("div", "", { className: "pst-scrollable-table-container", tabIndex: 0 });
         wide.setAttribute("role", "region");
         wide.setAttribute("aria-label", "Per projection");

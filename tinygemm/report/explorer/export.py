@@ -10,7 +10,7 @@ from tinygemm.families import FAMILIES, gated, grouped_query
 from tinygemm.hardware import GPUS
 from tinygemm.model_config import TIED
 from tinygemm.models import MODEL_GROUP_SIZES, MODELS, TENSOR_PARALLEL, Side, Weight, possible_degrees
-from tinygemm.report.base import tables
+from tinygemm.report.base import style, tables
 from tinygemm.report.base.tables import BASELINE, SHAPE
 from tinygemm.report.bottleneck.tables import COPY_FRACTION
 from tinygemm.report.compare.tables import newest_others
@@ -51,6 +51,7 @@ def coefficients(fitted: dict[str, costmodel.CostModel]) -> dict:
             for kind, family in FAMILIES.items()
             if family.attention is grouped_query and family.feed_forward is gated and not family.fixed
         ],
+        "names": {name: style.name(name) for name in token.RIVALS},
         "tied": TIED,
         "rules": {
             "group_sizes": MODEL_GROUP_SIZES, "degrees": TENSOR_PARALLEL, "ecc_share": ECC_SHARE,
