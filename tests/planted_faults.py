@@ -358,32 +358,32 @@ RUNS = [
 ]  # fmt: skip
 REPORT = [
     fault(
-        "A by the median alone", "report/speedup/claims.py", 'for_all(rows["speedup_vs_fp16_low"] > 1,',
+        "A by the median alone", "report/gains/claims.py", 'for_all(rows["speedup_vs_fp16_low"] > 1,',
         'for_all(rows["speedup_vs_fp16"] > 1,', "test_bounds.py::test_a_claim_turns_at_its_bound[A]"
     ),
     fault(
-        "a loss by the median alone", "report/speedup/claims.py", 'for_all(rows["speedup_vs_fp16_high"] < 1,',
+        "a loss by the median alone", "report/gains/claims.py", 'for_all(rows["speedup_vs_fp16_high"] < 1,',
         'for_all(rows["speedup_vs_fp16"] < 1,', "test_bounds.py::test_a_claim_turns_at_its_bound[C, loses]"
     ),
     fault(
-        "a cause by the median alone", "report/speedup/claims.py", 'if row["speedup_without_dequant_low"] > 1:',
+        "a cause by the median alone", "report/gains/claims.py", 'if row["speedup_without_dequant_low"] > 1:',
         'if row["speedup_without_dequant"] > 1:', "test_bounds.py::test_a_claim_turns_at_its_bound[C, cause]"
     ),
     fault(
-        "D where its interval covers 1", "report/speedup/claims.py", 'for_all(rows["low"] > 1,',
+        "D where its interval covers 1", "report/gains/claims.py", 'for_all(rows["low"] > 1,',
         'for_all(rows["value"] > 1,', "test_bounds.py::test_a_claim_turns_at_its_bound[D]"
     ),
     fault(
-        "D refuted where its interval covers 1", "report/speedup/claims.py", '> 1, rows["high"] < 1)',
+        "D refuted where its interval covers 1", "report/gains/claims.py", '> 1, rows["high"] < 1)',
         '> 1, rows["value"] < 1)', "test_bounds.py::test_a_claim_turns_at_its_bound[D]"
     ),
     fault(
-        "the larger factor by the median alone", "report/decomposition/claims.py",
+        "the larger factor by the median alone", "report/gains/kernel_or_bits.py",
         'rows["share_low"] > MOST, rows["share_high"] < MOST', 'rows["share"] > MOST, rows["share_high"] < MOST',
         "test_bounds.py::test_a_claim_turns_at_its_bound[kernel on narrow]"
     ),
     fault(
-        "a share of a gain that may be none", "report/decomposition/claims.py", 'gained = rows["gain_low"] > 1',
+        "a share of a gain that may be none", "report/gains/kernel_or_bits.py", 'gained = rows["gain_low"] > 1',
         'gained = rows["gain"] > 1', "test_bounds.py::test_a_claim_turns_at_its_bound[no gain to divide]"
     ),
     fault(
@@ -395,7 +395,7 @@ REPORT = [
         'for_all(rows["value"] < LEEWAY', "test_bounds.py::test_a_claim_turns_at_its_bound[switch]"
     ),
     fault(
-        "a gain hidden by the median alone", "report/launch/claims.py", 'hidden, kept = rows["eager_high"] < 1',
+        "a gain hidden by the median alone", "report/gains/launch_claims.py", 'hidden, kept = rows["eager_high"] < 1',
         'hidden, kept = rows["eager"] < 1', "test_bounds.py::test_a_claim_turns_at_its_bound[launch hides]"
     ),
     fault(
@@ -419,7 +419,7 @@ REPORT = [
         "rows[end]", "test_bounds.py::test_a_claim_turns_at_its_bound[groups]"
     ),
     fault(
-        "the first step first by the median alone", "report/fast_kernel/claims.py",
+        "the first step first by the median alone", "report/kernel/claims.py",
         'first["factor_low"] > others["factor_high"]', 'first["factor"] > others["factor_high"]',
         "test_bounds.py::test_a_claim_turns_at_its_bound[first step]"
     ),
@@ -433,7 +433,7 @@ REPORT = [
         'np.select([result["speedup"] > 1', "test_bounds.py::test_a_claim_turns_at_its_bound[models]"
     ),
     fault(
-        "a way of timing that matters by the median alone", "report/evidence/claims.py",
+        "a way of timing that matters by the median alone", "report/trust/claims.py",
         'off = (mine["low"] > 1 + MATTERS)', 'off = (mine["value"] > 1 + MATTERS)',
         "test_bounds.py::test_a_way_of_timing_matters_beyond_five_percent_on_either_side"
     ),
@@ -469,32 +469,36 @@ PAGES = [
         ").where(product)", "test_tables.py::test_the_floor_is_the_bytes_at_copy_speed_plus_an_empty_node"
     ),
     fault(
-        "milliseconds of a counter as microseconds", "report/bottleneck/counters.py", '"msecond": 1e3, "ms": 1e3',
+        "milliseconds of a counter as microseconds", "report/limits/counters.py", '"msecond": 1e3, "ms": 1e3',
         '"msecond": 1e3, "ms": 1', "test_tables.py::test_one_duration_is_the_same_in_every_unit"
     ),
     fault(
-        "times of the simple and the tuned kernel exchanged", "report/speedup/page.py",
-        '"static_us": latency("int4-static"', '"static_us": latency("int4"',
-        "test_rendered.py::test_the_table_of_projections_has_every_kernel_under_its_own_heading"
+        "floors of FP16 and INT4 exchanged", "report/token/page.py", '"fp16_floor_us": ("floor, µs"',
+        '"floor_us": ("floor, µs"',
+        "test_rendered.py::test_the_table_of_weights_has_floor_and_time_of_each_side_under_its_own_heading"
     ),
     fault(
-        "speedups of the simple and the tuned kernel exchanged", "report/speedup/page.py",
-        '"int4_speedup": speedup("int4",', '"int4_speedup": speedup("int4-static",',
-        "test_rendered.py::test_the_table_of_projections_has_every_kernel_under_its_own_heading"
+        "times of FP16 and INT4 exchanged", "report/token/page.py", '"fp16_us": ("library, µs"',
+        '"latency_us_p50": ("library, µs"',
+        "test_rendered.py::test_the_table_of_weights_has_floor_and_time_of_each_side_under_its_own_heading"
     ),
     fault(
-        "headings of two columns exchanged", "../notebooks/04_speedup.ipynb", '\\"static_us\\": (\\"simple, µs\\"',
-        '\\"static_us\\": (\\"tuned, µs\\"',
-        "test_rendered.py::test_the_table_of_projections_has_every_kernel_under_its_own_heading"
-    ),
-    fault(
-        "a heading over another ablation", "../notebooks/06_dequantisation.ipynb",
-        '\\"int4-no-dequant\\": (\\"and multiplies', '\\"int4-load-only\\": (\\"and multiplies',
+        "a heading over another ablation", "report/dequantisation/page.py", '"int4-no-dequant": ("and multiplies',
+        '"int4-load-only": ("and multiplies',
         "test_rendered.py::test_the_table_of_what_is_left_out_has_every_kernel_under_its_own_heading"
     ),
     fault(
-        "colours of two badges exchanged", "report/base/page.py", '{HOLDS: "bdg-success", FAILS: "bdg-danger"',
-        '{HOLDS: "bdg-danger", FAILS: "bdg-success"', "test_rendered.py::test_a_state_has_the_badge_of_its_colour"
+        "words of two badges exchanged", "report/base/page.py", 'HOLDS: "supported", FAILS: "refuted"',
+        'HOLDS: "refuted", FAILS: "supported"',
+        "test_rendered.py::test_a_card_has_the_finding_as_its_heading_and_a_neutral_badge"
+    ),
+    fault(
+        "intervals of equal ends printed", "report/base/words.py", 'return "" if ends[0] == ends[1] else',
+        'return "" if False else', "test_rendered.py::test_an_interval_is_printed_where_it_says_something"
+    ),
+    fault(
+        "a register of another word", "report/kernel/fragment.py", "near, far = 4 * t + step, 4 * t + step + 2",
+        "near, far = 4 * t + step, 4 * t + step + 1", "test_fragment.py"
     ),
     fault(
         "another bandwidth of the A10G", "hardware.py", "(8, 6), 80, 24, 600, 70,", "(8, 6), 80, 24, 696, 70,",

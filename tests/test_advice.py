@@ -16,7 +16,7 @@ from tinygemm import cli, hardware, models
 from tinygemm.hardware import gpu_spec
 from tinygemm.problem import GemmProblem
 from tinygemm.report.base import tables
-from tinygemm.report.bottleneck import tables as limiters
+from tinygemm.report.limits import tables as limiters
 from tinygemm.report.models import advice, token, words
 from tinygemm.report.predict import model as costmodel
 from tinygemm.report.predict import terms as costterms

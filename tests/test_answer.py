@@ -19,6 +19,7 @@ from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict
 from tinygemm.report.dequantisation.claims import of_run as of_causes
 from tinygemm.report.dequantisation.tables import REGIMES
 from tinygemm.report.predict import model as costmodel
+from tinygemm.report.trust import ways
 
 LLAMA = models.MODELS["llama-3-8b"]
 MODES = (("graph", "cold"), ("primed", "cold"), ("graph", "hot"), ("do_bench", "cold"), ("eager", "cold"))
@@ -184,7 +185,7 @@ def planted_speedups(fp16, backend, launch, l2_state):
 
 
 def test_every_way_has_the_planted_range_of_all_projections(run):
-    rows = answer.ways(run)
+    rows = ways.spans(ways.speedups(run))
     planted = [planted_speedups(*way) for way in PLANTED_WAYS]
     assert rows["low"].tolist() == pytest.approx([min(each) for each in planted], rel=0.005)
     assert rows["high"].tolist() == pytest.approx([max(each) for each in planted], rel=0.005)
@@ -193,13 +194,15 @@ def test_every_way_has_the_planted_range_of_all_projections(run):
 
 def test_a_way_names_the_projection_it_lacks_and_goes_where_half_are_missing(run):
     serial = run.cases["backend"] == "int4-serial"
-    of_three = answer.ways(tables.only(run, ~(serial & (run.cases["N"] == 1024))))
+    of_three = ways.spans(ways.speedups(tables.only(run, ~(serial & (run.cases["N"] == 1024)))))
     row = of_three[of_three["missing"] != ""].iloc[0]
     planted = [gain for (_, N), gain in zip(STUDY_SHAPES, planted_speedups(*PLANTED_WAYS[1]), strict=True) if N != 1024]
     assert len(of_three) == len(PLANTED_WAYS)
     assert row["missing"] == "4096×1024"
     assert [row["low"], row["high"]] == pytest.approx([min(planted), max(planted)], rel=0.005)
-    of_two = answer.ways(tables.only(run, ~(serial & (run.cases["K"] == 4096) & run.cases["N"].isin((1024, 4096)))))
+    of_two = ways.spans(
+        ways.speedups(tables.only(run, ~(serial & (run.cases["K"] == 4096) & run.cases["N"].isin((1024, 4096)))))
+    )
     assert len(of_two) == len(PLANTED_WAYS) - 1
 
 
@@ -207,7 +210,7 @@ def test_times_from_python_of_a_slow_host_are_in_no_way(run):
     slow = run.cases[(run.cases["launch"] == "eager") & (run.cases["M"] == 1) & (run.cases["N"] == 1024)]
     late = run.samples["case_id"].isin(slow["case_id"])
     samples = run.samples.assign(latency_us=run.samples["latency_us"].where(~late, 3 * run.samples["latency_us"]))
-    missing = answer.ways(replace(run, samples=samples)).set_index("way")["missing"]
+    missing = ways.spans(ways.speedups(replace(run, samples=samples))).set_index("way")["missing"]
     assert missing[missing != ""].to_dict() == {"launched one by one from Python": "4096×1024"}
 
 

@@ -9,12 +9,12 @@ import pytest
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
 from tinygemm.report.base import bounds
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
-from tinygemm.report.bottleneck import claims as limiters
-from tinygemm.report.decomposition import claims as of_decomposition
 from tinygemm.report.dequantisation import claims as of_causes
-from tinygemm.report.evidence import claims as evidence
-from tinygemm.report.fast_kernel import claims as of_steps
-from tinygemm.report.launch import claims as launch
+from tinygemm.report.gains import claims as findings
+from tinygemm.report.gains import kernel_or_bits as of_decomposition
+from tinygemm.report.gains import launch_claims as launch
+from tinygemm.report.kernel import claims as of_steps
+from tinygemm.report.limits import claims as limiters
 from tinygemm.report.models import claims as of_models
 from tinygemm.report.models import tables as projections
 from tinygemm.report.peers import claims as of_peers
@@ -22,7 +22,7 @@ from tinygemm.report.peers import tables as peers
 from tinygemm.report.predict import claims as of_costmodel
 from tinygemm.report.published import claims as literature
 from tinygemm.report.regimes import claims as of_regimes
-from tinygemm.report.speedup import claims as findings
+from tinygemm.report.trust import claims as evidence
 
 NEAR = 1e-3  # relative: how far from a bound "just inside" and "just outside" are
 WIDE, NARROW = (4096, 14336), (4096, 1024)

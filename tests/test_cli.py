@@ -348,7 +348,7 @@ def test_counters_keeps_ncus_own_csvs_beside_the_table(gpu, tmp_path, monkeypatc
 def test_static_cost_is_of_the_gpu_that_a_name_stands_for(tmp_path, monkeypatch, capsys):
     """Configs and the file's name go by the key: under the name as typed, both would be another GPU's."""
     from tinygemm.harness import static_table
-    from tinygemm.report.bottleneck import tables as limiters
+    from tinygemm.report.limits import tables as limiters
 
     monkeypatch.setattr(static_table, "static_rows", lambda key: [{"gpu": key}])
     monkeypatch.setattr(limiters, "static_file", lambda key: tmp_path / f"{key}.csv")

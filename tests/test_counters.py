@@ -17,8 +17,8 @@ from tinygemm.harness import counters, registry
 from tinygemm.harness.counters import CounterFileError, CountersUnavailableError, Target, ncu_command, read_file
 from tinygemm.metrics import BASIC_METRICS, COLUMNS, METRICS
 from tinygemm.problem import GemmProblem
-from tinygemm.report.bottleneck import counters as report_counters
-from tinygemm.report.bottleneck.counters import summarize_counters
+from tinygemm.report.limits import counters as report_counters
+from tinygemm.report.limits.counters import summarize_counters
 from tinygemm.runs import DATA_ROOT, Counter, load_run
 
 # long_fp16.csv and wide_int4.csv are written by hand after the documented layouts of `--csv` and `--csv --page raw`

@@ -8,10 +8,10 @@ from tinygemm.problem import STUDY_SHAPES, GemmProblem
 from tinygemm.report.base import contrasts, tables
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
 from tinygemm.report.base.intervals import ratio_of_medians
-from tinygemm.report.decomposition import claims as verdicts
-from tinygemm.report.decomposition import figures as decomposition_figures
-from tinygemm.report.decomposition import page as decomposition_page
-from tinygemm.report.decomposition import tables as decomposition
+from tinygemm.report.base.words import bracket
+from tinygemm.report.gains import factors, ladder, ladder_figures, timeline_figures
+from tinygemm.report.gains import kernel_or_bits as verdicts
+from tinygemm.report.gains import page as gains_page
 
 NARROW, _, WIDE, _ = STUDY_SHAPES
 BACKENDS = ("fp16-cublas", "fp16-triton", "int4", "int4-no-dequant", "int4-load-only")
@@ -34,10 +34,10 @@ def of(steps, shape):
 
 
 def test_every_step_is_the_planted_ratio_within_its_interval(load):
-    steps, truth = decomposition.steps(load()), synthetic.Truth()
+    steps, truth = ladder.steps(load()), synthetic.Truth()
     for K, N in STUDY_SHAPES:
         rows = of(steps, (K, N)).set_index("step")
-        for step, ((left, left_launch), (right, right_launch)) in decomposition.PATH.items():
+        for step, ((left, left_launch), (right, right_launch)) in ladder.PATH.items():
             problem = GemmProblem(1, N, K)
             planted = truth.latency_us(left, problem, left_launch) / truth.latency_us(right, problem, right_launch)
             assert rows.loc[step, "value"] == pytest.approx(planted, rel=0.02)
@@ -45,11 +45,11 @@ def test_every_step_is_the_planted_ratio_within_its_interval(load):
 
 
 def test_the_factors_of_a_path_multiply_to_the_total_within_its_interval(load):
-    steps = decomposition.steps(load())
+    steps = ladder.steps(load())
     for shape in STUDY_SHAPES:
         rows = of(steps, shape)
-        path = decomposition.path(rows)
-        assert list(path["step"]) == list(decomposition.PATH)
+        path = ladder.path(rows)
+        assert list(path["step"]) == list(ladder.PATH)
         total = rows.set_index("step").loc["total with launch"]
         assert total["low"] <= path["value"].prod() <= total["high"]
         between_graphs = rows.set_index("step").loc["total"]
@@ -59,43 +59,42 @@ def test_the_factors_of_a_path_multiply_to_the_total_within_its_interval(load):
 
 @pytest.mark.parametrize(("factor", "told"), [(1.0, "In none of 4 cases"), (1.5, "In 4 of 4 cases")])
 def test_where_the_kernel_is_slower_without_dequantisation_the_page_says_so(load, factor, told):
-    assert told in decomposition_page.slower_without(decomposition.steps(load({"int4-no-dequant": factor}))).data
+    assert told in factors.slower_without(ladder.steps(load({"int4-no-dequant": factor}))).data
 
 
 @pytest.mark.parametrize(
     ("factor", "step"), [("fp16-triton", "kernel"), ("int4-load-only", "weight-read bound"), ("int4", "dequantise")]
 )
 def test_a_slower_contender_moves_the_step_that_leads_to_it_and_no_step_before(load, tmp_path, factor, step):
-    before = of(decomposition.steps(load()), WIDE).set_index("step")["value"]
+    before = of(ladder.steps(load()), WIDE).set_index("step")["value"]
     truth = synthetic.Truth(factors={factor: 2.0})
     slower = synthetic.load(tmp_path / "slower", truth=truth, m_list=(1,), shapes=STUDY_SHAPES, counters=False,
                             backends=BACKENDS, modes=MODES)  # fmt: skip
-    after = of(decomposition.steps(slower), WIDE).set_index("step")["value"]
-    order = list(decomposition.PATH)
+    after = of(ladder.steps(slower), WIDE).set_index("step")["value"]
+    order = list(ladder.PATH)
     assert after[step] == pytest.approx(before[step] / 2, rel=0.03)
     for earlier in order[: order.index(step)]:
         assert after[earlier] == pytest.approx(before[earlier], rel=0.03)
 
 
 def test_the_path_goes_over_the_harder_ceiling_where_it_was_timed(load):
-    path = decomposition.path(of(decomposition.steps(load(backends=(*BACKENDS, "int4-load-only-serial"))), WIDE))
+    path = ladder.path(of(ladder.steps(load(backends=(*BACKENDS, "int4-load-only-serial"))), WIDE))
     assert list(path["step"])[2:4] == ["weight-read bound, serial", "multiply, wait, serial"]
-    assert list(path["label"]) == list(decomposition.PATH)
+    assert list(path["label"]) == list(ladder.PATH)
 
 
 def test_a_path_without_eager_calls_starts_in_a_graph_and_one_with_a_gap_is_none(load, tmp_path):
-    steps = decomposition.steps(load(modes=MODES[:1], backends=[*BACKENDS[:3], "int4-load-only"]))
-    assert list(decomposition.path(of(steps, WIDE))["step"]) == ["kernel", "weight-read bound", "dequantise, multiply"]
+    steps = ladder.steps(load(modes=MODES[:1], backends=[*BACKENDS[:3], "int4-load-only"]))
+    assert list(ladder.path(of(steps, WIDE))["step"]) == ["kernel", "weight-read bound", "dequantise, multiply"]
     gap = synthetic.load(tmp_path / "gap", m_list=(1,), shapes=[WIDE], backends=("fp16-cublas", "int4"), modes=MODES)
-    steps = decomposition.steps(gap)
-    assert decomposition.path(steps).empty
-    assert not decomposition_page.has_path(steps, M=1)
-    assert decomposition_page.factors(steps).empty
+    steps = ladder.steps(gap)
+    assert ladder.path(steps).empty
+    assert factors.factors(steps).empty
 
 
 def test_a_drift_that_rounds_share_cancels_between_contenders_and_not_between_launch_modes(load):
     run = load(drift=0.1, noise=0.001)
-    rows = of(decomposition.steps(run), WIDE).set_index("step")
+    rows = of(ladder.steps(run), WIDE).set_index("step")
     width = (rows["high"] - rows["low"]) / rows["value"]
     assert width["kernel"] < 0.005
     assert width["launch"] > 0.02
@@ -147,29 +146,82 @@ def test_kernel_or_bits_is_undecided_without_the_twin(load):
 
 def test_every_decode_case_is_in_the_table_with_its_interval(load):
     run = load()
-    shown = decomposition_page.factors(decomposition.steps(run))
+    shown = factors.factors(ladder.steps(run))
     assert len(shown) == len(STUDY_SHAPES)
-    value, low, high = (decomposition.shares(run).set_index("problem").loc["M1-K4096-N14336-g128", f"gain{end}"]
+    value, low, high = (ladder.shares(run).set_index("problem").loc["M1-K4096-N14336-g128", f"gain{end}"]
                         for end in ("", "_low", "_high"))  # fmt: skip
     cell = shown.set_index("shape").loc["4096×14336", "total"]
-    assert cell == f"{value:.2f} ({low:.2f}–{high:.2f})"
+    assert cell == f"{value:.2f}{bracket(low, high)}"
     assert tables.pd.DataFrame(shown).notna().all(axis=None)
 
 
-def test_what_the_figure_calls_bits_is_what_the_card_calls_bits(load):
+# --- kernel, overlap, bits ------------------------------------------------------------------------------------------
+
+
+STEPS = (*BACKENDS, "int4-serial")
+
+
+def test_the_steps_of_both_orders_multiply_to_the_whole_gain(load):
+    rows, truth = ladder.three_steps(load(backends=STEPS)), synthetic.Truth()
+    for K, N in STUDY_SHAPES:
+        problem = GemmProblem(1, N, K)
+        whole = truth.latency_us("fp16-cublas", problem) / truth.latency_us("int4", problem)
+        here = of(rows, (K, N))
+        assert here.groupby("order", sort=False)["step"].agg(list).to_dict() == {
+            "bits last": ["kernel and overlap", "bits"],
+            "overlap last": ["kernel and bits", "overlap"],
+        }
+        assert here.groupby("order")["value"].prod().to_numpy() == pytest.approx(whole, rel=0.03)
+
+
+def test_a_serial_fp16_kernel_splits_the_first_step_in_two(load):
+    """Planted: without overlap our FP16 kernel takes a quarter longer."""
+    run = load(backends=STEPS)
+    cases = run.cases[run.cases["backend"] == "fp16-triton"]
+    serial = cases.assign(
+        backend="fp16-triton-serial", case_id=cases["case_id"].str.replace("fp16-triton/", "fp16-triton-serial/")
+    )
+    samples = run.samples[run.samples["case_id"].isin(cases["case_id"])]
+    samples = samples.assign(
+        case_id=samples["case_id"].str.replace("fp16-triton/", "fp16-triton-serial/"),
+        latency_us=1.25 * samples["latency_us"],
+    )
+    together = [tables.pd.concat(parts, ignore_index=True) for parts in ((run.cases, serial), (run.samples, samples))]
+    more = type(run)(run.path, run.provenance, *together, run.counters)
+    rows = of(ladder.three_steps(more), WIDE)
+    first = rows[rows["order"] == "bits last"].set_index("step")["value"]
+    assert list(first.index) == ["kernel", "overlap", "bits"]
+    assert first["overlap"] == pytest.approx(1.25, rel=1e-3)
+
+
+def test_an_order_of_which_an_end_was_not_timed_is_left_out(load):
     run = load()
-    found = verdicts.of_run(run)["kernel_narrow"]
-    fig = decomposition_figures.waterfall(decomposition.steps(run), tables.report_table(run))
-    (title,) = [ax.get_title(loc="left") for ax in fig.axes if "4096×1024" in ax.get_title(loc="left")]
-    kernel, bits = (float(part.split()[1]) for part in title.split(" = ")[1].split(" · "))
-    assert kernel == pytest.approx(found.numbers["smallest_kernel"], abs=0.006)
-    assert bits == pytest.approx(found.numbers["smallest_bits"], abs=0.006)
-    names = {label.get_text() for ax in fig.axes for label in ax.get_yticklabels()}
-    assert not {"fewer bytes", "fewer bits", "bits"} & names, "no single step goes by that name"
+    assert set(ladder.three_steps(run)["order"]) == {"bits last"}
+    assert ladder.three_steps(tables.only(run, run.cases["backend"] != "fp16-triton")).empty
 
 
-@pytest.mark.parametrize("serial", [True, False])
-def test_the_page_says_which_reads_its_figures_go_over(load, serial):
-    more = ("int4-load-only-serial",) if serial else ()
-    told = decomposition_page.which_reads(decomposition.steps(load(backends=(*BACKENDS, *more)))).data
-    assert ("int4-load-only-serial" in told) == serial
+def test_bars_of_the_steps_are_their_times(load):
+    rows = of(ladder.three_steps(load(backends=STEPS)), NARROW)
+    (ax,) = ladder_figures.three_steps(rows).axes
+    bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in ax.patches]
+    assert bars == [pytest.approx((row.left_us, row.right_us)) for row in rows.itertuples()]
+
+
+def test_the_timeline_has_the_measured_distance_between_two_calls(load):
+    """Planted: a serial kernel that takes twice as long as the overlapping one."""
+    run = load({"int4-serial": 2.0}, backends=STEPS)
+    lanes, truth = timeline_figures.lanes(tables.report_table(run)), synthetic.Truth()
+    problem = GemmProblem(1, NARROW[1], NARROW[0])
+    for row in lanes.itertuples():
+        factor = 2.0 if row.backend == "int4-serial" else 1.0
+        assert row.period_us == pytest.approx(factor * truth.latency_us(row.backend, problem), rel=0.02)
+    lanes = lanes.set_index("backend")
+    assert lanes.loc["int4", "call_us"] == lanes.loc["int4-serial", "period_us"]
+    lines = [ax.collections[0].get_segments()[0][0, 0] for ax in timeline_figures.timeline(lanes.reset_index()).axes]
+    assert lines == pytest.approx(lanes["period_us"].tolist())
+
+
+def test_a_run_without_the_serial_kernel_has_no_timeline(load):
+    table = tables.report_table(load())
+    assert timeline_figures.lanes(table).empty
+    assert "did not time" in gains_page.two_calls(table).data

@@ -11,12 +11,12 @@ from derived import also, primary, slowed
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import style, tables
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
-from tinygemm.report.evidence import claims as evidence_claims
-from tinygemm.report.evidence import figures as evidence_figures
-from tinygemm.report.evidence import page as evidence_page
-from tinygemm.report.evidence import tables as evidence
-from tinygemm.report.launch import page as launch_page
+from tinygemm.report.gains import launch_page
 from tinygemm.report.published import page as published_page
+from tinygemm.report.trust import claims as trust_claims
+from tinygemm.report.trust import figures as trust_figures
+from tinygemm.report.trust import page as trust_page
+from tinygemm.report.trust import tables as evidence
 from tinygemm.runs import LAUNCHES
 
 BACKENDS = ("fp16-cublas", "int4", "aten-int4mm")
@@ -52,7 +52,7 @@ def otherwise(run, way, factor, keep=None):
 def judge(run, within=None, between=None):
     empty = evidence.halves(run).iloc[:0]
     within, between = (empty if rows is None else rows for rows in (within, between))
-    return evidence_claims.of_evidence(evidence.errors(run), within, between, evidence.beside_others(run))
+    return trust_claims.of_evidence(evidence.errors(run), within, between, evidence.beside_others(run))
 
 
 # --- ways of timing -------------------------------------------------------------------------------------------------
@@ -94,19 +94,19 @@ def test_both_states_have_their_speedup(tmp_path):
             expected = np.divide(*(times[backend, mode, row["K"], row["N"]] for backend in ("fp16-cublas", "int4")))
             assert row[mode] == pytest.approx(expected, rel=1e-6)
     assert (rows["primed"] > rows["graph"]).all()
-    told = evidence_page.primed(table).data
+    told = trust_page.primed(table).data
     fresh, primed = (f"{rows[mode].min():.2f}× to {rows[mode].max():.2f}×" for mode in ("graph", "primed"))
     assert told.index(fresh) < told.index(primed)
 
 
 def test_every_way_and_every_launch_mode_has_its_words():
-    assert set(evidence_figures.WORDS) == set(evidence.WAYS) == set(CHANGES)
+    assert set(trust_figures.WORDS) == set(evidence.WAYS) == set(CHANGES)
     assert set(published_page.LAUNCH) == set(style.LAUNCH_WORDS) == set(LAUNCHES)
 
 
 def test_a_run_without_primed_graphs_says_so(run):
     table = tables.report_table(run)
-    assert "did not time" in evidence_page.primed(table).data
+    assert "did not time" in trust_page.primed(table).data
     assert "did not time" in launch_page.primed(table).data
 
 
@@ -130,10 +130,10 @@ def test_runs_of_older_schemas_compare_like_with_like_among_themselves_only(run,
     mixed = evidence.agreement(again, older)
     assert not mixed["unchanged"].any()
     assert evidence.agreement(dataclasses.replace(again, provenance=older.provenance), older)["unchanged"].any()
-    assert older.run_id in evidence_page.no_likeness([older], [mixed]).data
-    assert older.run_id not in evidence_page.no_likeness([run], [evidence.agreement(again, run)]).data
-    assert "settled" in evidence_page.launched_before(run).data
-    assert "schema 2" in evidence_page.launched_before(older).data
+    assert older.run_id in trust_page.no_likeness([older], [mixed]).data
+    assert older.run_id not in trust_page.no_likeness([run], [evidence.agreement(again, run)]).data
+    assert "settled" in trust_page.launched_before(run).data
+    assert "schema 2" in trust_page.launched_before(older).data
 
 
 # --- beside other contenders ----------------------------------------------------------------------------------------
@@ -153,11 +153,11 @@ def test_the_orders_of_a_round_are_told_apart(run):
     assert rows.loc[at, "by_order"] == pytest.approx(1.1, rel=0.01)
     np.testing.assert_allclose(rows["by_order"].drop(at), 1, atol=0.01)
     np.testing.assert_allclose(rows["by_time"], 1, atol=0.01)
-    told = evidence_page.orders(planted).data
+    told = trust_page.orders(planted).data
     assert f"half of {len(rows)} cases" in told
     assert "10% at most" in told
     few = dataclasses.replace(run, samples=run.samples[run.samples["sample"] < 5])
-    assert "enough samples" in evidence_page.orders(few).data
+    assert "enough samples" in trust_page.orders(few).data
 
 
 def test_a_kernel_without_x_is_compared_with_itself_in_other_groups(tmp_path):
@@ -180,9 +180,9 @@ def test_a_kernel_without_x_is_compared_with_itself_in_other_groups(tmp_path):
     verdict = judge(run)["beside"]
     assert verdict.state == FAILS
     assert "4096×1024 (int4-load-only" in verdict.sentence
-    table = evidence_page.beside(rows)
+    table = trust_page.beside(rows)
     assert list(table["value"]) == sorted(rows["value"], reverse=True)
-    assert "have 2 contenders or more" in evidence_page.beside_scope(run, rows).data
+    assert "have 2 backends or more" in trust_page.beside_scope(run, rows).data
 
 
 def test_another_config_is_another_kernel(tmp_path, run):
@@ -239,7 +239,7 @@ def test_a_kernel_that_changed_between_the_runs_is_no_error_of_the_method(run, t
     faster = dataclasses.replace(faster, provenance=faster.provenance | {"kernel_code_sha256": "of other kernels"})
     rows = evidence.agreement(faster, run)
     assert judge(run, between=rows)["repeated"].state == HOLDS
-    table = evidence_page.by_backend(rows).set_index("backend")
+    table = trust_page.by_backend(rows).set_index("backend")
     assert table.loc["int4", "middle"] == pytest.approx(0.7, rel=0.01)
     assert table.loc["int4", "code"] == "no case"
     assert table.loc["aten-int4mm", "code"] == "every case"
@@ -286,7 +286,7 @@ def test_a_backend_is_judged_by_what_compares_like_with_like(run, tmp_path):
     slower = slowed(again, other, 1.5)
     layouts = slower.cases["config_source"].where(~other, "layout=other")
     rows = evidence.agreement(dataclasses.replace(slower, cases=slower.cases.assign(config_source=layouts)), run)
-    table = evidence_page.by_backend(rows).set_index("backend")
+    table = trust_page.by_backend(rows).set_index("backend")
     unlike = rows[(rows["backend"] == "fp16-cublas") & (rows["M"] == 1)]
     assert table.loc["fp16-cublas", "high"] < 1.1 < unlike["ratio"].min()
     assert table.loc["fp16-cublas", "n"] - table.loc["fp16-cublas", "unchanged"] >= len(unlike) > 0
@@ -294,18 +294,12 @@ def test_a_backend_is_judged_by_what_compares_like_with_like(run, tmp_path):
 
 def test_repeats_name_their_runs_and_the_days_between(run, tmp_path):
     later = load(tmp_path / "later", minute="2026-11-25T1412Z")
-    table = evidence_page.repeats(later, evidence.halves(later), [run], [evidence.agreement(later, run)])
+    table = trust_page.repeats(later, evidence.halves(later), [run], [evidence.agreement(later, run)])
     assert run.run_id in table.loc[1, "pair"]
     assert table.loc[1, "days"] == 0, "synthetic runs start at the same time"
 
 
-def test_samples_are_shown_of_the_wide_projection_or_of_the_largest_weight(run):
-    assert evidence.wide(run.cases) == STUDY_SHAPES[2]
-    others = run.cases[run.cases["N"] != STUDY_SHAPES[2][1]]
-    assert evidence.wide(others) == STUDY_SHAPES[3]
-
-
 def test_clocks_are_told_or_said_to_be_unread(run):
-    assert "SM clock 1,980 MHz" in evidence_page.clocks(run).data
+    assert "SM clock 1,980 MHz" in trust_page.clocks(run).data
     blind = run.cases.assign(sm_clock_mhz=np.nan, power_w=np.nan, temp_c=np.nan)
-    assert "could not read" in evidence_page.clocks(dataclasses.replace(run, cases=blind)).data
+    assert "could not read" in trust_page.clocks(dataclasses.replace(run, cases=blind)).data

@@ -20,22 +20,19 @@ from tinygemm import published
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.answer import figures as answer_figures
 from tinygemm.report.answer import tables as one_token
-from tinygemm.report.base import roofline, style, tables
-from tinygemm.report.bottleneck import figures as bottleneck_figures
-from tinygemm.report.bottleneck import tables as limiters
-from tinygemm.report.bottleneck.counters import summarize_counters
+from tinygemm.report.base import style, tables
 from tinygemm.report.compare import figures as compare_figures
 from tinygemm.report.compare import tables as compared
-from tinygemm.report.decomposition import figures as decomposition_figures
-from tinygemm.report.decomposition import tables as decomposition
 from tinygemm.report.dequantisation import figures as dequantisation_figures
 from tinygemm.report.dequantisation import tables as causes
-from tinygemm.report.evidence import figures as evidence_figures
-from tinygemm.report.evidence import tables as evidence
-from tinygemm.report.fast_kernel import figures as fast_kernel_figures
-from tinygemm.report.fast_kernel import tables as steps
-from tinygemm.report.launch import figures as launch_figures
-from tinygemm.report.method import figures as method_figures
+from tinygemm.report.gains import figures as gains_figures
+from tinygemm.report.gains import ladder, ladder_figures, launch_figures, timeline_figures
+from tinygemm.report.kernel import figures as kernel_figures
+from tinygemm.report.kernel import fragment_figures
+from tinygemm.report.kernel import tables as steps
+from tinygemm.report.limits import figures as limits_figures
+from tinygemm.report.limits import tables as limiters
+from tinygemm.report.limits.counters import summarize_counters
 from tinygemm.report.models import figures as models_figures
 from tinygemm.report.models import tables as projections
 from tinygemm.report.peers import figures as peers_figures
@@ -46,8 +43,13 @@ from tinygemm.report.predict import page as predict
 from tinygemm.report.published import figures as published_figures
 from tinygemm.report.published import tables as literature
 from tinygemm.report.regimes import figures as regimes_figures
+from tinygemm.report.regimes import page as regimes_page
 from tinygemm.report.regimes import tables as regimes
-from tinygemm.report.speedup import figures as speedup_figures
+from tinygemm.report.token import figures as token_figures
+from tinygemm.report.token import page as token_page
+from tinygemm.report.trust import figures as trust_figures
+from tinygemm.report.trust import tables as evidence
+from tinygemm.report.trust import ways
 
 
 @pytest.fixture(scope="module")
@@ -62,24 +64,30 @@ def table(run):
 
 
 REPORT = ROOT / "tinygemm" / "report"
-FIGURE_MODULES = [*REPORT.glob("*/figures.py"), REPORT / "base" / "roofline.py"]
+FIGURE_MODULES = [*REPORT.glob("*/*figures.py")]
 DRAW = {
     "one_token": lambda run, table: answer_figures.one_token(one_token.times(run, table, costmodel.fit(run))),
-    "speedup_vs_n": lambda run, table: speedup_figures.speedup_vs_n(table),
-    "decode_latency": lambda run, table: speedup_figures.decode_latency(table),
-    "decode_latency at M = 8": lambda run, table: speedup_figures.decode_latency(table, M=8),
-    "frac_of_floor": lambda run, table: speedup_figures.frac_of_floor(table),
-    "roofline": lambda run, table: roofline.roofline(table),
-    "percent_of_peak": lambda run, table: bottleneck_figures.percent_of_peak(tables.counters_table(run)),
+    "speedup_vs_n": lambda run, table: gains_figures.speedup_vs_n(table),
+    "decode_latency": lambda run, table: gains_figures.decode_latency(table),
+    "decode_latency at M = 8": lambda run, table: gains_figures.decode_latency(table, M=8),
+    "frac_of_floor": lambda run, table: gains_figures.frac_of_floor(table),
+    "percent_of_peak": lambda run, table: limits_figures.percent_of_peak(tables.counters_table(run)),
     "dequant_breakdown": lambda run, table: dequantisation_figures.dequant_breakdown(table),
-    "waterfall": lambda run, table: decomposition_figures.waterfall(decomposition.steps(run), table),
+    "three_steps": lambda run, table: ladder_figures.three_steps(ladder.three_steps(run)),
+    "timeline": lambda run, table: timeline_figures.timeline(timeline_figures.lanes(table)),
+    "word_to_fragment": lambda run, table: fragment_figures.word_to_fragment(),
+    "time_against_bytes": lambda run, table: token_figures.time_against_bytes(table),
+    "whole_step": lambda run, table: token_figures.whole_step(
+        pd.DataFrame({"backend": ["fp16-cublas", "int4"], "context": 512, "ms": [4.9, 2.4]}).assign(
+            **tables.origin(run)
+        )
+    ),
+    "layers_only": lambda run, table: token_figures.layers_only(token_page.by_projection(run, table)),
+    "ways": lambda run, table: trust_figures.ways(ways.speedups(run)),
     "cause_removed": lambda run, table: dequantisation_figures.cause_removed(causes.removals(run)),
     "cause_along": lambda run, table: dequantisation_figures.cause_along(causes.removals(run)),
-    "time_along": lambda run, table: dequantisation_figures.time_along(table),
-    "speedup_map": lambda run, table: regimes_figures.speedup_map(regimes.speedups(run)),
+    "best_map": lambda run, table: regimes_page.best_map(regimes.speedups(run)),
     "crossover": lambda run, table: regimes_figures.crossover(regimes.by_tokens(table)),
-    "launch_cost": lambda run, table: launch_figures.launch_cost(table),
-    "cold_vs_hot": lambda run, table: method_figures.cold_vs_hot(table),
     "never_slower": lambda run, table: models_figures.never_slower(projections.every_projection(run)),
     "published_speedups": lambda run, table: published_figures.published_speedups(
         literature.beside(table, costmodel.fit(run), published.load())
@@ -92,22 +100,21 @@ DRAW = {
     "published_vs_projected": lambda run, table: predict_figures.published_vs_projected(
         predict.compared(costmodel.fit(run))
     ),
-    "samples_spread": lambda run, table: evidence_figures.samples_spread(table, run.samples),
     "several_gpus": lambda run, table: compare_figures.several_gpus(compared.speedups([run])),
-    "limits": lambda run, table: bottleneck_figures.limits(limiters.readings(run)),
-    "stalls": lambda run, table: bottleneck_figures.stalls(limiters.readings(counted(run, STALLS))),
-    "instruction_mix": lambda run, table: bottleneck_figures.instruction_mix(counts(run)),
-    "roofline_regimes": lambda run, table: bottleneck_figures.roofline_regimes(table),
+    "limits": lambda run, table: limits_figures.limits(limiters.readings(run)),
+    "stalls": lambda run, table: limits_figures.stalls(limiters.readings(counted(run, STALLS))),
+    "instruction_mix": lambda run, table: limits_figures.instruction_mix(counts(run)),
     "launch_gain": lambda run, table: launch_figures.launch_gain(table),
     "host_floor": lambda run, table: launch_figures.host_floor(table),
     "peer_times": lambda run, table: draw_peers(run, table),
     "fraction_of_reads": lambda run, table: peers_figures.fraction_of_reads(
         {name: peers.fraction_of_reads(run, name) for name in peers.READS}, table
     ),
-    "ladder": lambda run, table: fast_kernel_figures.ladder(steps.rungs(run)),
+    "ladder": lambda run, table: kernel_figures.ladder(steps.rungs(run)),
     "method_errors": lambda run, table: draw_errors(run, table),
-    "run_to_run": lambda run, table: evidence_figures.run_to_run(evidence.agreement(run, run), run, run),
+    "run_to_run": lambda run, table: trust_figures.run_to_run(evidence.agreement(run, run), run, run),
 }
+OF_NO_RUN = ("word_to_fragment",)
 WAIT = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
 REASONS = ("selected", "not_selected", "long_scoreboard", "short_scoreboard", "barrier", "wait", "math_pipe_throttle")
 STALLS = {
@@ -131,7 +138,7 @@ def draw_peers(run, table):
 
 def draw_errors(run, table):
     rows, again = evidence.errors(run), evidence.halves(run)
-    return evidence_figures.method_errors(evidence.mean_errors(run, rows), rows, {"second half / first": again}, table)
+    return trust_figures.method_errors(evidence.mean_errors(run, rows), rows, {"second half / first": again}, table)
 
 
 # a GPU with a ninth of the bandwidth, on which the tuned kernel loses at the narrow shape
@@ -144,7 +151,7 @@ def slow_run(tmp_path_factory):
     return synthetic.load(tmp_path_factory.mktemp("slow"), gpu="a10g", truth=SLOW, m_list=(1, 8), modes=modes)
 
 
-@pytest.fixture(scope="module", params=[*DRAW, "a10g decode_latency", "a10g roofline", "a10g waterfall"])
+@pytest.fixture(scope="module", params=[*DRAW, "a10g decode_latency", "a10g time_against_bytes"])
 def drawn(request, run, table) -> Figure:
     if request.param.startswith("a10g "):
         run = request.getfixturevalue("slow_run")
@@ -191,6 +198,8 @@ def test_no_two_texts_overlap_and_none_leaves_the_figure(drawn, placed):
 
 
 def test_every_figure_says_where_its_numbers_come_from(request, placed, run):
+    if request.node.callspec.params["drawn"] in OF_NO_RUN:
+        pytest.skip("it shows a layout, and no number of a run")
     if "a10g" in request.node.name:
         run = request.getfixturevalue("slow_run")
     text = " ".join(text for text, _ in placed).replace(style.NO_BREAK, " ")
@@ -198,7 +207,9 @@ def test_every_figure_says_where_its_numbers_come_from(request, placed, run):
     assert run.run_id in text
 
 
-def test_every_axis_has_a_name(drawn):
+def test_every_axis_has_a_name(request, drawn):
+    if request.node.callspec.params["drawn"] in OF_NO_RUN:
+        pytest.skip("it shows a layout, and has no axes")
     assert any(ax.get_xlabel() for ax in drawn.axes)
     assert all(
         ax.get_ylabel() or ax.get_title(loc="left") or ax.yaxis.get_ticklabels()[0].get_text() for ax in drawn.axes
@@ -219,14 +230,14 @@ def test_saving_twice_gives_the_same_svg_without_a_date(drawn, tmp_path):
 
 @pytest.mark.parametrize("ending", ["svg", "png"])
 def test_drawing_twice_gives_the_same_bytes(table, tmp_path, ending):
-    one, other = (style.save(speedup_figures.decode_latency(table), tmp_path / f"{i}.{ending}") for i in range(2))
+    one, other = (style.save(gains_figures.decode_latency(table), tmp_path / f"{i}.{ending}") for i in range(2))
     assert one.read_bytes() == other.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["plot.pdf", "plot", "plot.svgz"])
 def test_other_endings_are_refused_and_nothing_is_written(table, tmp_path, name):
     with pytest.raises(ValueError, match=r"\.png or \.svg"):
-        style.save(speedup_figures.decode_latency(table), tmp_path / name)
+        style.save(gains_figures.decode_latency(table), tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
@@ -239,8 +250,8 @@ def test_every_figure_says_in_words_what_it_shows(run, table, name):
 
 
 def test_alt_text_of_a_figure_follows_its_data_and_reaches_the_output_of_a_notebook(table):
-    fast = speedup_figures.decode_latency(table.assign(latency_us_p50=table["latency_us_p50"] / 2))
-    assert fast.get_label() != speedup_figures.decode_latency(table).get_label()
+    fast = gains_figures.decode_latency(table.assign(latency_us_p50=table["latency_us_p50"] / 2))
+    assert fast.get_label() != gains_figures.decode_latency(table).get_label()
     _, metadata = fast._repr_mimebundle_()
     assert metadata["image/svg+xml"]["alt"] == fast.get_label()
 
@@ -248,7 +259,7 @@ def test_alt_text_of_a_figure_follows_its_data_and_reaches_the_output_of_a_noteb
 def test_figures_are_not_kept_open(run, table):
     import matplotlib.pyplot as plt
 
-    speedup_figures.decode_latency(table)
+    gains_figures.decode_latency(table)
     assert plt.get_fignums() == []
 
 
@@ -291,7 +302,7 @@ def test_a_bar_that_was_not_timed_is_called_predicted(run, table):
 
 
 def test_latency_bars_are_medians_with_their_floor(table):
-    fig = speedup_figures.decode_latency(table)
+    fig = gains_figures.decode_latency(table)
     np.testing.assert_allclose(bars(fig)[style.colour("int4").lower()], primary(table, "int4")["latency_us_p50"])
     floors = [seg for c in fig.axes[0].collections for seg in c.get_segments() if np.ptp(seg[:, 1]) == 0]
     heights = {round(float(seg[0, 1]), 6) for seg in floors}
@@ -299,7 +310,7 @@ def test_latency_bars_are_medians_with_their_floor(table):
 
 
 def test_speedup_lines_pass_through_the_table(table):
-    fig = speedup_figures.speedup_vs_n(table)
+    fig = gains_figures.speedup_vs_n(table)
     assert [ax.get_title(loc="left") for ax in fig.axes] == ["M = 1", "M = 8"]
     rows = tables.primary(table)
     rows = rows[(rows["backend"] == "int4") & (rows["K"] == 4096) & (rows["M"] == 8)].sort_values("N")
@@ -314,7 +325,7 @@ def test_speedup_against_n_stays_at_the_k_of_the_study(tmp_path):
     run = synthetic.load(tmp_path, m_list=(1,), shapes=shapes, backends=("fp16-cublas", "int4"))
     (text,) = [
         text
-        for text, _ in texts(speedup_figures.speedup_vs_n(tables.report_table(run)))
+        for text, _ in texts(gains_figures.speedup_vs_n(tables.report_table(run)))
         if "K\N{NO-BREAK SPACE}=" in text
     ]
     assert "K\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}4096" in text
@@ -345,26 +356,25 @@ def test_counters_without_a_shape_are_one_panel(run):
     one = run.counters[run.counters["case_id"].str.contains("M1-K4096-N14336")]
     rows = summarize_counters(one)
     rows = rows.assign(backend=rows["case_id"].str.split("/").str[0]).drop(columns="case_id")
-    assert len(bottleneck_figures.percent_of_peak(rows).axes) == 1
+    assert len(limits_figures.percent_of_peak(rows).axes) == 1
 
 
 def test_other_shapes_than_those_of_the_study_are_drawn(tmp_path):
     run = synthetic.load(tmp_path, m_list=(1,), shapes=[(2048, 2048), (2048, 8192)])
     table = tables.report_table(run)
-    fig = speedup_figures.decode_latency(table)
+    fig = gains_figures.decode_latency(table)
     assert [label.get_text() for label in fig.axes[0].get_xticklabels()] == ["2048×2048", "2048×8192"]
-    assert speedup_figures.speedup_vs_n(table).axes
+    assert gains_figures.speedup_vs_n(table).axes
     assert len(dequantisation_figures.dequant_breakdown(table).axes) == 2
 
 
 @pytest.mark.parametrize(
     ("draw", "column"),
     [
-        (speedup_figures.speedup_vs_n, "speedup_vs_fp16_low"),
-        (speedup_figures.decode_latency, "latency_us_p50"),
+        (gains_figures.speedup_vs_n, "speedup_vs_fp16_low"),
+        (gains_figures.decode_latency, "latency_us_p50"),
         (dequantisation_figures.dequant_breakdown, "latency_us_high"),
-        (launch_figures.launch_cost, "launch"),
-        (roofline.roofline, "bytes_min"),
+        (token_figures.time_against_bytes, "bytes_min"),
     ],
 )
 def test_a_missing_column_is_named(table, draw, column):
@@ -374,10 +384,10 @@ def test_a_missing_column_is_named(table, draw, column):
 
 def test_missing_counters_are_named(run):
     with pytest.raises(ValueError, match="percent_of_peak needs the columns frac_sm"):
-        bottleneck_figures.percent_of_peak(tables.counters_table(run).drop(columns="frac_sm"))
+        limits_figures.percent_of_peak(tables.counters_table(run).drop(columns="frac_sm"))
 
 
-@pytest.mark.parametrize("draw", [speedup_figures.decode_latency, dequantisation_figures.dequant_breakdown])
+@pytest.mark.parametrize("draw", [gains_figures.decode_latency, dequantisation_figures.dequant_breakdown])
 def test_a_table_without_the_cases_says_what_was_looked_for(table, draw):
     with pytest.raises(ValueError, match="M = 3"):
         draw(table, M=3)
@@ -385,7 +395,7 @@ def test_a_table_without_the_cases_says_what_was_looked_for(table, draw):
 
 def test_an_empty_table_is_refused(table):
     with pytest.raises(ValueError, match="no rows"):
-        speedup_figures.decode_latency(table.iloc[:0])
+        gains_figures.decode_latency(table.iloc[:0])
 
 
 def test_the_map_of_projections_shows_every_case_and_frames_the_slower_ones(tmp_path):
@@ -398,3 +408,36 @@ def test_the_map_of_projections_shows_every_case_and_frames_the_slower_ones(tmp_
     assert len(framed) == (rows["state"] == projections.SLOWER).sum() > 0
     known = [patch for patch in patches if mpl.colors.to_hex(patch.get_facecolor()) != "#eceeef"]
     assert len(known) == rows["speedup"].notna().sum()
+
+
+def test_text_of_a_saved_figure_is_text(table, tmp_path):
+    svg = style.save(gains_figures.decode_latency(table), tmp_path / "figure.svg").read_text(encoding="utf-8")
+    assert "latency (µs)" in svg
+    assert "<text" in svg
+
+
+def test_dots_against_bytes_lie_at_their_bytes_and_times_and_the_floor_is_their_sum(table):
+    (ax,) = token_figures.time_against_bytes(table).axes
+    rows = tables.primary(table)
+    rows = rows[(rows["backend"] == "int4") & (rows["M"] == 1)]
+    colour = style.colour("int4").lower()
+    (dots,) = [ln for ln in ax.lines if ln.get_marker() == "o" and mpl.colors.to_hex(ln.get_color()) == colour]
+    np.testing.assert_allclose(dots.get_xdata(), rows["bytes_min"] / 1e6)
+    np.testing.assert_allclose(dots.get_ydata(), rows["latency_us_p50"])
+    x, y = ax.lines[0].get_data()
+    floor = x * 1e3 / tables.copy_bandwidth_gb_s(table) + tables.empty_node_us(table)
+    np.testing.assert_allclose(y, floor)
+
+
+def test_every_way_of_timing_has_a_dot_per_projection(run):
+    rows = ways.speedups(run)
+    (ax,) = trust_figures.ways(rows).axes
+    dots = [float(line.get_xdata()[0]) for line in ax.lines if len(line.get_xdata()) == 1]
+    assert sorted(dots) == pytest.approx(sorted(rows["speedup"]))
+
+
+def test_cells_of_the_map_hold_the_speedup_against_the_faster_fp16_kernel(run):
+    rows = regimes.grid(regimes.speedups(run), 1)
+    rows = rows[(rows["kernel"] == "int4") & (rows["against"] == "best FP16")]
+    texts = [text.get_text() for text in regimes_page.best_map(regimes.speedups(run)).axes[0].texts]
+    assert sorted(texts) == sorted(f"{value:.1f}" for value in rows["value"])

@@ -10,9 +10,7 @@ from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES, GemmProblem
 from tinygemm.report.base import host, tables
 from tinygemm.report.base.bounds import NAMED
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
-from tinygemm.report.launch import claims as launch_claims
-from tinygemm.report.launch import page as launch_page
-from tinygemm.report.launch import tables as launch
+from tinygemm.report.gains import launch, launch_claims, launch_page
 
 BACKENDS = ("fp16-cublas", "int4", "int4-serial", "aten-int4mm")
 MODES = (("graph", "cold"), ("eager", "cold"))
@@ -114,15 +112,6 @@ def test_the_host_cost_is_judged_against_pytorchs_kernel(run, factor, state):
     verdict = judge(eager_slower(run, "int4", factor))["host"]
     assert verdict.state == state
     assert verdict.numbers["value"] == pytest.approx(factor, rel=0.01)
-
-
-def test_the_narrow_call_is_told_in_both_modes(run, tmp_path):
-    truth, problem = synthetic.Truth(), GemmProblem(1, 1024, 4096)
-    said = launch_page.narrowest(tables.report_table(run)).data
-    times = [float(word) for word in said.split() if word.replace(".", "").isdigit()]
-    assert times == pytest.approx([truth.latency_us("int4", problem, mode) for mode in ("eager", "graph")], rel=0.02)
-    graphs = load(tmp_path, shapes=STUDY_SHAPES[:1], modes=(("graph", "cold"),))
-    assert "did not time" in launch_page.narrowest(tables.report_table(graphs)).data
 
 
 # --- the device -----------------------------------------------------------------------------------------------------

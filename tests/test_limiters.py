@@ -11,11 +11,11 @@ from derived import counted
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import tables
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
-from tinygemm.report.bottleneck import claims as bottleneck_claims
-from tinygemm.report.bottleneck import figures as bottleneck_figures
-from tinygemm.report.bottleneck import page as bottleneck_page
-from tinygemm.report.bottleneck import tables as limiters
-from tinygemm.report.bottleneck.tables import limiter
+from tinygemm.report.limits import claims as limits_claims
+from tinygemm.report.limits import figures as limits_figures
+from tinygemm.report.limits import page as limits_page
+from tinygemm.report.limits import tables as limiters
+from tinygemm.report.limits.tables import limiter
 
 BACKENDS = ("fp16-cublas", "int4-static", "int4")
 MODES = (("graph", "cold"),)
@@ -91,7 +91,7 @@ def test_an_answer_that_two_points_could_change_is_not_sure(busy, sure):
 
 
 def test_the_rule_on_the_page_has_the_numbers_of_the_rule():
-    text = bottleneck_page.rule().data
+    text = limits_page.rule().data
     for number in (limiters.BOUND, limiters.FEW_WARPS):
         assert f"{number:.0%}" in text
     assert f"within {limiters.MARGIN * 100:.0f} points" in text
@@ -112,7 +112,7 @@ def test_readings_are_the_planted_counters(run):
 def test_readings_of_a_run_without_counters_are_no_rows(tmp_path):
     bare = synthetic.load(tmp_path, m_list=(1,), shapes=STUDY_SHAPES[:1], modes=MODES, counters=False)
     assert limiters.readings(bare).empty
-    found = bottleneck_claims.of_limiters(limiters.with_static(limiters.readings(bare), limiters.static_file("h200")))
+    found = limits_claims.of_limiters(limiters.with_static(limiters.readings(bare), limiters.static_file("h200")))
     assert {verdict.state for verdict in found.values()} == {UNDECIDED}
 
 
@@ -163,7 +163,7 @@ def test_executed_and_static_counts_agree_within_the_range_of_the_machine_code(r
     wide.counters.loc[narrow, "value"] *= 1024 / 14336
     rows = limiters.with_static(limiters.readings(wide), static_counts(wide, tmp_path, low, high))
     assert at(rows, "int4")["per_weight"] == pytest.approx(2)
-    verdict = bottleneck_claims.of_limiters(rows)["static"]
+    verdict = limits_claims.of_limiters(rows)["static"]
     assert verdict.state == state
     assert verdict.numbers["n"] == 2
 
@@ -174,7 +174,7 @@ def test_static_counts_of_another_launch_config_do_not_apply(run, tmp_path):
     table.assign(split_k=table["split_k"] + 1).to_csv(file, index=False)
     rows = limiters.with_static(limiters.readings(run), file)
     assert rows["static_low"].isna().all()
-    assert bottleneck_claims.of_limiters(rows)["static"].state == UNDECIDED
+    assert limits_claims.of_limiters(rows)["static"].state == UNDECIDED
 
 
 # --- verdicts -------------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def test_static_counts_of_another_launch_config_do_not_apply(run, tmp_path):
 def test_the_verdicts_follow_the_counters(tmp_path, dram, sm, shift, latency):
     planted = synthetic.Truth()
     run = load(tmp_path, dram=planted.dram | dram, sm=planted.sm | sm)
-    found = bottleneck_claims.of_limiters(limiters.with_static(limiters.readings(run), tmp_path / "absent.csv"))
+    found = limits_claims.of_limiters(limiters.with_static(limiters.readings(run), tmp_path / "absent.csv"))
     assert found["shift"].state == shift
     assert found["latency"].state == latency
     assert found["traffic"].state == HOLDS
@@ -203,7 +203,7 @@ def test_bytes_that_move_twice_are_seen(run):
     twice = run.counters["metric"].eq("dram__bytes_read.sum") & run.counters["case_id"].str.startswith("int4/")
     counters = run.counters.assign(value=run.counters["value"].where(~twice, 2 * run.counters["value"]))
     rows = limiters.readings(dataclasses.replace(run, counters=counters))
-    verdict = bottleneck_claims.of_limiters(limiters.with_static(rows, limiters.static_file("h200")))["traffic"]
+    verdict = limits_claims.of_limiters(limiters.with_static(rows, limiters.static_file("h200")))["traffic"]
     assert verdict.state == FAILS
     assert "int4" in verdict.sentence
 
@@ -215,8 +215,8 @@ def test_an_answer_that_counters_nearly_deny_is_marked_in_the_table_and_in_the_f
     planted = synthetic.Truth()
     run = load(tmp_path, dram=planted.dram | {"int4": 0.59})
     rows = limiters.in_a_row(limiters.readings(run), tables.report_table(run))
-    shown = bottleneck_page.table(limiters.with_static(rows, tmp_path / "absent.csv"))
-    drawn = [text.get_text() for text in bottleneck_figures.limits(rows).axes[0].texts]
+    shown = limits_page.table(limiters.with_static(rows, tmp_path / "absent.csv"))
+    drawn = [text.get_text() for text in limits_figures.limits(rows).axes[0].texts]
     for backend, marked in (("int4", True), ("fp16-cublas", False)):
         of_table = shown.loc[shown["backend"] == backend, "limit"]
         assert of_table.str.contains("(?)", regex=False).all() == marked
@@ -243,7 +243,7 @@ def test_a_call_that_reads_bytes_again_has_no_rate_by_the_least_of_them(run, rer
     value = run.counters["value"]
     again = dataclasses.replace(run, counters=run.counters.assign(value=value.where(~more, reread * value)))
     rows = limiters.in_a_row(limiters.readings(again), tables.report_table(again))
-    shown = bottleneck_page.table(limiters.with_static(rows, limiters.static_file("none")))
+    shown = limits_page.table(limiters.with_static(rows, limiters.static_file("none")))
     assert at(rows, "int4")["traffic_ratio"] == pytest.approx(
         reread * at(limiters.readings(run), "int4")["traffic_ratio"]
     )
@@ -254,7 +254,7 @@ def test_a_call_that_reads_bytes_again_has_no_rate_by_the_least_of_them(run, rer
 
 def test_each_question_about_one_case_has_one_number(run):
     table = tables.report_table(run)
-    asked = bottleneck_page.four_numbers(limiters.readings(run), table)
+    asked = limits_page.four_numbers(limiters.readings(run), table)
     assert asked["question"].is_unique
     row = table[(table["backend"] == "int4") & (table["N"] == 14336)].iloc[0]
     assert asked["int4"].tolist() == [
@@ -263,4 +263,4 @@ def test_each_question_about_one_case_has_one_number(run):
         f"{row['frac_floor']:.0%}",
         "–",
     ]
-    assert bottleneck_page.four_numbers(pd.DataFrame(), table)["int4"].iloc[0] == "–"
+    assert limits_page.four_numbers(pd.DataFrame(), table)["int4"].iloc[0] == "–"

@@ -80,23 +80,27 @@ def test_notebook_holds_prose_and_short_cells_without_definitions(notebook):
 @each_notebook
 def test_every_figure_has_a_caption_and_a_label_and_stands_alone(notebook):
     for cell in cells(notebook):
-        if re.search(r"\bfigures\.\w+\(", source(cell)):
-            figure = cell["metadata"]["mystnb"]["figure"]
+        if figure := cell["metadata"].get("mystnb", {}).get("figure"):
             assert figure["caption"].rstrip().endswith(".")
             assert figure["name"].startswith("fig-")
             assert len(source(cell).splitlines()) == 1
 
 
 @each_notebook
+def test_what_is_shown_is_one_call_that_says_itself_what_a_run_lacks(notebook):
+    for cell in cells(notebook):
+        if "remove-input" in cell["metadata"].get("tags", []):
+            (statement,) = ast.parse(source(cell)).body
+            assert isinstance(statement, ast.Expr)
+            assert isinstance(statement.value, ast.Call), source(cell)
+
+
+@each_notebook
 def test_prose_types_no_measured_number(notebook):
     """Times and ratios of the run reach the prose through glue; those of others are quoted, with their source."""
     measured = re.compile(r"(?<![\w.`])\d+(\.\d+)? ?(µs|TB/s|GB/s|×(?![\dN]))")
-    quoted = {"03_kernel": "What the earlier study's kernel computes", "04_speedup": "Beside the earlier study"}
     for cell in cells(notebook, "markdown"):
-        text = source(cell)
-        if heading := quoted.get(notebook.stem):
-            text = text.split(f"## {heading}")[0]
-        assert not (found := measured.search(text)), f"{notebook.name}: {found.group()!r}"
+        assert not (found := measured.search(source(cell))), f"{notebook.name}: {found.group()!r}"
 
 
 @each_notebook
@@ -114,7 +118,7 @@ def test_notebook_opens_the_run_it_is_told_to(notebook):
 
 @pytest.mark.skipif(not recorded_runs(), reason="no recorded run yet")
 def test_chapter_run_by_papermill_alone_from_anywhere_finds_the_newest_run(tmp_path):
-    chapter = str(ROOT / "notebooks" / "01_problem.ipynb")
+    chapter = str(ROOT / "notebooks" / "01_token.ipynb")
     command = [sys.executable, "-m", "papermill", chapter, "out.ipynb", "-p", "source", "recorded", "-k", "python3"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     assert latest_run().gpu["name"] in (tmp_path / "out.ipynb").read_text(encoding="utf-8")
@@ -126,7 +130,7 @@ def test_chapter_takes_a_parameter_file_that_also_says_what_to_measure(tmp_path)
     params = yaml.safe_load((ROOT / "notebooks" / "params" / "a10g.yaml").read_text(encoding="utf-8"))
     params |= {"source": "recorded", "gpu": run.gpu["key"]}
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    chapter = str(ROOT / "notebooks" / "01_problem.ipynb")
+    chapter = str(ROOT / "notebooks" / "01_token.ipynb")
     command = [sys.executable, "-m", "papermill", chapter, "out.ipynb", "-f", "p.yaml", "-k", "python3"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     assert run.gpu["name"] in (tmp_path / "out.ipynb").read_text(encoding="utf-8")
@@ -135,7 +139,7 @@ def test_chapter_takes_a_parameter_file_that_also_says_what_to_measure(tmp_path)
 @pytest.mark.skipif(live_gpu_key() == "a10g", reason="this machine has an A10G: it would measure")
 @pytest.mark.skipif(bool(recorded_runs("a10g")), reason="there is a recorded run of an A10G to show")
 def test_chapter_of_a_gpu_that_is_not_here_stops_with_one_sentence_instead_of_frames(tmp_path):
-    chapter, params = ROOT / "notebooks" / "04_speedup.ipynb", ROOT / "notebooks" / "params" / "a10g.yaml"
+    chapter, params = ROOT / "notebooks" / "03_gains.ipynb", ROOT / "notebooks" / "params" / "a10g.yaml"
     command = [sys.executable, "-m", "papermill", str(chapter), str(tmp_path / "out.ipynb"), "-f", str(params)]
     done = subprocess.run([*command, "-k", "python3"], cwd=ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode != 0

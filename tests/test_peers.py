@@ -11,7 +11,7 @@ from derived import also, primary, slowed
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import tables
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
-from tinygemm.report.bottleneck import tables as limiters
+from tinygemm.report.limits import tables as limiters
 from tinygemm.report.peers import claims as peers_claims
 from tinygemm.report.peers import page as peers_page
 from tinygemm.report.peers import tables as peers

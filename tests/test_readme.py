@@ -12,10 +12,10 @@ from conftest import ROOT
 from tinygemm.hardware import gpu_spec
 from tinygemm.report import readme
 from tinygemm.report.answer import tables as one_token
-from tinygemm.report.answer import words as answer
 from tinygemm.report.base import tables
 from tinygemm.report.models import advice
 from tinygemm.report.predict import model as costmodel
+from tinygemm.report.trust import ways
 from tinygemm.runs import latest_run, load_run, recorded_runs
 
 README = ROOT / "README.md"
@@ -45,7 +45,7 @@ def test_numbers_of_the_first_screen_are_those_of_the_newest_run():
         assert f"{token.loc[backend, 'ms']:.1f} ms" in block(TEXT)
     assert f"**{token.loc['int4', 'speedup']:.1f} times**" in block(TEXT)
     assert f"{totals['fp16'] / 1e3:.1f} ms → {totals['advised'] / 1e3:.1f} ms" in block(TEXT)
-    for row in answer.ways(run).itertuples():
+    for row in ways.spans(ways.speedups(run)).itertuples():
         assert f"{row.low:.1f}× to {row.high:.1f}×" in block(TEXT)
 
 

@@ -78,8 +78,7 @@ def test_one_k_is_no_map(load):
     assert len(rows)
     assert regimes.grid(rows, 1).empty
     assert not regimes_page.has_map(rows)
-    with pytest.raises(ValueError, match="speedup_map: no grid"):
-        regimes_figures.speedup_map(rows)
+    assert "did not time" in regimes_page.best_map(rows).data
 
 
 def test_reclaimed_is_what_the_simple_kernel_loses_and_the_tuned_one_wins(load):
@@ -110,12 +109,17 @@ def test_the_map_is_white_at_break_even_and_blue_and_orange_beside_it():
 
 def test_the_cells_of_the_map_are_the_speedups(load):
     rows = regimes.speedups(load())
-    fig = regimes_figures.speedup_map(rows, m_list=(1,))
-    right = fig.axes[1]
-    (mesh,) = [c for c in right.collections if isinstance(c, mpl.collections.QuadMesh)]
-    at = rows[(rows["kernel"] == "int4") & (rows["against"] == "cuBLAS")]
+    (mesh,) = [c for c in regimes_page.best_map(rows).axes[0].collections if isinstance(c, mpl.collections.QuadMesh)]
+    at = rows[(rows["kernel"] == "int4") & (rows["against"] == "best FP16") & (rows["M"] == 1)]
     expected = at.pivot(index="K", columns="N", values="value").to_numpy()
     np.testing.assert_allclose(2 ** np.asarray(mesh.get_array()).reshape(expected.shape), expected)
+
+
+def test_the_prose_quotes_the_first_and_the_last_stop(load):
+    tokens = regimes.by_tokens(tables.report_table(load(shapes=STUDY_SHAPES, backends=PATHS, m_list=MANY)))
+    found, quoted = regimes.crossings(tokens)["m_fp16"], regimes_page.stops(tokens)
+    assert (quoted["least"], quoted["most"]) == (found.min(), found.max())
+    assert quoted["least"] < quoted["most"]
 
 
 # --- the crossover --------------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from tinygemm.harness.static_table import FORMATS, MORE_TOKENS, OPCODES, PROBLEM
 from tinygemm.kernel.configs import STATIC, LaunchConfig, select
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
 from tinygemm.report.base.tables import LAUNCH_CONFIG
-from tinygemm.report.bottleneck.tables import STATIC as STATIC_COLUMNS
-from tinygemm.report.bottleneck.tables import static_file
+from tinygemm.report.limits.tables import STATIC as STATIC_COLUMNS
+from tinygemm.report.limits.tables import static_file
 
 pytestmark = pytest.mark.aot
 HINT = "run `tinygemm static-cost --gpu {}`"

@@ -8,10 +8,10 @@ from derived import primary, slowed
 
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
-from tinygemm.report.fast_kernel import claims as fast_kernel_claims
-from tinygemm.report.fast_kernel import figures as fast_kernel_figures
-from tinygemm.report.fast_kernel import page as fast_kernel_page
-from tinygemm.report.fast_kernel import tables as steps
+from tinygemm.report.kernel import claims as kernel_claims
+from tinygemm.report.kernel import figures as kernel_figures
+from tinygemm.report.kernel import steps_page
+from tinygemm.report.kernel import tables as steps
 
 NARROW, _, WIDE, _ = STUDY_SHAPES
 SHAPES, TOKENS, BACKENDS, MODES = synthetic.LADDER
@@ -37,7 +37,7 @@ def at(run, backend, shape, M=1):
 
 
 def judge(run):
-    return fast_kernel_claims.of_steps(steps.rungs(run))
+    return kernel_claims.of_steps(steps.rungs(run))
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def test_the_step_that_passes_fp16_follows_the_times(run):
     assert set(steps.totals(steps.rungs(first))["passes"]) == {label[0]}
     never = slowed(run, primary(run, "fp16-cublas"), 0.01)
     assert steps.totals(steps.rungs(never))["passes"].isna().all()
-    assert "with the step none (4096×1024," in fast_kernel_page.whole(steps.rungs(never)).data
+    assert "with the step none (4096×1024," in steps_page.whole(steps.rungs(never)).data
 
 
 def test_a_problem_without_one_of_the_steps_is_left_out(run):
@@ -103,7 +103,7 @@ def test_a_step_that_changes_nothing_decides_nothing(run):
     rows = steps.rungs(run)
     gains = rows["backend"].eq("int4-splitk")
     rows.loc[gains, ["factor", "factor_low", "factor_high"]] = 1.0, 0.99, 1.01
-    assert fast_kernel_claims.every_step_gains(rows).state == UNDECIDED
+    assert kernel_claims.every_step_gains(rows).state == UNDECIDED
 
 
 def as_before(run, factor=1.0):
@@ -118,13 +118,13 @@ def test_the_same_kernel_twice_is_no_step_whatever_its_two_times(run):
     rows = steps.rungs(other)
     assert set(rows.loc[rows["same"], "backend"]) == {"int4"}
     assert set(rows.loc[rows["same"], "M"]) == {8}
-    verdict = fast_kernel_claims.of_steps(rows)["steps"]
+    verdict = kernel_claims.of_steps(rows)["steps"]
     assert verdict.state == HOLDS, "the ring gains at M = 1, and at M = 8 there is no ring"
     assert f"Left out: {len(STUDY_SHAPES)} cases" in verdict.sentence
-    assert "another kernel" in fast_kernel_page.again(steps.rungs(run)).data
-    said = fast_kernel_page.again(rows).data
+    assert "another kernel" in steps_page.again(steps.rungs(run)).data
+    said = steps_page.again(rows).data
     assert "in 4 of the cases" in said
-    assert (fast_kernel_page.gains(rows).set_index("M").loc[8, "better of two forms"] == "same kernel").all()
+    assert (steps_page.gains(rows).set_index("M").loc[8, "better of two forms"] == "same kernel").all()
 
 
 def test_an_early_start_is_no_step_where_the_gpu_has_none(run, tmp_path):
@@ -148,7 +148,7 @@ def test_the_largest_step_is_the_first_until_another_is_larger(run):
     assert verdict.state == FAILS
     assert "lop3 dequantisation:" in verdict.sentence
     assert "at 4096×14336, M = 1" in verdict.sentence.split("lop3 dequantisation:")[1]
-    table = fast_kernel_page.gains(steps.rungs(naive)).set_index(["shape", "M"])
+    table = steps_page.gains(steps.rungs(naive)).set_index(["shape", "M"])
     assert table.loc[("4096×14336", 1), "lop3 dequantisation"].startswith("**")
     assert table.loc[("4096×14336", 8), "K split, flat loads"].startswith("**")
 
@@ -159,25 +159,25 @@ def test_the_largest_step_is_the_first_until_another_is_larger(run):
 def test_a_run_without_the_ladder_says_so_everywhere(tmp_path):
     rows = steps.rungs(load(tmp_path, backends=("fp16-cublas", "int4-static", "int4", "int4-load-only")))
     assert rows.empty
-    assert {verdict.state for verdict in fast_kernel_claims.of_steps(rows).values()} == {UNDECIDED}
-    for said in (fast_kernel_page.whole(rows), fast_kernel_page.again(rows)):
+    assert {verdict.state for verdict in kernel_claims.of_steps(rows).values()} == {UNDECIDED}
+    for said in (steps_page.whole(rows), steps_page.again(rows)):
         assert "did not time every step" in said.data
-    assert fast_kernel_page.gains(rows).empty
+    assert steps_page.gains(rows).empty
     with pytest.raises(ValueError, match="no rows"):
-        fast_kernel_figures.ladder(rows)
+        kernel_figures.ladder(rows)
 
 
 def test_a_ladder_without_its_reads_and_fp16_is_drawn_and_told(tmp_path):
     rows = steps.rungs(load(tmp_path, backends=tuple(steps.STEPS)))
     assert len(rows)
     assert rows[["reads_us", "reads_serial_us", "fp16_us"]].isna().all(axis=None)
-    assert len(fast_kernel_figures.ladder(rows).axes) == len(STUDY_SHAPES)
-    said = fast_kernel_page.whole(rows).data
+    assert len(kernel_figures.ladder(rows).axes) == len(STUDY_SHAPES)
+    said = steps_page.whole(rows).data
     assert "a factor of" in said
     assert "weight-read" not in said
     assert "FP16" not in said
     with pytest.raises(ValueError, match="M = 3"):
-        fast_kernel_figures.ladder(rows, M=3)
+        kernel_figures.ladder(rows, M=3)
 
 
 def test_the_steps_are_the_suite_that_the_harness_times():

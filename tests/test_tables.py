@@ -8,7 +8,7 @@ import synthetic
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES, GemmProblem
 from tinygemm.report.base import tables
 from tinygemm.report.base.intervals import bootstrap_interval, interval_of, median, ratio_of_medians
-from tinygemm.report.bottleneck.counters import summarize_counters
+from tinygemm.report.limits.counters import summarize_counters
 from tinygemm.runs import load_run
 
 NARROW, WIDE = GemmProblem(1, 1024, 4096), GemmProblem(1, 14336, 4096)
@@ -243,22 +243,6 @@ def test_breakdown_leaves_out_what_was_not_measured(tmp_path):
     assert parts["speedup"].notna().all()
 
 
-def test_launch_cost_is_eager_minus_graph(table):
-    rows = tables.launch_cost(table).set_index(["backend", "problem", "l2_state"])
-    row = rows.loc[("int4", str(NARROW), "cold")]
-    truth = synthetic.Truth()
-    assert row["eager_us"] == pytest.approx(truth.host_us, rel=0.02)
-    assert row["launch_us"] == pytest.approx(truth.host_us - truth.latency_us("int4", NARROW), rel=0.03)
-
-
-def test_cold_versus_hot_is_paired_by_launch_mode(table):
-    rows = tables.cold_vs_hot(table).set_index(["backend", "problem", "launch"])
-    row, truth = rows.loc[("fp16-cublas", str(WIDE), "graph")], synthetic.Truth()
-    assert row["hot_us"] == pytest.approx(truth.latency_us("fp16-cublas", WIDE, "graph", "hot"), rel=0.02)
-    assert row["miss_us"] == pytest.approx(row["cold_us"] - row["hot_us"])
-    assert row["hot_us_low"] <= row["hot_us"] <= row["hot_us_high"]
-
-
 # --- counters -------------------------------------------------------------------------------------------------------
 
 
@@ -393,12 +377,12 @@ def test_a_run_without_suites_is_its_own_only_suite(run):
 
 
 def test_a_run_of_the_whole_plan_gives_a_table_and_verdicts_on_decode_alone(planned):
-    from tinygemm.report.speedup import claims as speedup_claims
+    from tinygemm.report.gains import claims as gains_claims
 
     table = tables.report_table(planned)
     assert len(table) == len(planned.cases)
     assert tables.primary(table).groupby(["backend", "M", "K", "N"]).size().max() == 1
-    wide = speedup_claims.of_run(planned)["A"]
+    wide = gains_claims.of_run(planned)["A"]
     assert wide.numbers["n_shapes"] == sum(N >= 2 * K for K, N in REPORT_SHAPES)
     assert len(tables.counters_table(planned)) > len(tables.counters_table(tables.suite(planned, "decode")))
 

@@ -8,7 +8,7 @@ from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES
 from tinygemm.report.base import claims as claim
 from tinygemm.report.base import tables
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
-from tinygemm.report.speedup import claims as speedup_claims
+from tinygemm.report.gains import claims as gains_claims
 
 NARROW, WIDE = STUDY_SHAPES[0], STUDY_SHAPES[2]
 BACKENDS = ("fp16-cublas", "int4-static", "int4", "int4-no-dequant", "int4-load-only", "fp16-triton")
@@ -24,7 +24,7 @@ def judge(tmp_path):
             tmp_path, truth=truth, m_list=(1,), shapes=shapes, backends=backends, counters=counters,
             modes=(("graph", "cold"),),
         )  # fmt: skip
-        return speedup_claims.of_run(run)
+        return gains_claims.of_run(run)
 
     return judge
 

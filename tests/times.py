@@ -16,7 +16,7 @@ from planter import copy_of
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ("-m", "tinygemm.report.build")
 ADVISE = ("-m", "tinygemm.cli", "advise", "--model", "llama-3-8b", "--gpu", "h200")
-CHAPTER = "04_speedup.ipynb"
+CHAPTER = "03_gains.ipynb"
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ NAMES = (
     ("Int4Linear", "linear.py", ("from_linear",)),
     ("quantize_model", "linear.py", ()),
 )
-HEAD = """# Use it in a model
+HEAD = """# Every name
 
 Each name is explained by its docstring. Import `pack` from `tinygemm.kernel.quant`, `LaunchConfig` from
 `tinygemm.kernel.configs`, and the others from `tinygemm`.

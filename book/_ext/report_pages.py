@@ -1,17 +1,20 @@
 """What Jupyter Book lacks for this report: alt texts that follow the data, the code of a page at its foot and out of
-the search, tables that the keyboard can scroll, and figures that open by themselves."""
+the search, tables that the keyboard can scroll, terms that explain themselves under the pointer, and figures that open
+by themselves."""
 
 from __future__ import annotations
 
 import html
 import json
 import re
+from pathlib import Path
 
 from docutils import nodes
 
 FOLDED = {"tag_hide-input", "tag_injected-parameters", "tag_parameters"}  # classes of cells whose code goes to the foot
 SCROLLED = re.compile(r'<div class="pst-scrollable-table-container">(<table.*?>)(\s*<caption>.*?</caption>)?', re.S)
 FIGURE = re.compile(r'(<figure\b[^>]*>\s*)(<img\b[^>]*?\bsrc="([^"]+)"[^>]*>)')
+TERM = re.compile(r'<a class="reference internal" href="([^"]*glossary\.html#term-([^"]+))"')
 
 
 class HowMade(nodes.General, nodes.Element):
@@ -23,6 +26,7 @@ def setup(app):
     app.connect("source-read", prepare_notebook)
     app.connect("doctree-resolved", move_code_to_the_foot)
     app.connect("html-page-context", let_tables_scroll)
+    app.connect("html-page-context", explain_terms)
     app.connect("html-page-context", let_figures_open)
     app.connect("html-page-context", name_first_page_once)
     app.connect("html-page-context", name_columns)
@@ -85,6 +89,21 @@ def name_columns(app, page: str, template: str, context: dict, doctree) -> None:
     """Say of each heading of a table that it is of a column, for who hears the table cell by cell."""
     if "body" in context:
         context["body"] = context["body"].replace('<th class="head', '<th scope="col" class="head')
+
+
+def explain_terms(app, page: str, template: str, context: dict, doctree) -> None:
+    """Give each link to a term the definition of the glossary as its title."""
+    if "body" not in context:
+        return
+    glossary = Path(app.srcdir, "glossary.md")
+    text = glossary.read_text(encoding="utf-8") if glossary.is_file() else ""
+    known = {term.replace(" ", "-"): told for term, told in re.findall(r"^(\S.*)\n  (\S.*)$", text, re.M)}
+
+    def explained(found: re.Match) -> str:
+        told = known.get(found[2], "")
+        return f'{found[0]} title="{html.escape(told, quote=True)}"' if told else found[0]
+
+    context["body"] = TERM.sub(explained, context["body"])
 
 
 def let_figures_open(app, page: str, template: str, context: dict, doctree) -> None:

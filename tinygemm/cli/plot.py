@@ -27,14 +27,14 @@ def plot():
 def decode(csv, out_dir, format):
     """Plot A: speedup over FP16 against N, and the decode latencies."""
     from tinygemm.report import bench_csv
-    from tinygemm.report.speedup import figures as speedup_figures
+    from tinygemm.report.gains import figures as gains_figures
 
     table = bench_csv.read_bench(csv)
     products = table[(table["M"] > 0) & (table["K"] > 0)]
     K, M = int(products["K"].mode()[0]), int(products["M"].min())
     drawn = {
-        "speedup_vs_n": speedup_figures.speedup_vs_n(table, K=K),
-        "decode_latency": speedup_figures.decode_latency(table, M=M),
+        "speedup_vs_n": gains_figures.speedup_vs_n(table, K=K),
+        "decode_latency": gains_figures.decode_latency(table, M=M),
     }
     out_dir.mkdir(parents=True, exist_ok=True)
     for name, figure in drawn.items():
@@ -64,14 +64,14 @@ def peak_compute(fp16_csv, int4_csv, out):
     import pandas as pd
 
     from tinygemm.harness import counters as ncu
-    from tinygemm.report.bottleneck import counters as combine
-    from tinygemm.report.bottleneck import figures as bottleneck_figures
+    from tinygemm.report.limits import counters as combine
+    from tinygemm.report.limits import figures as limits_figures
 
     parts = []
     for backend, file in (("fp16-cublas", fp16_csv), ("int4", int4_csv)):
         rows = frame([dataclasses.asdict(row) for row in ncu.read_file(file, backend)])
         parts.append(combine.summarize_counters(rows).assign(backend=backend))
-    _save(bottleneck_figures.percent_of_peak(pd.concat(parts, ignore_index=True)), out)
+    _save(limits_figures.percent_of_peak(pd.concat(parts, ignore_index=True)), out)
 
 
 def _check_image(file: Path) -> None:

@@ -80,7 +80,7 @@ def static_cost(gpu, csv):
     """Count the instructions per weight of the kernels that get profiled, in their machine code; needs no GPU."""
     from tinygemm.hardware import gpu_spec
     from tinygemm.harness.static_table import static_rows
-    from tinygemm.report.bottleneck.tables import static_file
+    from tinygemm.report.limits.tables import static_file
 
     key = gpu_spec(gpu).key
     csv = csv or static_file(key)

@@ -47,7 +47,7 @@ def build(root: Path = ROOT, parameters: dict | None = None) -> Path:
                 still there, whole
     """
     root, parameters = Path(root), dict(parameters or {"source": "recorded"})
-    notebooks = sorted((root / "notebooks").glob("[0-9]*.ipynb"))
+    notebooks = sorted((root / "notebooks").glob("*.ipynb"))
     if FIRST not in [notebook.stem for notebook in notebooks]:
         raise BuildError(f"{root / 'notebooks'} has no {FIRST}.ipynb, which opens the run")
     check_parameters(root / "notebooks" / f"{FIRST}.ipynb", parameters)
@@ -236,7 +236,7 @@ def build_book(root: Path) -> Path:
 def check_one_run(root: Path) -> None:
     """Refuse executed notebooks that show different runs: another build, or a papermill by hand, came between."""
     shown = {}
-    for notebook in sorted((root / "notebooks").glob("[0-9]*.ipynb")):
+    for notebook in sorted((root / "notebooks").glob("*.ipynb")):
         executed = root / "book" / "executed" / notebook.name
         if executed.is_file() and (run := run_of(executed)):
             folder = (notebook.parent / run).resolve()

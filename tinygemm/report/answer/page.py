@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 from IPython.display import Markdown
+from matplotlib.figure import Figure
 
+from tinygemm.report.answer import figures
 from tinygemm.report.answer import words as answer
 from tinygemm.report.base import page as shared
 from tinygemm.report.base import tables
@@ -25,7 +27,7 @@ def case(found: answer.Answer) -> Markdown:
     if found.case is None:
         return no_model()
     lines = [f"* {line}" for line in answer.case_lines(found.case)]
-    lines.append(f"* Another model, GPU or M: {{doc}}`13_models`, or\n  `{answer.COMMAND}`. {answer.beyond()}")
+    lines.append(f"* Another model, GPU or M: {{doc}}`02_models`, or\n  `{answer.COMMAND}`. {answer.beyond()}")
     body = "\n".join(lines)
     return Markdown(f":::{{admonition}} {answer.case_title(found.case)}\n:class: case\n\n{body}\n:::")
 
@@ -51,3 +53,21 @@ def conditions(found: answer.Answer, run) -> Markdown:
     columns = {"condition": ("Condition", ""), "value": ("Value", "")}
     everything = table(rows, columns, "tab-conditions", "How the run of this report was measured")
     return Markdown(f"{found.conditions}\n\n{shared.dropdown('All conditions', everything).data}")
+
+
+def token(found: answer.Answer) -> Figure | Markdown:
+    """The linear layers of one token with each kernel."""
+    return shared.shown(figures.one_token, found.token, lacking="the linear layers of Llama 3 8B")
+
+
+def takeaway(found: answer.Answer) -> Markdown:
+    """What to do on the GPU that was measured, and on the one of the earlier study."""
+    told = [f"On the {found.gpu.removeprefix('NVIDIA ')}: quantise every projection but `lm_head`."]
+    if (case := found.case) is not None:
+        totals, name = case.advice.totals, case.advice.gpu.removeprefix("NVIDIA ")
+        how = "Projected for" if case.projected else "On"
+        told.append(
+            f"{how} an {name}: {totals['speedup']:.1f}× ({totals['speedup_low']:.1f} to {totals['speedup_high']:.1f}) "
+            f"per token at M = 1. Key and value alone: {case.kv['share']:.0%} of a token."
+        )
+    return shared.takeaway(" ".join(told))

@@ -13,17 +13,16 @@ from tinygemm.problem import STUDY_SHAPES, WIDE, GemmProblem
 from tinygemm.report.answer import tables as one_token
 from tinygemm.report.base import tables
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict
-from tinygemm.report.base.host import steady_run
-from tinygemm.report.base.tables import BASELINE, at_shapes, usual
+from tinygemm.report.base.tables import BASELINE, at_shapes
 from tinygemm.report.base.words import span
-from tinygemm.report.bottleneck.tables import limited_by_bytes
 from tinygemm.report.dequantisation import claims as dequantisation_claims
 from tinygemm.report.dequantisation.tables import REGIMES
+from tinygemm.report.gains import claims as gains_claims
+from tinygemm.report.limits.tables import limited_by_bytes
 from tinygemm.report.models import advice
-from tinygemm.report.models import tables as projections
 from tinygemm.report.predict import model as costmodel
 from tinygemm.report.predict import projection as extrapolate
-from tinygemm.report.speedup import claims as speedup_claims
+from tinygemm.report.trust import ways
 
 CASE_GPU = "a10g"  # the GPU of the earlier study
 COMMAND = f"tinygemm advise --model {one_token.MODEL.key} --gpu {CASE_GPU} --m 1"
@@ -34,16 +33,6 @@ LITTLE = 0.05  # a share of a token that is hardly worth the work
 MANY = 4  # tokens at which the published kernels of SIMILAR_GPU lie apart
 PUBLISHED_NAMES = {"awq": "AWQ", "marlin": "Marlin", "aten-int4mm": "PyTorch", "exllamav2": "ExLlamaV2"}
 SIMILAR_GPU = "a10"  # the chip and memory of CASE_GPU, of which others published speedups at several M
-# ways of timing, each as the columns of a case that it fixes
-WAYS = {
-    "calls overlap": {"backend": "int4", "launch": "graph", "l2_state": "cold"},
-    "no overlap": {"backend": "int4-serial", "launch": "graph", "l2_state": "cold"},
-    "after a programmatic dependent launch": {"backend": "int4", "launch": "primed", "l2_state": "cold"},
-    "weights still in L2, as far as they fit": {"backend": "int4", "launch": "graph", "l2_state": "hot"},
-    "one call alone, by `triton.testing.do_bench`": {"backend": "int4", "launch": "do_bench", "l2_state": "cold"},
-    "launched one by one from Python": {"backend": "int4", "launch": "eager", "l2_state": "cold"},
-}
-BEST_FP16 = "calls overlap, against the faster of cuBLAS and our FP16 kernel"
 STATE = {HOLDS: "Yes", FAILS: "No", UNDECIDED: "Open"}
 
 
@@ -97,33 +86,8 @@ def of_run(run) -> Answer:
     table, causes = tables.report_table(few), dequantisation_claims.of_run(run)
     return Answer(
         run.gpu["name"], _conditions(run), one_token.times(run, table, fitted), one_token.most_tokens(table),
-        _case(fitted), findings(speedup_claims.of_run(run), causes), ways(run),
+        _case(fitted), findings(gains_claims.of_run(run), causes), ways.spans(ways.speedups(run)),
     )  # fmt: skip
-
-
-def ways(run, M: int = 1) -> pd.DataFrame:
-    """The speedup of the same INT4 kernel, timed or compared in several ways, over the projections of the study.
-
-    returns: way, low, high (least and most), missing (projections that are not in them, in words; from Python also
-             those where the host was slow); no row for a way in which half of them or more are missing
-    """
-    steady = steady_run(run)
-    few = tables.only(
-        steady, (steady.cases["M"] == 0) | (steady.cases["M"] == M) & at_shapes(steady.cases, STUDY_SHAPES)
-    )
-    rows = usual(tables.report_table(few))
-    rows = rows[(rows["M"] == M) & at_shapes(rows, STUDY_SHAPES)].rename(columns={"speedup_vs_fp16": "speedup"})
-    best = projections.against_best_fp16(few)
-    told = {way: rows[(rows[list(mode)] == list(mode.values())).all(axis=1)] for way, mode in WAYS.items()}
-    told[BEST_FP16] = best[best["group_size"] == one_token.GROUP_SIZE]
-    found = []
-    for way, mine in told.items():
-        mine = mine.dropna(subset=["speedup"])
-        timed = set(zip(mine["K"], mine["N"], strict=True))
-        missing = ", ".join(f"{K}×{N}" for K, N in STUDY_SHAPES if (K, N) not in timed)
-        if 2 * len(timed) > len(STUDY_SHAPES):
-            found.append((way, mine["speedup"].min(), mine["speedup"].max(), missing))
-    return pd.DataFrame(found, columns=["way", "low", "high", "missing"])
 
 
 def findings(found: dict[str, Verdict], causes: dict[str, Verdict]) -> pd.DataFrame:

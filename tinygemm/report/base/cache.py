@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import shutil
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from joblib import Memory
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "_build" / "cache"
 LIBRARIES = ("numpy", "pandas", "scipy")
+warnings.filterwarnings("ignore", "Persisting input arguments")  # a busy machine; the book takes it for an error
 KEPT = 3  # versions of the code of a module whose results stay
 
 

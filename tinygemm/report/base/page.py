@@ -12,7 +12,8 @@ from tinygemm.report.base import tables
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict
 from tinygemm.report.base.contrasts import primary_cases
 
-BADGE = {HOLDS: "bdg-success", FAILS: "bdg-danger", UNDECIDED: "bdg-warning"}
+# neutral words in one neutral colour: a refuted claim of somebody else is no bad news
+BADGE = {HOLDS: "supported", FAILS: "refuted", UNDECIDED: "open"}
 
 
 def quote(values: dict, prefix: str = "") -> None:
@@ -22,24 +23,25 @@ def quote(values: dict, prefix: str = "") -> None:
         glue(name, value if isinstance(value, str) else float(value), display=False)
 
 
-def card(letter: str, verdicts: dict[str, Verdict]) -> Markdown:
-    """A finding with its state and sentence, for each kernel that it is judged for.
+def takeaway(text: str) -> Markdown:
+    """What to remember of a chapter: one box at its head."""
+    return Markdown(f":::{{admonition}} Takeaway\n:class: takeaway\n\n{text}\n:::")
 
-    letter:   "A", "B", "C", a part of C: "C_loses", "C_cause", or "D", which is about the tuned kernel alone
-    verdicts: verdicts.of_run(run)
+
+def card(verdict: Verdict, refuted: str) -> Markdown:
+    """A finding under a heading in the indicative, with the claim that was judged and the sentence that answers it.
+
+    refuted: the heading where the run refutes the claim: what is so instead
     """
-    tuned = verdicts[letter]
-    keys = {"tuned kernel": letter, "simple kernel": f"{letter}_static"}
-    judged = {f"*{name}:* ": verdicts[key] for name, key in keys.items() if key in verdicts}
-    judged = judged if len(judged) > 1 else {"": tuned}
-    answers = [f"{badge(verdict)} {name}{verdict.sentence}" for name, verdict in judged.items()]
-    title = f"{letter}. {tuned.claim}" if len(letter) == 1 else tuned.claim
-    return Markdown("\n".join([f":::{{admonition}} {title}", ":class: finding", "", "\n\n".join(answers), ":::"]))
+    heading = {HOLDS: verdict.claim, FAILS: refuted, UNDECIDED: f"Open: {verdict.claim}"}[verdict.state]
+    judged = f" *Claim: {verdict.claim}.*" if verdict.state == FAILS else ""
+    answer = f"{badge(verdict)}{judged} {verdict.sentence}"
+    return Markdown(f":::{{admonition}} {heading}\n:class: finding\n\n{answer}\n:::")
 
 
 def badge(verdict: Verdict) -> str:
-    """The state of a verdict as a coloured word."""
-    return f"{{{BADGE[verdict.state]}}}`{verdict.state}`"
+    """The state of a verdict as a word."""
+    return f"{{bdg-muted}}`{BADGE[verdict.state]}`"
 
 
 def table(frame: pd.DataFrame, columns: dict[str, tuple[str, str]], name: str, caption: str) -> Markdown:
@@ -97,6 +99,19 @@ def facts(run, table: pd.DataFrame) -> dict:
     }
 
 
+def shown(draw, rows: pd.DataFrame, *more, lacking: str, **options):
+    """A figure of some rows; where the run has none, the sentence that says what it did not time.
+
+    draw: a figure function whose first argument is `rows`
+    """
+    return draw(rows, *more, **options) if len(rows) else lacks(lacking)
+
+
+def folded(title: str, rows: pd.DataFrame, columns: dict, name: str, caption: str) -> Markdown:
+    """A long table that a click unfolds; where the run has no rows, the sentence that says so."""
+    return dropdown(title, table(rows, columns, name, caption)) if len(rows) else lacks(f"what this table has: {title}")
+
+
 def by_rule(run, suite: str) -> Markdown:
     """How many cases of the tuned kernel in a suite ran in a launch config that was not searched for them."""
     cases = primary_cases(tables.suite(run, suite).cases)
@@ -107,18 +122,13 @@ def by_rule(run, suite: str) -> Markdown:
     return Markdown(
         f"Of {len(source)} cases of the tuned kernel here, {(source == 'table').sum()} ran in a launch config that was "
         f"searched for that weight and number of tokens; the others took that of the nearest one that was, by the "
-        f"library's rule, which need not be the fastest ({{doc}}`12_peers`)."
+        f"library's rule, which need not be the fastest ({{doc}}`C_cases`)."
     )
 
 
 def lacks(what: str) -> Markdown:
     """What stands where something would that the run did not time."""
     return Markdown(f"*This run did not time {what}.*")
-
-
-def not_timed(*names: str) -> Markdown:
-    """What stands where cases would, for a run that has none of them."""
-    return lacks(", ".join(f"`{name}`" for name in names))
 
 
 def dropdown(title: str, content: Markdown) -> Markdown:
@@ -151,3 +161,12 @@ def _clocks(timed: pd.DataFrame) -> str:
 def _span(values: pd.Series) -> str:
     low, high = values.min(), values.max()
     return f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
+
+
+def run_table(run, rows: pd.DataFrame) -> Markdown:
+    """Under which conditions a run was measured, folded.
+
+    rows: tables.report_table(run)
+    """
+    columns = {"condition": ("Condition", ""), "value": ("Value", "")}
+    return folded("How this run was measured", conditions(run, rows), columns, "tab-run", "How this run was measured")

@@ -16,7 +16,7 @@ from tinygemm.report.base.intervals import (
     ratio_of_medians,
     sample_matrix,
 )
-from tinygemm.report.bottleneck.counters import summarize_counters
+from tinygemm.report.limits.counters import summarize_counters
 from tinygemm.runs import Run
 
 BASELINE = "fp16-cublas"
@@ -224,34 +224,6 @@ def paired(
     pairs = sides[0].merge(sides[1].drop(columns=SHAPE), on=GROUP, suffixes=("_left", "_right"), validate="one_to_one")
     operands = ["case_id_left", "case_id_right"]
     return interval_table(pairs, sample_matrix(cases, samples), statistic, operands).drop(columns=operands)
-
-
-def launch_cost(table: pd.DataFrame) -> pd.DataFrame:
-    """What launching from Python adds to a call, one row per backend, problem and cache state that was timed both ways.
-
-    returns: graph_us, eager_us, each with _low and _high, and launch_us = eager - graph
-    """
-    return _contrast(table, "launch", "graph", "eager", "launch_us")
-
-
-def cold_vs_hot(table: pd.DataFrame) -> pd.DataFrame:
-    """What finding the weight in L2 saves, one row per backend, problem and launch mode that was timed both ways.
-
-    returns: hot_us, cold_us, each with _low and _high, and miss_us = cold - hot
-    """
-    return _contrast(table, "l2_state", "hot", "cold", "miss_us")
-
-
-def _contrast(table: pd.DataFrame, axis: str, low: str, high: str, name: str) -> pd.DataFrame:
-    other = {"launch": "l2_state", "l2_state": "launch"}[axis]
-    timed = table[(table["status"] == "ok") & ~table["backend"].isin(NO_PRODUCT)].assign(problem=problem_of(table))
-    keys = ["backend", "problem", *SHAPE, other, "operands"]
-    sides = []
-    for end in (low, high):
-        names = dict(zip(LATENCY, (f"{end}_us", f"{end}_us_low", f"{end}_us_high"), strict=True))
-        sides.append(timed.loc[timed[axis] == end, [*keys, *LATENCY]].rename(columns=names))
-    both = sides[0].merge(sides[1], on=keys, validate="one_to_one")
-    return both.assign(**{name: both[f"{high}_us"] - both[f"{low}_us"]})
 
 
 def counters_table(run) -> pd.DataFrame:

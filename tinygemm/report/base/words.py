@@ -6,6 +6,8 @@ import pandas as pd
 
 from tinygemm.report.base import style
 
+NARROW = 0.005  # relative half-width below which an interval is not printed: groups and runs differ by more
+
 
 def shape_name(shape) -> str:
     """`4096×14336`: K, then N.
@@ -21,14 +23,30 @@ def shape_names(rows: pd.DataFrame) -> pd.Series:
     return pd.Series(map(shape_name, zip(rows["K"], rows["N"], strict=True)), index=rows.index, dtype="str")
 
 
-def interval_texts(rows: pd.DataFrame, spec: str = ".2f", ends: tuple[str, str] = ("low", "high")) -> list[str]:
-    """`1.02 to 1.05` for each row; a dash where a value has no interval.
+def interval(low: float, high: float, spec: str = ".2f", unit: str = "") -> str:
+    """`1.02 to 1.05`; empty where it says nothing: unknown, within ±0.5 % of its middle, or of equal ends as written.
 
     spec: format specification of both ends
+    """
+    if pd.isna(low) or pd.isna(high) or high - low <= NARROW * abs(high + low):
+        return ""
+    ends = [f"{end:{spec}}{unit}" for end in (low, high)]
+    return "" if ends[0] == ends[1] else " to ".join(ends)
+
+
+def bracket(low: float, high: float, spec: str = ".2f", unit: str = "") -> str:
+    """` (1.02 to 1.05)` behind a value, or nothing where `interval` says nothing."""
+    text = interval(low, high, spec, unit)
+    return f" ({text})" if text else ""
+
+
+def interval_texts(rows: pd.DataFrame, spec: str = ".2f", ends: tuple[str, str] = ("low", "high")) -> list[str]:
+    """`interval` for each row; a dash where a value has none.
+
     ends: columns
     """
     spans = zip(rows[ends[0]], rows[ends[1]], strict=True)
-    return ["–" if pd.isna(low) else f"{low:{spec}} to {high:{spec}}" for low, high in spans]
+    return ["–" if pd.isna(low) else interval(low, high, spec) for low, high in spans]
 
 
 def span(values: pd.Series, spec: str = ".1f", unit: str = "") -> str:

@@ -10,9 +10,9 @@ from matplotlib.lines import Line2D
 
 from tinygemm.problem import NARROW, WIDE
 from tinygemm.report.base import style
-from tinygemm.report.base.tables import BASELINE, LATENCY, SHAPE, at_shapes, in_mode, primary
+from tinygemm.report.base.tables import BASELINE, SHAPE, at_shapes, primary
 from tinygemm.report.base.words import shape_name, span, spans
-from tinygemm.report.dequantisation.tables import CAUSES, LEFTOVERS, REGIMES
+from tinygemm.report.dequantisation.tables import CAUSES, REGIMES
 
 CAUSE_COLOURS = {
     "dequantisation": style.colour("dequant-fp16"),
@@ -27,7 +27,6 @@ SHORT = {
     "all but the reads": "all but the reads",
 }
 SWEPT = (("N", "K", 4096), ("K", "N", 4096))  # what varies, what stays, and at which value
-SWEPT_BACKENDS = (BASELINE, "int4-static", "int4")
 
 
 @style.figure
@@ -38,10 +37,10 @@ def cause_removed(removals: pd.DataFrame, M: int = 1) -> tuple[Figure, str]:
     """
     style.require(removals, ["removal", "cause", "M", "K", "N", "value", "low", "high"], "cause_removed")
     rows = removals[removals["M"] == M]
-    panels = {name: at for name, shape in REGIMES.items() if len(at := _at(rows, shape))}
+    panels = {name: at for name, shape in REGIMES.items() if len(at := _at(rows[rows["cause"] != ""], shape))}
     if not panels:
         raise ValueError(f"cause_removed: no cause was varied at M = {M} at a shape of {', '.join(REGIMES)}")
-    shown = [name for name in (CAUSES | LEFTOVERS) if name in set(pd.concat(panels.values())["removal"])]
+    shown = [name for name in CAUSES if name in set(pd.concat(panels.values())["removal"])]
     where = style.conditions(rows, f"M = {M}", "cold L2", "everything else as in the tuned kernel", "95 % intervals")
     lines = -(-len(panels) // 2)
     fig, axes = style.canvas(
@@ -59,10 +58,9 @@ def cause_removed(removals: pd.DataFrame, M: int = 1) -> tuple[Figure, str]:
         ax.set_yticks(range(len(shown)), [SHORT.get(removal, removal) for removal in shown])
         ax.set_ylim(len(shown) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
-    rows = pd.concat(panels.values())
-    least, most = min(0, 100 * rows["low"].min()), max(10, 100 * rows["high"].max())
-    span = most - least  # the numbers beside the bars take a good quarter of half a figure
-    axes[0, 0].set_xlim(least - (0.35 if least < 0 else 0.03) * span, most + 0.35 * span)
+    least = 100 * pd.concat(panels.values())["low"].min()
+    axes[0, 0].set_xlim(min(0, 1.5 * least), 130)  # all of the time, and the numbers beside the bars
+    axes[0, 0].set_xticks([0, 50, 100])
     for ax in axes[-1]:
         ax.set_xlabel("time saved (%)")
     saved = {
@@ -129,63 +127,6 @@ def cause_along(removals: pd.DataFrame, M: int = 1) -> tuple[Figure, str]:
     told = {cause: span(100 * rows.loc[rows["cause"] == cause, "value"], ".0f", " %") for cause in causes}
     alt = f"Curves of the time saved by removing one cause, against N and against K at M = {M}: " + (
         "; ".join(f"{cause} {share}" for cause, share in told.items()) + "."
-    )
-    return fig, alt
-
-
-@style.figure
-def time_along(table: pd.DataFrame, M: int = 1, backends=SWEPT_BACKENDS) -> tuple[Figure, str]:
-    """The time of one product against N at one K, and against K at one N, in a graph and launched from Python.
-
-    table: report_table(run)
-    """
-    style.require(
-        table, ["problem", "backend", "M", "K", "N", "launch", "l2_state", "status", "floor_us", *LATENCY], "time_along"
-    )
-    rows = table[(table["M"] == M) & (table["status"] == "ok") & (in_mode(table) | in_mode(table, "eager"))]
-    rows = rows[(rows["K"] == 4096) | (rows["N"] == 4096)]
-    # a weight may have been timed at other group sizes, too, but not beside FP16
-    rows = rows[rows["problem"].isin(rows.loc[rows["backend"] == BASELINE, "problem"])]
-    rows = rows[rows["backend"].isin(backends)].dropna(subset=["latency_us_p50"])
-    if rows.empty:
-        raise ValueError(f"time_along: the table has no {', '.join(backends)} at M = {M} with K or N of 4096")
-    shown = [backend for backend in backends if backend in set(rows["backend"])]
-    look = {"ms": 5, "lw": 1.8, "mec": "white", "mew": 0.6}
-    handles = [
-        Line2D([], [], color=style.colour(b), marker=style.marker(b), label=style.name(b), **look) for b in shown
-    ]
-    handles += [
-        Line2D([], [], color=style.INK, lw=1.6, label="CUDA graph"),
-        Line2D([], [], color=style.INK, lw=1.6, ls=(0, (2, 1.5)), label="from Python"),
-        Line2D([], [], color=style.IDEAL, lw=1.2, ls=(0, (6, 3)), label="INT4 bytes + empty node"),
-    ]
-    where = style.conditions(rows[["gpu", "run_id"]] if "gpu" in rows else rows.iloc[:0], f"M = {M}", "cold L2")
-    fig, axes = style.canvas("What the time follows", where, legend=handles, height=3.6, ncols=2, sharey=True)
-    for ax, (axis, fixed, at) in zip(axes, SWEPT, strict=True):
-        there = rows[rows[fixed] == at]
-        for backend in shown:
-            for launch, dashes in (("graph", "-"), ("eager", (0, (2, 1.5)))):
-                mine = there[(there["backend"] == backend) & (there["launch"] == launch)]
-                mine = mine.drop_duplicates(axis).sort_values(axis)
-                ax.errorbar(
-                    mine[axis], mine["latency_us_p50"], style.spread(mine, "latency_us_p50"), ls=dashes,
-                    color=style.colour(backend), marker=style.marker(backend), capsize=2, elinewidth=1, **look,
-                )  # fmt: skip
-        floor = (
-            there[(there["backend"] == "int4") & (there["launch"] == "graph")].drop_duplicates(axis).sort_values(axis)
-        )
-        ax.set_title(f"along {axis}", loc="left", size=10.5, weight="bold", pad=4)
-        ax.plot(floor[axis], floor["floor_us"], color=style.IDEAL, lw=1.2, ls=(0, (6, 3)), zorder=1)
-        _size_axis(ax, there[axis], f"{axis}, with {fixed} = {at}")
-        ax.set_yscale("log")
-        ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200) if ax.get_ylim()[0] <= tick <= ax.get_ylim()[1]]
-        ax.set_yticks(ticks, [str(tick) for tick in ticks])
-        ax.minorticks_off()
-    axes[0].set_ylabel("time of one call (µs, log scale)")
-    graphs = rows[rows["launch"] == "graph"]
-    alt = (
-        f"Curves of the time of one call against N at K = 4096 and against K at N = 4096, M = {M}, in a graph and from "
-        f"Python. In a graph: {spans(graphs, 'latency_us_p50', '.1f', ' µs')}."
     )
     return fig, alt
 

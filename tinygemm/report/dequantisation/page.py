@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import pandas as pd
 from IPython.display import Markdown
+from matplotlib.figure import Figure
 
 from tinygemm.problem import STUDY_SHAPES, WIDE
-from tinygemm.report.base import tables
+from tinygemm.report.base import page, tables
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
-from tinygemm.report.base.page import badge
-from tinygemm.report.base.words import shape_names
+from tinygemm.report.base.page import badge, shown
+from tinygemm.report.base.words import bracket, shape_names
+from tinygemm.report.dequantisation import figures
 from tinygemm.report.dequantisation import tables as causes
 from tinygemm.report.dequantisation.tables import CAUSES, LEFTOVERS, REGIMES
 
+TWINS = {
+    "shape": ("K×N", ""),
+    "int4-load-only": ("weight-read bound, µs", ".2f"),
+    "int4-no-dequant": ("and multiplies, µs", ".2f"),
+    "int4": ("and dequantises, µs", ".2f"),
+    "dequant_share": ("dequantisation", ".0%"),
+}
+SPLIT_COLUMNS = {
+    "shape": ("K×N", ""),
+    "split": ("Split of K", ""),
+    "split_k": ("Programs per tile", ".0f"),
+    "num_warps": ("Warps of each", ".0f"),
+    "programs_per_sm": ("Programs per SM", ".1f"),
+    "k_per_warp": ("K per warp", ",.0f"),
+    "latency_us": ("Time, µs", ".2f"),
+}
 SPLITS = {
     "int4-no-split": "one warp",
     "int4-splitk": "as selected, in this form",
@@ -26,10 +44,12 @@ def card(regime: str, verdicts: dict) -> Markdown:
 
     verdicts: verdicts.causes.of_run(run)
     """
-    both = {"Called from Python": verdicts[f"cause_{regime}"], "In a CUDA graph": verdicts[f"cause_{regime}_graph"]}
+    both = {"In a CUDA graph": verdicts[f"cause_{regime}_graph"], "Called from Python": verdicts[f"cause_{regime}"]}
     answers = [f"{badge(verdict)} *{where}:* {verdict.sentence}" for where, verdict in both.items()]
     shape = "×".join(map(str, REGIMES[regime]))
-    title = f"At the {regime} projection, {shape}, naive dequantisation is the largest cost of INT4, M = 1"
+    costs = {HOLDS: "is the largest cost", FAILS: "is not the largest cost", UNDECIDED: "may be the largest cost"}
+    state = both["In a CUDA graph"].state
+    title = f"At the {regime} projection, {shape}, naive dequantisation {costs[state]}"
     return Markdown("\n".join([f":::{{admonition}} {title}", ":class: finding", "", "\n\n".join(answers), ":::"]))
 
 
@@ -60,7 +80,7 @@ def savings(removals: pd.DataFrame) -> pd.DataFrame:
     """
     varied = removals[removals["cause"] != ""].groupby("problem")["cause"].nunique()
     rows = removals[removals["problem"].isin(varied[varied > 1].index)]
-    cells = [f"{row.value:.0%} ({row.low:.0%} to {row.high:.0%})" for row in rows.itertuples()]
+    cells = [f"{row.value:.0%}{bracket(row.low, row.high, '.0%')}" for row in rows.itertuples()]
     wide = rows.assign(cell=cells).pivot(index=["K", "N", "problem"], columns="removal", values="cell")
     wide = wide.reindex(columns=[*CAUSES, *LEFTOVERS]).reset_index().sort_values(["K", "N"]).rename_axis(columns=None)
     return wide.assign(shape=shape_names(wide))
@@ -125,3 +145,40 @@ def dequantisation(parts: pd.DataFrame, M: int = 1) -> dict[str, float]:
     K, N = WIDE
     row = parts[(parts["M"] == M) & (parts["K"] == K) & (parts["N"] == N)].iloc[0]
     return {name: row[name] for name in ("dequant_only_us", "fused_us")}
+
+
+def alone(table: pd.DataFrame) -> Figure | Markdown:
+    """What dequantisation costs on its own, before a product, and inside the fused kernel."""
+    rows = tables.primary(table)
+    return shown(figures.dequant_breakdown, table if len(rows) else rows, lacking="any kernel in a graph")
+
+
+def removed(removals: pd.DataFrame) -> Figure | Markdown:
+    """The share of the time that each removal saves at the four projections."""
+    return shown(figures.cause_removed, removals, lacking="any kernel with one cause varied")
+
+
+def along(removals: pd.DataFrame) -> Figure | Markdown:
+    """The same share against N and against K."""
+    varied = removals[removals["cause"] != ""]
+    return shown(figures.cause_along, varied, lacking="any kernel with one cause varied")
+
+
+def twin_table(table: pd.DataFrame) -> Markdown:
+    """The tuned kernel, without its dequantisation, and its weight-read bound."""
+    caption = "The tuned kernel and two ablations at M = 1; the last column is what leaving dequantisation out saves"
+    return page.table(twins(table), TWINS, "tab-twins", caption)
+
+
+def saving_table(removals: pd.DataFrame) -> Markdown:
+    """What each removal saves, shape by shape, folded."""
+    caption = "Share of the time saved at M = 1"
+    return page.folded(
+        "What each removal saves, shape by shape", savings(removals), saving_columns(), "tab-savings", caption
+    )
+
+
+def split_table(run) -> Markdown:
+    """The same bytes with K split more or less, folded."""
+    caption = "How many programs and warps share K, and the time it takes, M = 1"
+    return page.folded("The same bytes with K split more or less", splits(run), SPLIT_COLUMNS, "tab-splits", caption)

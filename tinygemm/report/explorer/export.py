@@ -12,8 +12,8 @@ from tinygemm.model_config import TIED
 from tinygemm.models import MODEL_GROUP_SIZES, MODELS, TENSOR_PARALLEL, Side, Weight, possible_degrees
 from tinygemm.report.base import style, tables
 from tinygemm.report.base.tables import BASELINE, SHAPE
-from tinygemm.report.bottleneck.tables import COPY_FRACTION
 from tinygemm.report.compare.tables import newest_others
+from tinygemm.report.limits.tables import COPY_FRACTION
 from tinygemm.report.models import token
 from tinygemm.report.models.advice import INT4, LIMITERS
 from tinygemm.report.predict import model as costmodel

@@ -6,6 +6,17 @@ import pandas as pd
 
 from tinygemm.runs import DATA_ROOT
 
+COLUMNS = {
+    "rule": ("Rule", ""),
+    "scale": ("Scale of a group", ""),
+    "gauss": ("Gauss, %", ".2f"),
+    "laplace": ("Laplace, %", ".2f"),
+    "t5": ("t, 5 d.f., %", ".2f"),
+    "t3": ("t, 3 d.f., %", ".2f"),
+    "outliers": ("Outliers, %", ".2f"),
+    "uniform": ("Uniform, %", ".2f"),
+    "shifted": ("Shifted, %", ".2f"),
+}
 FILE = DATA_ROOT / "quality" / "rules.csv"
 
 

@@ -11,7 +11,7 @@ from tinygemm.hardware import GpuSpec
 from tinygemm.models import Model, projections
 from tinygemm.problem import GemmProblem
 from tinygemm.report.base.tables import BASELINE, speedups
-from tinygemm.report.bottleneck.tables import limited_by_bytes
+from tinygemm.report.limits.tables import limited_by_bytes
 from tinygemm.report.predict import model as costmodel
 from tinygemm.report.predict import projection as extrapolate
 from tinygemm.report.predict import terms as costterms

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from tinygemm.report.base.claims import UNDECIDED, Verdict, for_all
-from tinygemm.report.base.words import shape_name
+from tinygemm.report.base.words import bracket, shape_name
 from tinygemm.report.models.tables import FASTER, NOT_QUANTISABLE, SLOWER, TIE, distinct, geometric_mean
 
 NAMED = 8  # weights that the sentence lists; the table on the page has all
@@ -56,7 +56,7 @@ def _named(rows: pd.DataFrame) -> str:
 
 
 def _case(row: pd.Series) -> str:
-    span = f"{row['speedup']:.2f}× ({row['speedup_low']:.2f} to {row['speedup_high']:.2f})"
+    span = f"{row['speedup']:.2f}×{bracket(row['speedup_low'], row['speedup_high'])}"
     return f"{span} at {shape_name(row)}, M = {row['M']} ({_where(row)})"
 
 

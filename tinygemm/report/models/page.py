@@ -9,7 +9,7 @@ from tinygemm.hardware import gpu_spec
 from tinygemm.model_config import model_named
 from tinygemm.report.base.page import table
 from tinygemm.report.base.tables import GROUP_SIZE
-from tinygemm.report.base.words import shape_names
+from tinygemm.report.base.words import bracket, shape_names
 from tinygemm.report.models import advice
 from tinygemm.report.models.tables import NOT_QUANTISABLE, NOT_TIMED, SLOWER, TIE
 from tinygemm.report.predict.model import PREDICTED, CostModel
@@ -83,7 +83,7 @@ def _advice_row(row) -> dict[str, str]:
 
 
 def _interval(value: float, low: float, high: float) -> str:
-    return "–" if pd.isna(value) else f"{value:.2f}× ({low:.2f} to {high:.2f})"
+    return "–" if pd.isna(value) else f"{value:.2f}×{bracket(low, high)}"
 
 
 def _cell(row) -> str:

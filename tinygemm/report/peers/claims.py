@@ -7,7 +7,7 @@ import pandas as pd
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base.bounds import at_least, at_most, case_name, listed, named
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict
-from tinygemm.report.base.words import shape_names
+from tinygemm.report.base.words import bracket, shape_names
 from tinygemm.report.peers import tables as peers
 
 MEAN_OVER_PEERS, LEAST_OVER_PEERS = 1.6, 1.25
@@ -60,8 +60,8 @@ def faster_than_peers(run, rows: pd.DataFrame, how: str = "") -> Verdict:
         state = HOLDS if sure else UNDECIDED
     row = best.loc[best["value"].idxmin()]
     sentence = (
-        f"The geometric mean over {len(best)} cases is {mean['value']:.2f}× "
-        f"(95 % interval {mean['low']:.2f} to {mean['high']:.2f}), "
+        f"The geometric mean over {len(best)} cases is {mean['value']:.2f}×"
+        f"{bracket(mean['low'], mean['high'])}, "
         f"the least {row['value']:.2f}× at {case_name(row)}, against {row['backend']}."
     )
     below = best[best["high"].fillna(best["value"]) < LEAST_OVER_PEERS].sort_values("value")
@@ -71,7 +71,7 @@ def faster_than_peers(run, rows: pd.DataFrame, how: str = "") -> Verdict:
     if quoted := int((best["kind"] == "quoted").sum()):
         sentence += f" In {quoted} of the cases the best peer is Marlin by its quoted time, not by this run."
     if absent:
-        sentence += f" Not a contender in all {cases} cases: {', '.join(absent)}."
+        sentence += f" Not timed in all {cases} cases: {', '.join(absent)}."
     numbers = {"mean": mean["value"], "mean_low": mean["low"], "mean_high": mean["high"], "least": row["value"]}
     numbers |= {"n": len(best), "n_quoted": quoted}
     return Verdict(claim, state, sentence, {name: float(value) for name, value in numbers.items()})

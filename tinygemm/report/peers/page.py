@@ -4,14 +4,54 @@ from __future__ import annotations
 
 import pandas as pd
 from IPython.display import Markdown
+from matplotlib.figure import Figure
 
 from tinygemm.report.base import claims, style
-from tinygemm.report.base.page import lacks, table
+from tinygemm.report.base.bounds import case_name, listed
+from tinygemm.report.base.page import dropdown, folded, lacks, table
 from tinygemm.report.base.words import interval_texts, shape_names
-from tinygemm.report.bottleneck import claims as bottleneck_claims
-from tinygemm.report.bottleneck import tables as limiters
+from tinygemm.report.limits import claims as limits_claims
+from tinygemm.report.limits import tables as limiters
+from tinygemm.report.peers import figures
 from tinygemm.report.peers import tables as peers
 
+READS = {
+    "shape": ("K×N", ""),
+    "M": ("M", ".0f"),
+    "overlap_right_us": ("tuned, overlapping, µs", ".2f"),
+    "overlap_left_us": ("reads, µs", ".2f"),
+    "overlap_value": ("reached", ".0%"),
+    "serial_right_us": ("tuned, one by one, µs", ".2f"),
+    "serial_left_us": ("reads, µs", ".2f"),
+    "serial_value": ("reached", ".0%"),
+}
+SIXTEEN = {
+    "shape": ("K×N", ""),
+    "right_us": ("M = 8, µs", ".2f"),
+    "left_us": ("M = 16, µs", ".2f"),
+    "interval": ("ratio", ""),
+    "alike_right_us": ("M = 8, rows alike, µs", ".2f"),
+    "alike_left_us": ("M = 16, rows alike, µs", ".2f"),
+    "alike_interval": ("ratio of rows alike", ""),
+}
+FORMATS = {
+    "variant": ("Format", ""),
+    "shape": ("K×N", ""),
+    "M": ("M", ".0f"),
+    "left_us": ("µs", ".2f"),
+    "right_us": ("FP16, symmetric, 128, µs", ".2f"),
+    "value": ("time ratio", ".2f"),
+    "interval": ("95 % interval", ""),
+    "bytes_ratio": ("byte ratio", ".2f"),
+}
+HELDOUT = {
+    "shape": ("K×N", ""),
+    "M": ("M", ".0f"),
+    "left_us": ("by the rule, µs", ".2f"),
+    "right_us": ("searched, µs", ".2f"),
+    "value": ("ratio", ".2f"),
+    "interval": ("95 % interval", ""),
+}
 SLOW = 1.1  # times as long as the case it is compared with: what the chapter asks to be explained
 
 
@@ -76,7 +116,7 @@ def beyond_reads(run, tokens: tuple[int, ...] = (1, 8)) -> Markdown:
                 f"{found['n']:.0f} shapes, by least squares, it takes {found['fixed_us']:.1f} µs and "
                 f"{found['times']:.2f} times its reads."
             )
-            verdict = bottleneck_claims.latency_limits(profiled, M=M)
+            verdict = limits_claims.latency_limits(profiled, M=M)
             if verdict.state != claims.UNDECIDED or verdict.numbers:
                 told[-1] += f" By its counters, {verdict.sentence[0].lower()}{verdict.sentence[1:]}"
     return Markdown("\n\n".join(told)) if told else lacks("tuned reads of three weights or more")
@@ -115,7 +155,7 @@ def machine_code(run) -> Markdown:
         if len(part)
     ]
     sentence = " ".join([*counts, "The ratio is of times: groups of 64 and 32, and zeros, are more bytes as well."])
-    return Markdown(f"{body.data}\n\n{sentence}")
+    return Markdown(f"{sentence}\n\n{dropdown('Machine code of other formats', body).data}")
 
 
 def sixteen(run) -> pd.DataFrame:
@@ -135,3 +175,87 @@ def ratio_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _time(row: pd.Series) -> str:
     return f"{row['other_us']:.2f}" if row["kind"] == "measured" else f"*{row['other_us']:.2f}* (quoted)"
+
+
+def times(run, rows: pd.DataFrame, origin: pd.DataFrame) -> Figure | Markdown:
+    """The time of every other INT4 kernel divided by ours.
+
+    rows: peers.contest(run)        origin: report_table(run), for the GPU and the run
+    """
+    if rows.empty:
+        return lacks("another INT4 kernel")
+    return figures.peer_times(rows, peers.mean_over_peers(run, peers.best_peers(rows)), origin)
+
+
+def every_case(rows: pd.DataFrame) -> Markdown:
+    """All cases against all peers, folded."""
+    caption = "Latency per call; the last columns compare the best INT4 peer of the case with the tuned kernel"
+    return folded("All cases against all peers", contest(rows), contest_columns(rows), "tab-peers", caption)
+
+
+def one_token(rows: pd.DataFrame, M: int = 1) -> Markdown:
+    """The four projections at one token: every kernel's time.
+
+    rows: peers.contest(run)
+    """
+    few = rows[rows["M"] == M]
+    if few.empty:
+        return lacks("another INT4 kernel at M = 1")
+    columns = {name: of for name, of in contest_columns(few).items() if name not in ("M", "interval")}
+    return table(contest(few), columns, "tab-peers-1", "Time of one call in µs, M = 1, ours with overlap")
+
+
+def odd_ones(rows: pd.DataFrame, least: float = 2.5) -> Markdown | None:
+    """The cases in which a peer is far slower than the fastest one; None, of which a notebook shows nothing.
+
+    rows: peers.contest(run)
+    """
+    measured = rows[(rows["kind"] == "measured") & rows["backend"].isin(peers.PEERS)]
+    if measured.empty:
+        return None
+    fastest = measured.groupby("problem")["other_us"].transform("min")
+    odd = measured[measured["other_us"] > least * fastest].sort_values("other_us", ascending=False)
+    if odd.empty:
+        return None
+    told = [
+        f"{style.short_name(row['backend'])} {row['other_us']:.1f} µs at {case_name(row)}" for _, row in odd.iterrows()
+    ]
+    return Markdown(
+        f"A few peers take more than {least:g} times as long as the fastest one: {listed(told[:4])}. We ran them as "
+        "their authors ship them."
+    )
+
+
+def reads_figure(run, origin: pd.DataFrame) -> Figure | Markdown:
+    """How much of the weight-read bound the tuned kernel reaches."""
+    by_reads = {name: peers.fraction_of_reads(run, name) for name in peers.READS}
+    if not any(map(len, by_reads.values())):
+        return lacks("the weight-read bound")
+    return figures.fraction_of_reads(by_reads, origin)
+
+
+def reads_table(run) -> Markdown:
+    """The tuned kernel and the weight-read bound, folded."""
+    caption = "The tuned kernel and the weight-read bound; reached is the time of the reads over that of the kernel"
+    return folded("The kernel and the weight-read bound", reads(run), READS, "tab-reads", caption)
+
+
+def sixteen_table(run) -> Markdown:
+    """What 16 tokens take beyond 8, and with one row of activations."""
+    rows = sixteen(run)
+    if rows.empty:
+        return lacks("16 tokens beside 8, and with one row of activations")
+    caption = "Time of 16 tokens beside 8, and with all rows of the activations one row in memory"
+    return table(rows, SIXTEEN, "tab-sixteen", caption)
+
+
+def format_table(run) -> Markdown:
+    """The tuned kernel in other formats, folded."""
+    caption = "The tuned kernel in other formats, against FP16 activations and symmetric groups of 128"
+    return folded("Other formats", ratio_rows(peers.formats(run)), FORMATS, "tab-formats", caption)
+
+
+def heldout_table(run) -> Markdown:
+    """Shapes kept out of tuning, folded."""
+    caption = "The config that the library selects against the best config raced, on shapes kept out of tuning"
+    return folded("Shapes kept out of tuning", ratio_rows(peers.heldout(run)), HELDOUT, "tab-heldout", caption)

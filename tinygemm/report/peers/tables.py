@@ -11,7 +11,7 @@ from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base.contrasts import compare, geometric_mean, medians, primary_cases
 from tinygemm.report.base.intervals import sample_matrix
 from tinygemm.report.base.tables import GROUP_SIZE, SHAPE, at_shapes, problem_of
-from tinygemm.report.bottleneck.tables import static_counts
+from tinygemm.report.limits.tables import static_counts
 from tinygemm.runs import DATA_ROOT
 
 PEERS = ("aten-int4mm", "gemlite", "marlin")

@@ -8,10 +8,10 @@ import pandas as pd
 from tinygemm.digest import same_code
 from tinygemm.problem import GemmProblem
 from tinygemm.report.base.tables import SHAPE
-from tinygemm.report.evidence.tables import UNCHANGED
 from tinygemm.report.predict import model as costmodel
 from tinygemm.report.predict.against_published import HIT, MISS
 from tinygemm.report.predict.model import CostModel
+from tinygemm.report.trust.tables import UNCHANGED
 from tinygemm.runs import Run, load_run, recorded_runs
 
 

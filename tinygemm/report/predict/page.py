@@ -7,15 +7,16 @@ from operator import attrgetter
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
+from matplotlib.figure import Figure
 
 from tinygemm import published
 from tinygemm.hardware import GPUS, GpuSpec, gpu_spec
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
 from tinygemm.report.base import style
-from tinygemm.report.base.page import lacks
+from tinygemm.report.base.page import folded, lacks
 from tinygemm.report.base.tables import BASELINE, SHAPE, primary
 from tinygemm.report.base.words import shape_names
-from tinygemm.report.predict import against_published, against_runs
+from tinygemm.report.predict import against_published, against_runs, figures
 from tinygemm.report.predict import model as costmodel
 from tinygemm.report.predict import projection as extrapolate
 from tinygemm.report.predict.claims import WORST_ERROR
@@ -23,6 +24,31 @@ from tinygemm.report.predict.model import MEASURED, PREDICTED, CostModel
 from tinygemm.report.predict.terms import META
 
 PROJECTED = "projected"
+UNITS = {
+    "start_us": "start (µs)", "token_us": "token (µs)", "serial_ns": "serial (ns)", "longest_k": "longest (K)",
+    "weight_ps": "weight (ps)", "tile_ps": "tile (ps)", "overlap": "p", "host_us": "host (µs)", "gap_us": "gap (µs)",
+    "l2_share": "L2 share",
+}  # fmt: skip
+ERRORS = {
+    "name": ("backend", ""), "launch": ("launch", ""), "cases": ("cases", ",.0f"), "median": ("median error", ".1%"),
+    "worst": ("worst", ".0%"), "within_10": ("within 10 %", ".0%"), "within_25": ("within 25 %", ".0%"),
+}  # fmt: skip
+ASSUMPTIONS = {
+    "assumption": ("assumed of", ""), "value": ("value", ""), "span": ("may be off by", ""), "why": ("why", ""),
+}  # fmt: skip
+RUNS = {
+    "gpu": ("GPU", ""), "name": ("backend", ""), "cases": ("cases", ",.0f"), "hits": ("hits", ",.0f"),
+    "median_off": ("median off", ".1%"), "worst_off": ("worst off", ".0%"), "band": ("band, high / low", ".1f"),
+}  # fmt: skip
+HITS = {
+    "source_key": ("source", ""), "gpu": ("GPU", ""), "name": ("published", ""), "against": ("projected", ""),
+    "cases": ("values", ",.0f"), "hits": ("hits", ",.0f"), "median_off": ("median off", ".0%"),
+    "band": ("band, high / low", ".1f"),
+}  # fmt: skip
+SPECS = {
+    "name": ("GPU", ""), "sm_count": ("SMs", ".0f"), "dram_gb_s": ("DRAM (GB/s)", ",.0f"),
+    "clock_mhz": ("boost (MHz)", ",.0f"), "l2_mib": ("L2 (MiB)", ".0f"), "ecc": ("ECC", ""), "source": ("source", ""),
+}  # fmt: skip
 SHOWN_FIRST = "a10g"
 DRAWN = (  # one of each kind: a GPU left out is near one of these in bandwidth and SMs
     "a10g", "l4", "a10", "l40s", "rtx-3090", "rtx-4090", "rtx-5090", "a100-pcie-40gb", "a100-sxm4-80gb",
@@ -229,3 +255,83 @@ def _share_within_10(sizes: pd.Series) -> float:
 
 def _share_within_25(sizes: pd.Series) -> float:
     return float((sizes <= 0.25).mean())
+
+
+def left_out_figure(left_out: pd.DataFrame) -> Figure | Markdown:
+    """Predicted against measured, each shape left out of its fit."""
+    return figures.predicted_vs_measured(left_out) if len(left_out) else no_model()
+
+
+def error_table(left_out: pd.DataFrame) -> Markdown:
+    """The error of every backend at shapes left out of the fit, folded."""
+    caption = "Error at shapes left out of the fit, as a CUDA graph and from Python"
+    return folded("Error at shapes left out, by backend", errors(left_out), ERRORS, "tab-left-out", caption)
+
+
+def terms_figure(model: CostModel | None) -> Figure | Markdown:
+    """The fitted terms over N."""
+    return figures.terms_vs_n(model) if model else no_model()
+
+
+def term_tables(model: CostModel | None) -> Markdown:
+    """What the terms mean, and every fitted one, folded."""
+    about = {"term": ("term", ""), "unit": ("unit", ""), "meaning": ("meaning", "")}
+    shown = folded("What the terms mean", meanings(), about, "tab-meanings", "The fitted terms and what they mean").data
+    if model is None:
+        return Markdown(f"{shown}\n\n{no_model().data}")
+    columns = {"name": ("backend", "")} | {term: (heading, ".3g") for term, heading in UNITS.items()}
+    caption = "Every term; what the run leaves open stays at its prior"
+    return Markdown(f"{shown}\n\n{folded('Every term', terms(model), columns, 'tab-model-terms', caption).data}")
+
+
+def projected(speedups: pd.DataFrame) -> Figure | Markdown:
+    """The speedup on every known GPU: measured where timed, projected elsewhere."""
+    return figures.projected_speedups(speedups) if len(speedups) else no_model()
+
+
+def projected_table(model: CostModel | None, shapes=STUDY_SHAPES) -> Markdown:
+    """Projected latencies on the GPU shown first, folded."""
+    if model is None:
+        return no_model()
+    names = [f"{K}×{N}" for K, N in shapes]
+    columns = {"name": ("backend", ""), "launch": ("launch", "")} | {name: (f"{name} (µs)", "") for name in names}
+    caption = f"Projected to the {GPUS[other_gpu(model)].name}, not measured: latency at M = 1, its band in brackets"
+    return folded("Projected latencies", latencies(model, shapes=shapes), columns, "tab-projected", caption)
+
+
+def assumption_table(model: CostModel | None) -> Markdown:
+    """What a projection takes for granted, folded."""
+    if model is None:
+        return no_model()
+    caption = "What a projection takes for granted, and how far each may be off"
+    return folded("What a projection takes for granted", assumptions(model), ASSUMPTIONS, "tab-assumptions", caption)
+
+
+def runs_table(elsewhere: pd.DataFrame) -> Markdown:
+    """Projections against runs of other GPUs."""
+    if elsewhere.empty:
+        return no_other_run()
+    rows = hits(against_published.scores(elsewhere, ("gpu", "backend")))
+    return folded(
+        "Projections against runs", rows, RUNS, "tab-runs-elsewhere", "Projections against runs of other GPUs"
+    )
+
+
+def published_figure(compared: pd.DataFrame) -> Figure | Markdown:
+    """Projected over published values, for backends that the run timed."""
+    own = compared[compared["stand_in"] == ""]
+    return figures.published_vs_projected(own) if len(own) else no_model()
+
+
+def published_table(compared: pd.DataFrame) -> Markdown:
+    """Projections against published values, folded."""
+    rows = hits(against_published.scores(compared))
+    return folded(
+        "Projections against published values", rows, HITS, "tab-hits", "Projections against published values"
+    )
+
+
+def gpu_table() -> Markdown:
+    """The published figures of every known GPU, folded."""
+    caption = "The published figures that projections rest on; inline ECC takes bandwidth from the data"
+    return folded("The GPUs", specs(), SPECS, "tab-gpus", caption)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from tinygemm.report.base.claims import FAILS, UNDECIDED, Verdict, for_all
-from tinygemm.report.base.words import shape_name
+from tinygemm.report.base.words import bracket, shape_name
 
 
 def at_least_published(compared: pd.DataFrame, alone: pd.DataFrame | None = None) -> Verdict:
@@ -45,5 +45,5 @@ def at_least_published(compared: pd.DataFrame, alone: pd.DataFrame | None = None
 def _case(row: pd.Series) -> str:
     return (
         f"{row['backend']} on {row['gpu_name']} at {shape_name(row)}, M = {row['M']}: published {row['value']:.2f}×, "
-        f"ours {row['ours']:.2f}× ({row['ours_low']:.2f} to {row['ours_high']:.2f})"
+        f"ours {row['ours']:.2f}×{bracket(row['ours_low'], row['ours_high'])}"
     )

@@ -6,8 +6,9 @@ import pandas as pd
 from IPython.display import Markdown
 
 from tinygemm.report.base import style
-from tinygemm.report.base.page import table
-from tinygemm.report.base.words import shape_name, shape_names
+from tinygemm.report.base.page import dropdown, table
+from tinygemm.report.base.words import bracket, shape_name, shape_names
+from tinygemm.report.published import tables as literature
 from tinygemm.report.published.tables import MEASURED
 
 LAUNCH = {
@@ -45,7 +46,7 @@ def method_moves_it(rows: pd.DataFrame, K: int = 4096, N: int = 4096, M: int = 1
     if len(rows) < 2:
         return Markdown(f"*This run timed {K}×{N} in one way only.*")
     spans = [
-        f"{row.speedup:.2f}× ({row.low:.2f} to {row.high:.2f}) {LAUNCH.get(row.launch, row.launch)} with "
+        f"{row.speedup:.2f}×{bracket(row.low, row.high)} {LAUNCH.get(row.launch, row.launch)} with "
         f"{L2.get(row.l2_state, row.l2_state)}"
         for row in rows.itertuples()
     ]
@@ -79,7 +80,7 @@ def _latency_row(group: pd.DataFrame) -> dict[str, str]:
     """Every published latency that the same latency of ours stands beside."""
     row = group.iloc[0]
     how = ", from Python" if row["launch"] == "eager" else ""
-    ours = f"{style.name(row['ours'])}{how}: {row['ours_us']:,.1f} ({row['low_us']:,.1f} to {row['high_us']:,.1f})"
+    ours = f"{style.name(row['ours'])}{how}: {row['ours_us']:,.1f}{bracket(row['low_us'], row['high_us'], ',.1f')}"
     theirs = [
         f"{PUBLISHED_NAMES.get(backend, backend)}: {value:,.1f}"
         for backend, value in zip(group["backend"], group["published_us"], strict=True)
@@ -90,3 +91,12 @@ def _latency_row(group: pd.DataFrame) -> dict[str, str]:
         "theirs": "; ".join(theirs),
         "ours": ours if row["kind"] == MEASURED else f"*{ours}*, {row['kind']}",
     }
+
+
+def latency_table(table: pd.DataFrame, model, quoted: pd.DataFrame) -> Markdown:
+    """Published latencies beside ours, folded.
+
+    table: report_table(run)        model: predict.page.model_of(run)        quoted: published.load()
+    """
+    rows = literature.latencies(table, model, quoted)
+    return dropdown("Latencies", latencies(rows)) if len(rows) else latencies(rows)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict, for_all
-from tinygemm.report.base.words import shape_name
+from tinygemm.report.base.words import bracket, shape_name
+from tinygemm.report.gains.claims import SUBJECT
 from tinygemm.report.regimes import tables as regimes
 from tinygemm.report.regimes.tables import LEEWAY
-from tinygemm.report.speedup.claims import SUBJECT
 
 
 def of_run(run, m_list=(1, 8)) -> dict[str, Verdict]:
@@ -60,7 +60,7 @@ def switches_well(rows: pd.DataFrame) -> Verdict:
     verb = {HOLDS: "stays within that", FAILS: "misses that", UNDECIDED: "cannot be told to stay within that"}[state]
     sentence = (
         f"Over {len(rows)} cases, M from {rows['M'].min():.0f} to {rows['M'].max():.0f}, it {verb}: at worst it takes "
-        f"{worst['value']:.2f} times as long (95 % interval {worst['low']:.2f} to {worst['high']:.2f}), at "
+        f"{worst['value']:.2f} times as long{bracket(worst['low'], worst['high'])}, at "
         f"{shape_name(worst)} and M = {worst['M']:.0f}."
     )
     numbers = {"cases": len(rows)} | {f"worst_{name}": worst[name] for name in ("value", "low", "high", "M", "K", "N")}

@@ -8,11 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
 
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import style
-from tinygemm.report.base.words import shape_name, span
+from tinygemm.report.base.words import shape_name
 from tinygemm.report.regimes import tables as regimes
 
 # orange for a loss, blue for a gain, white at 1: told apart with the common colour-vision deficiencies, and in grey by
@@ -21,54 +20,33 @@ DIVERGING = mpl.colors.LinearSegmentedColormap.from_list(
     "loss to gain", ["#7A3D00", "#E69F00", "#FBE9C6", "#FFFFFF", "#CFE3F2", "#0072B2", "#002F4D"]
 )
 OCTAVES = 2  # the scale ends at 1/4 and 4 times, a little above what 4 bits allow
-KERNEL_NAMES = {"int4-static": "simple kernel", "int4": "tuned kernel"}
 NOT_TIMED = "#D5D8DB"
 
 
 @style.figure
-def speedup_map(rows: pd.DataFrame, against: str = "cuBLAS", m_list=(1, 8)) -> tuple[Figure, str]:
-    """Speedup of the simple and the tuned INT4 kernel over FP16 on a grid of K and N, a row of panels per M.
+def best_map(rows: pd.DataFrame) -> tuple[Figure, str]:
+    """The speedup of one kernel over FP16 on a grid of K and N, with its number in each cell.
 
-    rows:    regimes.speedups(run)
-    against: "cuBLAS" or "best FP16"
+    rows: K, N, M, value, against; one per point
     """
-    style.require(rows, ["M", "K", "N", "kernel", "against", "value"], "speedup_map")
-    grids = {M: at for M in m_list if len(at := regimes.grid(rows[rows["against"] == against], M))}
-    if not grids:
-        raise ValueError(f"speedup_map: no grid of at least {regimes.FEWEST} K and N at M = {m_list} against {against}")
-    handles = [
-        Line2D([], [], color=style.INK, lw=2, label="break-even"),
-        Patch(facecolor="white", edgecolor=style.INK, hatch="////", lw=0, label="reclaimed by the tuned kernel"),
-        Patch(facecolor=NOT_TIMED, label="not timed"),
-    ]
-    where = style.conditions(rows, "cold L2", "CUDA graph", f"FP16: {against}", "white is 1×")
-    fig, axes = style.canvas(
-        "Where INT4 is faster than FP16", where, legend=handles, height=2.9 * len(grids) + 0.5, nrows=len(grids),
-        ncols=2, sharex=True, sharey=True, squeeze=False,
-    )  # fmt: skip
-    # one lattice for all panels, which share their axes
-    lattice = [sorted(set().union(*(at[axis] for at in grids.values()))) for axis in ("K", "N")]
-    for line, (M, at) in zip(axes, grids.items(), strict=True):
-        maps = {kernel: _log2(at[at["kernel"] == kernel], *lattice) for kernel in regimes.KERNELS}
-        for ax, (kernel, values) in zip(line, maps.items(), strict=True):
-            shown = _map(ax, values)
-            ax.set_title(f"{KERNEL_NAMES[kernel]}, M = {M}", loc="left", size=10.5, weight="bold", pad=4)
-        _hatch(line[1], (maps["int4"] > 0) & (maps["int4-static"] <= 0))
-        line[0].set_ylabel("K, input features")
-    for ax in axes[-1]:
-        ax.set_xlabel("N, output features (1k = 1024)")
-    _lattice_ticks(axes[0, 0], *lattice)
-    bar = fig.colorbar(shown, ax=axes, orientation="horizontal", shrink=0.7, aspect=40, extend="both", pad=0.02)
-    ticks = np.array([0.25, 0.5, 0.71, 1, 1.41, 2, 4])
-    bar.set_ticks(np.log2(ticks), labels=["¼×", "½×", "0.7×", "1×", "1.4×", "2×", "4×"])
-    bar.ax.set_title("speedup over FP16", loc="left", size=10.5, pad=4)
-    shown = rows[(rows["against"] == against) & rows["M"].isin(grids)]
-    told = "; ".join(
-        f"{KERNEL_NAMES[kernel]}, M = {M}: {span(mine['value'], '.2f', '×')}"
-        for (M, kernel), mine in shown.groupby(["M", "kernel"], sort=False)
-        if kernel in KERNEL_NAMES
+    style.require(rows, ["M", "K", "N", "value", "against"], "best_map")
+    heights, widths = sorted(set(rows["K"])), sorted(set(rows["N"]))
+    values = _log2(rows, heights, widths)
+    where = style.conditions(rows, f"M = {rows['M'].iloc[0]}", "cold L2", "CUDA graph", "white is 1×")
+    fig, ax = style.canvas(f"INT4 over FP16 ({rows['against'].iloc[0]})", where, height=0.5 + 0.36 * len(heights))
+    shown = _map(ax, values)
+    for y, x in np.argwhere(np.isfinite(values)):
+        ink = "white" if abs(values[y, x]) > 1.4 else style.INK
+        ax.text(x + 0.5, y + 0.5, f"{2 ** values[y, x]:.1f}", ha="center", va="center", size=8.5, color=ink)
+    ax.set(xlabel="N, output features (1k = 1024)", ylabel="K, input features")
+    _lattice_ticks(ax, heights, widths)
+    bar = fig.colorbar(shown, ax=ax, orientation="vertical", shrink=0.9, aspect=25, extend="both", pad=0.02)
+    bar.set_ticks([-2, -1, 0, 1, 2], labels=["¼×", "½×", "1×", "2×", "4×"])
+    worst, best = rows.loc[rows["value"].idxmin()], rows.loc[rows["value"].idxmax()]
+    alt = (
+        f"A map over K and N of the speedup of tuned INT4 over FP16 ({rows['against'].iloc[0]}), {len(rows)} points: "
+        f"from {worst['value']:.2f}× at {shape_name(worst)} to {best['value']:.2f}× at {shape_name(best)}."
     )
-    alt = f"Maps over K and N of the speedup of INT4 over FP16 ({against}). {told}."
     return fig, alt
 
 
@@ -140,11 +118,6 @@ def _map(ax: Axes, values: np.ndarray):
         centres = [np.arange(size) + 0.5 for size in values.shape]
         ax.contour(centres[1], centres[0], np.ma.masked_invalid(values), levels=[0], colors=style.INK, linewidths=2)
     return shown
-
-
-def _hatch(ax: Axes, cells: np.ndarray) -> None:
-    for y, x in np.argwhere(cells):
-        ax.add_patch(Rectangle((x, y), 1, 1, fill=False, hatch="////", lw=0, ec=style.INK, alpha=0.45))
 
 
 def _lattice_ticks(ax: Axes, heights, widths) -> None:

@@ -1,11 +1,30 @@
-"""The tables of the regime map: what good engineering reclaims, every point of the map, and the crossovers."""
+"""What the chapter on regimes shows: the map of K and N, every point of it, and where more tokens stop the gain."""
 
 from __future__ import annotations
 
 import pandas as pd
+from IPython.display import Markdown
+from matplotlib.figure import Figure
 
-from tinygemm.report.base.words import shape_names
+from tinygemm.report.base.page import folded, lacks, shown, table
+from tinygemm.report.base.words import bracket, shape_names
+from tinygemm.report.regimes import figures
 from tinygemm.report.regimes import tables as regimes
+
+CROSSINGS = {
+    "shape": ("K×N", ""),
+    "fp16": ("Fused as slow as FP16 (cuBLAS)", ""),
+    "dequant": ("Fused as slow as dequantising first", ""),
+}
+RECLAIMED = {
+    "M": ("M", ".0f"),
+    "against": ("FP16", ""),
+    "points": ("Points", ".0f"),
+    "simple_wins": ("Simple kernel wins", ".0f"),
+    "tuned_wins": ("Tuned kernel wins", ".0f"),
+    "reclaimed": ("Reclaimed", ".0f"),
+    "lost": ("Tuned kernel loses", ".0f"),
+}
 
 
 def has_map(rows: pd.DataFrame, m_list=(1, 8)) -> bool:
@@ -31,7 +50,7 @@ def points(rows: pd.DataFrame, M: int) -> pd.DataFrame:
     rows: regimes.speedups(run)
     """
     at = regimes.grid(rows, M)
-    cells = [f"{row.value:.2f} ({row.low:.2f}–{row.high:.2f})" for row in at.itertuples()]
+    cells = [f"{row.value:.2f}{bracket(row.low, row.high)}" for row in at.itertuples()]
     at = at.assign(cell=cells, column=at["kernel"] + " " + at["against"])
     wide = at.pivot(index=["K", "N"], columns="column", values="cell").reset_index().rename_axis(columns=None)
     wide = wide.reindex(columns=["K", "N", *(f"{k} {a}" for k in regimes.KERNELS for a in regimes.AGAINST)])
@@ -60,3 +79,53 @@ def crossings(rows: pd.DataFrame) -> pd.DataFrame:
         for column in ("fp16", "dequant")
     }
     return found.assign(shape=shape_names(found), **words)
+
+
+def best_map(rows: pd.DataFrame) -> Figure | Markdown:
+    """The map of the tuned kernel against the faster FP16 kernel of each cell, at one token.
+
+    rows: regimes.speedups(run)
+    """
+    grid = regimes.grid(rows[rows["against"] == "best FP16"], 1)
+    return shown(figures.best_map, grid[grid["kernel"] == "int4"], lacking="a grid of K and N")
+
+
+def more_tokens(tokens: pd.DataFrame) -> Figure | Markdown:
+    """Latency against the tokens in flight.
+
+    tokens: regimes.by_tokens(report_table(run))
+    """
+    return shown(figures.crossover, tokens, lacking="the fused kernel at many tokens")
+
+
+def crossing_table(tokens: pd.DataFrame) -> Markdown:
+    """The tokens from which the fused kernel no longer pays, at four projections."""
+    if tokens.empty:
+        return lacks("the fused kernel at many tokens")
+    caption = "Tokens in flight from which the fused kernel no longer pays, interpolated"
+    return table(crossings(tokens), CROSSINGS, "tab-crossings", caption)
+
+
+def reclaimed_table(rows: pd.DataFrame) -> Markdown:
+    """How many points of the map each kernel wins."""
+    if not has_map(rows):
+        return lacks("a grid of K and N")
+    caption = "Points of the map at which each kernel is faster than FP16, by medians"
+    return table(reclaimed(rows), RECLAIMED, "tab-reclaimed", caption)
+
+
+def point_table(rows: pd.DataFrame, M: int) -> Markdown:
+    """Every point of the map at one M, folded."""
+    at = points(rows, M) if has_map(rows) else rows.iloc[:0]
+    return folded(f"All points of the map at M = {M}", at, point_columns(), f"tab-points-{M}",
+                  f"Speedups of the two INT4 kernels, M = {M}")  # fmt: skip
+
+
+def stops(tokens: pd.DataFrame) -> dict[str, float]:
+    """What the prose quotes: the fewest and the most tokens from which FP16 in the library is as fast as the fused
+    kernel; NaN where there is no crossing.
+
+    tokens: regimes.by_tokens(report_table(run))
+    """
+    found = regimes.crossings(tokens)["m_fp16"]
+    return {"least": found.min(), "most": found.max()}
