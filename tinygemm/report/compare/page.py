@@ -5,7 +5,9 @@ from __future__ import annotations
 import pandas as pd
 from IPython.display import Markdown
 
+from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import page, style
+from tinygemm.report.base.tables import BASELINE, at_shapes
 from tinygemm.report.base.words import interval_texts, shape_names
 from tinygemm.report.compare import figures, words
 from tinygemm.report.compare import tables as compared
@@ -44,8 +46,11 @@ def section(a: Run, b: Run) -> list[Markdown]:
     found, rows = compared.verdicts(a, b), compared.primary(cases)
     sentences = [*words.summary(a, b, cases), *([words.intervals(spread)] if len(cases) else [])]
     blocks = [Markdown(f"**{names[0]} and {names[1]}.** {' '.join(sentences)}")]
+    few = rows[at_shapes(rows, STUDY_SHAPES) & rows["backend"].isin((BASELINE, "int4"))]
+    if len(few):
+        blocks.append(times(few, names, label))
     if len(rows):
-        blocks.append(times(rows, names, label))
+        blocks.append(page.dropdown("Every projection", times(rows, names, f"{label}-all")))
         blocks.append(page.dropdown("Every backend and way of launching", backends(cases, label)))
     blocks.append(Markdown(words.verdicts(found)))
     blocks += changed(found, names)
@@ -92,7 +97,7 @@ def changed(found: pd.DataFrame, names: tuple[str, str]) -> list[Markdown]:
             f"{names[1]}: **{row.b_state}**. {row.b_sentence}",
         ]
         body = "\n\n".join(answers)
-        cards.append(Markdown(f":::{{admonition}} {row.claim}\n:class: finding\n\n{body}\n:::"))
+        cards.append(Markdown(f":::{{admonition}} {row.claim}\n:class: compared\n\n{body}\n:::"))
     return cards
 
 
