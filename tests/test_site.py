@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from tinygemm.report import publish
 from tinygemm.report.base import style
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
+import optional_pages
 import table_data
 import whole_site
 
@@ -102,6 +104,34 @@ def test_a_table_is_written_as_it_is_read():
     line = "+---+-------+\n"
     source = f"{line}| a | b, µs |\n{line}| x | 1.5   |\n{line}|   | 2     |\n{line}"
     assert table_data.text_of(publish_doctree(source)) == 'a,"b, µs"\nx,1.5\n,2\n'
+
+
+def test_a_page_with_nothing_to_show_leaves_the_contents(tmp_path):
+    """Planted: the chapter that compares GPUs was executed beside no other GPU, then beside one."""
+    from types import SimpleNamespace
+
+    from sphinx_external_toc.parsing import parse_toc_yaml
+
+    (page,), (name,) = optional_pages.SHOWN.keys(), optional_pages.SHOWN.values()
+    toc, notebook = tmp_path / "_toc.yml", tmp_path / f"{page}.ipynb"
+    lines = ("format: jb-book", "root: one", "parts:", "- chapters:", f"  - file: {page}", "  - file: two")
+    toc.write_text("\n".join(lines), encoding="utf-8")
+    notebook.parent.mkdir()
+    for others, contents in (("0.0", ["two"]), ("1.0", [page, "two"])):
+        output = {"metadata": {"scrapbook": {"name": name}}, "data": {"text/plain": [others]}}
+        notebook.write_text(json.dumps({"cells": [{"outputs": [output]}]}), encoding="utf-8")
+        config = Config(external_site_map=parse_toc_yaml(toc), exclude_patterns=[])
+        optional_pages.hide(SimpleNamespace(srcdir=str(tmp_path)), config)
+        (part,) = config.external_site_map.root.subtrees
+        assert [str(item) for item in part.items] == contents
+        assert (page in config.external_site_map) == (page in contents)
+        assert (f"{page}.ipynb" in config["exclude_patterns"]) == (page not in contents)
+
+
+class Config(dict):
+    """Values by key and by attribute, as Sphinx has them."""
+
+    __getattr__ = dict.__getitem__
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
