@@ -32,10 +32,11 @@ def test_the_page_needs_no_torch():
 
 def test_a_public_name_without_a_docstring_or_a_definition_is_refused_by_name(tmp_path):
     for file in {file for _, file, _ in api_page.NAMES}:
-        text = (api_page.KERNEL / file).read_text(encoding="utf-8")
+        text = (api_page.PACKAGE / file).read_text(encoding="utf-8")
+        (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(text.replace("def gemm(", "def product(", 1), encoding="utf-8")
     with pytest.raises(ValueError, match=r"gemm\.py: gemm of the API page is not defined"):
         api_page.page(tmp_path)
-    (tmp_path / "gemm.py").write_text("def gemm(x, w):\n    return x\n", encoding="utf-8")
+    (tmp_path / "kernel" / "gemm.py").write_text("def gemm(x, w):\n    return x\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"gemm\.py:1: gemm is public and has no docstring"):
         api_page.page(tmp_path)

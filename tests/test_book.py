@@ -201,8 +201,9 @@ def test_a_long_table_can_be_taken_away_as_a_csv(book):
 WORDS = {
     "00_answer": 500, "01_token": 900, "02_models": 1000, "03_gains": 1500, "04_kernel": 2300,
     "05_dequantisation": 1400, "06_limits": 800, "07_regimes": 800, "08_peers": 1000, "09_trust": 850,
-    "10_repeat": 400, "11_use": 400, "12_compare": 700, "13_case": 400,
+    "10_repeat": 400, "11_use": 400,
 }  # fmt: skip
+TOOLS = ("12_compare", "13_case")  # pages that answer for other runs and models, with few words of their own
 FIGURES, APPENDIX_WORDS, OPEN_ROWS = 22, 8000, 10
 
 
@@ -221,7 +222,7 @@ def test_main_story_stays_within_its_budget_of_words_and_figures(book):
     assert not {chapter: count for chapter, count in words.items() if count > WORDS[chapter]}
     assert sum(words.values()) <= 12_000
     assert sum(article.count("<figure") for article in articles.values()) <= FIGURES
-    assert set(WORDS) == {chapter for chapter in CHAPTERS if chapter[0].isdigit()}
+    assert {*WORDS, *TOOLS} == {chapter for chapter in CHAPTERS if chapter[0].isdigit()}
 
 
 def test_each_chapter_begins_with_its_answer_and_a_takeaway_and_ends_with_its_doubts(book):

@@ -6,17 +6,36 @@ The names load torch and Triton when they are first used, so that reading and bu
 from importlib import import_module
 
 _HOME = {
-    "quantize": "quant",
-    "dequantize": "quant",
-    "PackedInt4": "quant",
-    "gemm": "gemm",
-    "Int4Linear": "linear",
-    "quantize_model": "linear",
+    "quantize": "kernel.quant",
+    "dequantize": "kernel.quant",
+    "PackedInt4": "kernel.quant",
+    "gemm": "kernel.gemm",
+    "Int4Linear": "kernel.linear",
+    "quantize_model": "kernel.linear",
+    "join_projections": "kernel.join",
+    "ColwiseInt4": "kernel.parallel",
+    "RowwiseInt4": "kernel.parallel",
+    "parallelize": "kernel.parallel",
+    "shard": "kernel.parallel",
+    "load_checkpoint": "checkpoints.load",
 }
-__all__ = ["Int4Linear", "PackedInt4", "dequantize", "gemm", "quantize", "quantize_model"]
+__all__ = [
+    "ColwiseInt4",
+    "Int4Linear",
+    "PackedInt4",
+    "RowwiseInt4",
+    "dequantize",
+    "gemm",
+    "join_projections",
+    "load_checkpoint",
+    "parallelize",
+    "quantize",
+    "quantize_model",
+    "shard",
+]
 
 
 def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module 'tinygemm' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(f"tinygemm.kernel.{_HOME[name]}"), name)
+    return getattr(import_module(f"tinygemm.{_HOME[name]}"), name)

@@ -1,4 +1,4 @@
-"""What GPUs can do on paper, each peak with its source, and what the GPU in this machine is."""
+"""The peaks of GPUs on paper, each with its source, and the GPU in this machine."""
 
 from __future__ import annotations
 
@@ -319,7 +319,7 @@ def device_key(device=None) -> str:
 
 
 def snapshot() -> dict:
-    """What this machine's GPU is and how it is set, for the provenance of a run; no host names, no UUIDs."""
+    """The GPU of this machine and its settings, for the provenance of a run; no host names, no UUIDs."""
     if reason := cuda_unavailable_reason():
         raise RuntimeError(f"no GPU to describe: {reason}")
     import pynvml

@@ -223,7 +223,7 @@ def _check_degree(model: Model, tp: int) -> None:
 
 
 def _obstacle(model: Model, tp: int) -> str | None:
-    """What keeps `tp` GPUs from sharing a block, as the end of a sentence, or None."""
+    """The reason why `tp` GPUs cannot share a block, as the end of a sentence, or None."""
     if type(tp) is not int or tp < 1:
         return "is not a positive integer, so it does not divide the heads"
     return next((why for weight in model.weights for span in weight.spans if (why := span.obstacle(tp))), None)

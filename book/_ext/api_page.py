@@ -8,17 +8,23 @@ from importlib.util import find_spec
 from pathlib import Path
 
 # the installed package, wherever the book lies
-KERNEL = Path(find_spec("tinygemm").origin).parent / "kernel"
+PACKAGE = Path(find_spec("tinygemm").origin).parent
 # a name, the file that defines it, and those of its methods that a user calls
 NAMES = (
-    ("quantize", "quant.py", ()),
-    ("PackedInt4", "quant.py", ()),
-    ("pack", "quant.py", ()),
-    ("dequantize", "quant.py", ()),
-    ("gemm", "gemm.py", ()),
-    ("LaunchConfig", "configs.py", ()),
-    ("Int4Linear", "linear.py", ("from_linear",)),
-    ("quantize_model", "linear.py", ()),
+    ("quantize", "kernel/quant.py", ()),
+    ("PackedInt4", "kernel/quant.py", ()),
+    ("pack", "kernel/quant.py", ()),
+    ("dequantize", "kernel/quant.py", ()),
+    ("gemm", "kernel/gemm.py", ()),
+    ("LaunchConfig", "kernel/configs.py", ()),
+    ("Int4Linear", "kernel/linear.py", ("from_linear",)),
+    ("quantize_model", "kernel/linear.py", ()),
+    ("join_projections", "kernel/join.py", ()),
+    ("parallelize", "kernel/parallel.py", ()),
+    ("ColwiseInt4", "kernel/parallel.py", ()),
+    ("RowwiseInt4", "kernel/parallel.py", ()),
+    ("shard", "kernel/parallel.py", ()),
+    ("load_checkpoint", "checkpoints/load.py", ()),
 )
 HEAD = """# Every name
 
@@ -27,12 +33,12 @@ Each name is explained by its docstring. Import `pack` from `tinygemm.kernel.qua
 """
 
 
-def page(kernel: Path = KERNEL) -> str:
+def page(package: Path = PACKAGE) -> str:
     """The page: a heading, the signature and the docstring of every public name.
 
     raises: ValueError naming the file and a name that it does not define, or that has no docstring
     """
-    return "\n".join([HEAD, *(_entry(kernel / file, name, methods) for name, file, methods in NAMES)])
+    return "\n".join([HEAD, *(_entry(package / file, name, methods) for name, file, methods in NAMES)])
 
 
 def _entry(file: Path, name: str, methods: tuple[str, ...]) -> str:
@@ -74,7 +80,7 @@ def _fill(app, document: str, source: list[str]) -> None:
     """Put the page in the place of api.md, which stands in the book's folder for its name alone."""
     if document == "api":
         source[0] = page()
-        app.env.note_dependency(str(KERNEL))
+        app.env.note_dependency(str(PACKAGE))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from tinygemm.cli import advise, compare, equivalent, measure, plot, predict, profile
+from tinygemm.cli import advise, compare, convert, equivalent, measure, plot, predict, profile, quality, step
 from tinygemm.files import in_words, show_everything
 
 SETTINGS = {
@@ -15,6 +15,8 @@ SETTINGS = {
     # the original study's spelling works, too: --shape_list is --shape-list
     "token_normalize_func": lambda name: name.replace("_", "-"),
 }
+EXTRAS = dict.fromkeys(("matplotlib", "seaborn", "scipy"), "report")
+EXTRAS |= dict.fromkeys(("safetensors", "transformers", "accelerate"), "models")
 
 
 @click.group(context_settings=SETTINGS)
@@ -28,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         commands(arguments, prog_name="tinygemm")
     except ModuleNotFoundError as error:
-        extra = "report" if error.name in ("matplotlib", "seaborn", "scipy") else "kernel"
+        extra = EXTRAS.get(error.name, "kernel")
         _fail(f"the package {error.name} is not installed (pip install -e '.[{extra}]')")
     except (ValueError, RuntimeError, OSError) as error:
         _fail(in_words(error))
@@ -40,8 +42,9 @@ def _fail(message: str) -> None:
 
 
 for command in (
-    *(measure.bench, measure.breakdown, measure.record, measure.tune),
+    *(measure.bench, measure.breakdown, measure.record, measure.tune, step.step),
     *(profile.profile, profile.counters, profile.static_cost),
     *(plot.plot, compare.compare, advise.advise, predict.predict, equivalent.equivalent),
+    *(quality.quality, convert.convert),
 ):
     commands.add_command(command)

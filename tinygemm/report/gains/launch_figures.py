@@ -1,4 +1,4 @@
-"""What launching does: the gain with and without it, and the floor that the host puts under every call."""
+"""The effect of launching: the gain with and without it, and the floor that the host puts under every call."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def whole(rows: pd.DataFrame) -> Markdown:
-    """What all steps make at each M, how near the last is to the weight-read bound, and with which FP16 is passed."""
+    """All steps together at each M, the last one against the weight-read bound, and the step that passes FP16."""
     if rows.empty:
         return MISSING
     sentences = []
@@ -104,7 +104,7 @@ def whole(rows: pd.DataFrame) -> Markdown:
 
 
 def again(rows: pd.DataFrame) -> Markdown:
-    """How far apart two times of one kernel are, where a step of the ladder is none."""
+    """The distance of two times of one kernel, where a step of the ladder is none."""
     if rows.empty:
         return MISSING
     same = rows[rows["same"]]

@@ -31,7 +31,7 @@ LM_HEAD = "lm_head"
 
 @dataclass(frozen=True)
 class Advice:
-    """What `advise` returns.
+    """The result of `advise`.
 
     rows:   one per projection, then lm_head, which stays in FP16 as checkpoints have it: layer, K, N, group_size (NaN:
             not quantised), calls (per step), tokens (rows of x of each call), fp16_us, int4_us, speedup, speedup_low,
@@ -106,7 +106,7 @@ def compared(fitted: costmodel.CostModel, problems, spec: GpuSpec, launch: str =
 
 
 def heading(found: Advice) -> list[str]:
-    """What was asked, and from which run the answer comes."""
+    """The question, and the run that the answer comes from."""
     gpus = "1 GPU" if found.tp == 1 else f"{found.tp} GPUs"
     how = {"graph": "CUDA graph", "eager": "launched from Python"}[found.launch]
     where = f"{found.model.key} on {gpus}, {found.gpu}, M = {found.M}, {how}, cold L2"

@@ -1,4 +1,4 @@
-"""What the chapter on the latency model puts on its page: its terms, projections to other GPUs, and their tables."""
+"""Text and tables of the chapter on the latency model: its terms, projections to other GPUs, and their tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tinygemm.problem import STUDY_SHAPES, GemmProblem
 from tinygemm.report.base import style
 from tinygemm.report.base.page import folded, lacks
 from tinygemm.report.base.tables import BASELINE, SHAPE, primary
-from tinygemm.report.base.words import shape_names
+from tinygemm.report.base.words import shape_name, shape_names
 from tinygemm.report.predict import against_published, against_runs, figures
 from tinygemm.report.predict import model as costmodel
 from tinygemm.report.predict import projection as extrapolate
@@ -66,7 +66,7 @@ def model_of(run) -> CostModel | None:
 
 
 def no_model() -> Markdown:
-    """What stands where the model would, for a run that does not allow it."""
+    """The sentence in place of the model, for a run that does not allow it."""
     return Markdown(f"*This run did not time {costmodel.MIN_SHAPES} shapes of every backend that this needs.*")
 
 
@@ -84,7 +84,7 @@ def elsewhere(model: CostModel | None, run) -> pd.DataFrame:
 
 
 def no_other_run() -> Markdown:
-    """What stands where other runs would be compared, where there are none."""
+    """The sentence in place of the comparison with other runs, where there are none."""
     return Markdown("*No run of another GPU with the same libraries or kernels is recorded beside this one.*")
 
 
@@ -94,7 +94,7 @@ def other_gpu(model: CostModel | None) -> str:
 
 
 def facts(model: CostModel | None, left_out: pd.DataFrame) -> dict:
-    """What the prose quotes: counts of cases and shapes, of fitted backends, the covered share, the bandwidth share."""
+    """Numbers for the prose: counts of cases and shapes, of fitted backends, the covered share, the bandwidth share."""
     graph = left_out[left_out["launch"] == "graph"]
     efficiency = next(iter(model.backends.values())).terms.efficiency if model else np.nan
     return {
@@ -109,7 +109,7 @@ def facts(model: CostModel | None, left_out: pd.DataFrame) -> dict:
 
 
 def meanings() -> pd.DataFrame:
-    """What the fitted terms mean: term, unit, meaning."""
+    """The meaning of the fitted terms: term, unit, meaning."""
     return pd.DataFrame([(name, about["unit"], about["meaning"]) for name, about in META.items()],
                         columns=["term", "unit", "meaning"])  # fmt: skip
 
@@ -138,7 +138,7 @@ def errors(left_out: pd.DataFrame) -> pd.DataFrame:
 
 
 def configs_of_misses(run, left_out: pd.DataFrame, backend: str = "int4") -> Markdown:
-    """Whether the cases that the model misses by more than 25 % ran in launch configs that nobody had tuned for them.
+    """The cases that the model misses by more than 25 %, and the share of them in untuned launch configs.
 
     left_out: costmodel.leave_one_out(run)
     """
@@ -293,7 +293,7 @@ def projected_table(model: CostModel | None, shapes=STUDY_SHAPES) -> Markdown:
     """Projected latencies on the GPU shown first, folded."""
     if model is None:
         return no_model()
-    names = [f"{K}×{N}" for K, N in shapes]
+    names = [shape_name((K, N)) for K, N in shapes]
     columns = {"name": ("backend", ""), "launch": ("launch", "")} | {name: (f"{name} (µs)", "") for name in names}
     caption = f"Projected to the {GPUS[other_gpu(model)].name}, not measured: latency at M = 1, its band in brackets"
     return folded("Projected latencies", latencies(model, shapes=shapes), columns, "tab-projected", caption)

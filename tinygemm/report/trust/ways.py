@@ -8,6 +8,7 @@ from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import tables
 from tinygemm.report.base.host import steady_run
 from tinygemm.report.base.tables import GROUP_SIZE, at_shapes, origin, usual
+from tinygemm.report.base.words import shape_name
 from tinygemm.report.models import tables as projections
 
 # ways of timing, each as the columns of a case that it fixes
@@ -53,7 +54,7 @@ def spans(rows: pd.DataFrame) -> pd.DataFrame:
     found = []
     for way, mine in rows.groupby("way", sort=False):
         timed = set(zip(mine["K"], mine["N"], strict=True))
-        missing = ", ".join(f"{K}×{N}" for K, N in STUDY_SHAPES if (K, N) not in timed)
+        missing = ", ".join(shape_name(shape) for shape in STUDY_SHAPES if shape not in timed)
         if 2 * len(timed) > len(STUDY_SHAPES):
             found.append((way, mine["speedup"].min(), mine["speedup"].max(), missing))
     return pd.DataFrame(found, columns=["way", "low", "high", "missing"])
