@@ -92,10 +92,8 @@ def changed(found: pd.DataFrame, names: tuple[str, str]) -> list[Markdown]:
     """A card for each claim that the two runs decide differently, with both answers."""
     cards = []
     for row in found[found["outcome"] == compared.CHANGED].itertuples():
-        answers = [
-            f"{names[0]}: **{row.a_state}**. {row.a_sentence}",
-            f"{names[1]}: **{row.b_state}**. {row.b_sentence}",
-        ]
+        sides = zip(names, (row.a_state, row.b_state), (row.a_sentence, row.b_sentence), strict=True)
+        answers = [f"{name}: **{page.BADGE[state]}**. {sentence}" for name, state, sentence in sides]
         body = "\n\n".join(answers)
         cards.append(Markdown(f":::{{admonition}} {row.claim}\n:class: compared\n\n{body}\n:::"))
     return cards

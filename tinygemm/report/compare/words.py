@@ -8,6 +8,7 @@ import pandas as pd
 
 from tinygemm.digest import same_code
 from tinygemm.report.base import style
+from tinygemm.report.base.bounds import listed
 from tinygemm.report.compare import tables as compared
 from tinygemm.runs import Run
 
@@ -60,7 +61,7 @@ def _limits(a: Run, b: Run) -> list[str]:
     said = []
     for prefix, name in zip("ab", compared.names(a, b), strict=True):
         if alone := compared.only_one_timed(a, b)[prefix]:
-            said.append(f"Only {name} timed: {'; '.join(map(style.name, alone))}.")
+            said.append(f"Only {name} timed: {listed([style.name(backend) for backend in alone])}.")
     old = [name for run, name in zip((a, b), compared.names(a, b), strict=True) if not run.settled]
     if old and a.settled != b.settled:
         said.append(
