@@ -489,13 +489,12 @@ def test_what_a_page_loads_is_at_most_a_megabyte(open_page, book, page):
 def test_axe_finds_no_barrier_in_light_or_dark_on_a_desk_or_a_phone(open_page, page):
     from axe_playwright_python.sync_playwright import Axe
 
-    tab, _ = open_page(page)
     for width, scheme in ((1400, "light"), (360, "dark")):
-        tab.set_viewport_size({"width": width, "height": 800})
-        tab.emulate_media(color_scheme=scheme)
+        tab, _ = open_page(page, {"width": width, "height": 800}, scheme)
         found = Axe().run(tab, options={"preload": False}).response["violations"]
         told = [f"{each['id']}: {node['html'][:120]}" for each in found for node in each["nodes"]]
         assert told == [], f"{width} px, {scheme}"
+        tab.close()
 
 
 @pytest.mark.browser

@@ -23,7 +23,9 @@ def inline(translator, node) -> None:
 
 
 def block(translator, node) -> None:
-    translator.body.append(translator.starttag(node, "div", CLASS="math"))
+    # a wide one scrolls, and then the keyboard must reach it
+    reached = {"tabindex": "0", "role": "group", "aria-label": "Formula"}
+    translator.body.append(translator.starttag(node, "div", CLASS="math", **reached))
     if node.get("number"):
         translator.body.append(f'<span class="eqno">({node["number"]})</span>')
     translator.body.append(f"{mathml(node, as_block=True)}</div>\n")
