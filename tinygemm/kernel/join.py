@@ -35,7 +35,8 @@ def join_projections(model: nn.Module) -> list[str]:
     warns:   where projections stay apart, with the reasons
     raises:  whatever the machine raises, out of memory say; the model is then as it was
     """
-    joined, apart = [], {}
+    joined: list[str] = []
+    apart: dict[str, list[str]] = {}
     with unchanged_on_failure(model):
         for path, owner in list(model.named_modules()):
             for joint, names in JOINTS.items():
@@ -76,7 +77,8 @@ def _reason_against(owner: nn.Module, parts: list[Int4Linear]) -> str | None:
 
 
 def _joined(parts: list[Int4Linear]) -> Int4Linear:
-    bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
+    biases = [part.bias for part in parts if part.bias is not None]
+    bias = torch.cat(biases) if biases else None
     layer = Int4Linear.from_packed(cut.join([part.weight for part in parts]), bias)
     layer.parts = tuple(part.out_features for part in parts)
     for part, words in zip(parts, layer.qweight.split([part.qweight.shape[0] for part in parts]), strict=True):
@@ -88,7 +90,8 @@ def _join(owner: nn.Module, joint: str, layer: Int4Linear) -> None:
     for name in JOINTS[joint]:
         delattr(owner, name)
     setattr(owner, joint, layer)
-    owner.__class__ = _class_of(type(owner), joint)
+    kind: type = type(owner)
+    owner.__class__ = _class_of(kind, joint)
 
 
 class _Joined:
@@ -134,12 +137,12 @@ class _View:
 
 
 @functools.cache
-def _class_of(original: type[nn.Module], joint: str) -> type[nn.Module]:
+def _class_of(original: type, joint: str) -> type[nn.Module]:
     members = {"original": original, "joint": joint, "__module__": __name__, "__doc__": original.__doc__}
     return type(f"Joined{original.__name__}", (_Joined, original), members)
 
 
-def _blank(original: type[nn.Module], joint: str) -> nn.Module:
+def _blank(original: type, joint: str) -> nn.Module:
     """A joined module without any state, for pickle and copy to fill."""
     kind = _class_of(original, joint)
     return kind.__new__(kind)

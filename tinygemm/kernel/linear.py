@@ -7,6 +7,7 @@ import copy
 import warnings
 from collections.abc import Collection, Iterator
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,6 +47,11 @@ class Int4Linear(nn.Module):
     parts:      the out_features of the projections that a joined layer computes, (out_features,) in any other layer
     raises:     ValueError naming the argument and what was expected
     """
+
+    qweight: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor | None
+    bias: torch.Tensor | None
 
     def __init__(
         self,
@@ -125,7 +131,8 @@ class Int4Linear(nn.Module):
 
         raises: TypeError or ValueError naming the buffer and what was expected, the bias included
         """
-        buffers, checked = self._buffers, self._checked  # quicker than asking the module for each
+        buffers: dict[str, Any] = self._buffers  # quicker than asking the module for each
+        checked = self._checked
         qweight, scales, zeros, bias = buffers["qweight"], buffers["scales"], buffers["zeros"], buffers["bias"]
         compiling = torch.compiler.is_compiling()  # a tracer must see the buffers, and leave none of its own behind
         if not compiling and checked is not None:
@@ -366,16 +373,16 @@ def _refused(packed: dict[str, torch.Tensor], own: dict[str, torch.Tensor | None
         return []
     tensors = {name: tensor for name, tensor in packed.items() if isinstance(tensor, torch.Tensor)}
     faults = [
-        f"{name} must be {own[name].dtype}, got {tensor.dtype}: a packed weight cannot be cast"
+        f"{name} must be {mine.dtype}, got {tensor.dtype}: a packed weight cannot be cast"
         for name, tensor in tensors.items()
-        if own[name] is not None and tensor.dtype != own[name].dtype
+        if (mine := own[name]) is not None and tensor.dtype != mine.dtype
     ]
     if own["zeros"] is None and "zeros" in tensors:
         faults.append("zeros are in the state dict, and the layer is symmetric: make it with symmetric=False")
     if own["zeros"] is not None and "zeros" not in tensors:
         faults.append("zeros are not in the state dict, and the layer is asymmetric: make it with symmetric=True")
     scales, zeros = tensors.get("scales", own["scales"]), tensors.get("zeros")
-    if faults or scales.is_meta or fastpath.traced(scales):
+    if faults or scales is None or scales.is_meta or fastpath.traced(scales):
         return faults
     if zeros is not None and (zeros.is_meta or fastpath.traced(zeros) or zeros.shape != scales.shape):
         return faults  # a shape that does not fit is named by torch
