@@ -3,10 +3,11 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help report test times faults test-gpu numerics sanitize bench counters check headline clean
+.PHONY: help report publish test times faults test-gpu numerics sanitize bench counters check headline clean
 
 PYTHON ?= python3
 PARAMS ?=
+SITE ?=
 SHAPES ?= 1,4096,4096;1,4096,1024;1,4096,14336;1,14336,4096
 OUT ?= bench
 BUDGET ?= 120
@@ -25,6 +26,11 @@ help: ## list the targets
 
 report: $(VENV)/.has-report$(if $(and $(GPU),$(PARAMS)),+kernel) ## build the report; PARAMS=notebooks/params/a10g.yaml on that GPU measures it first
 	@$(PY) -m tinygemm.report.build $(if $(PARAMS),-f "$(PARAMS)")
+
+publish: $(VENV)/.has-report ## build the report of the newest run and pack it into _build/tinygemm-report.zip; SITE=https://... is its address
+	@rm -f _build/made_from
+	@TINYGEMM_SITE_URL="$(SITE)" $(PY) -m tinygemm.report.build
+	@$(PY) -m tinygemm.report.publish
 
 test: $(VENV)/.has-report+kernel+models+test ## lint, then every test that needs no GPU; the built book and its pages included
 	@failed=0; \

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import functools
+import gzip
+import html
 import http.server
 import re
 import threading
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from conftest import ROOT, browser_path
@@ -20,9 +24,6 @@ from tinygemm.runs import latest_run
 pytestmark = pytest.mark.book
 CHAPTERS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 PAGES = [*(f"executed/{chapter}.html" for chapter in CHAPTERS), "api.html", "glossary.html", "references.html"]
-TYPESET = [
-    f"executed/{c}.html" for c in CHAPTERS if "$$" in (ROOT / "notebooks" / f"{c}.ipynb").read_text(encoding="utf-8")
-]
 PHONE, DESK = {"width": 375, "height": 800}, {"width": 1280, "height": 900}
 
 
@@ -202,6 +203,7 @@ WORDS = {
     "05_dequantisation": 1400, "06_limits": 800, "07_regimes": 800, "08_peers": 1000, "09_trust": 850,
     "10_repeat": 400, "11_use": 400,
 }  # fmt: skip
+TOOLS = ("12_compare", "13_case")  # pages that answer for other runs and models, with few words of their own
 FIGURES, APPENDIX_WORDS, OPEN_ROWS = 22, 8000, 10
 
 
@@ -220,7 +222,7 @@ def test_main_story_stays_within_its_budget_of_words_and_figures(book):
     assert not {chapter: count for chapter, count in words.items() if count > WORDS[chapter]}
     assert sum(words.values()) <= 12_000
     assert sum(article.count("<figure") for article in articles.values()) <= FIGURES
-    assert set(WORDS) == {chapter for chapter in CHAPTERS if chapter[0].isdigit()}
+    assert {*WORDS, *TOOLS} == {chapter for chapter in CHAPTERS if chapter[0].isdigit()}
 
 
 def test_each_chapter_begins_with_its_answer_and_a_takeaway_and_ends_with_its_doubts(book):
@@ -318,11 +320,13 @@ def test_page_loads_from_the_site_alone_without_a_complaint_and_fits(open_page, 
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("page", TYPESET)
-def test_formulas_are_typeset_by_the_site_itself(open_page, page):
-    tab, complaints = open_page(page)
-    tab.wait_for_selector("mjx-container svg", timeout=10_000)
-    assert tab.locator("article .math").count() == tab.locator("mjx-container").count()
+def test_formulas_are_drawn_by_the_browser_itself(open_page, book):
+    with_formulas = [page for page in PAGES if 'class="math' in (book / page).read_text(encoding="utf-8")]
+    assert with_formulas
+    tab, complaints = open_page(with_formulas[0])
+    sizes = tab.eval_on_selector_all("article .math math", "all => all.map(m => m.getBoundingClientRect().height)")
+    assert len(sizes) == tab.locator("article .math").count()
+    assert min(sizes) > 5
     assert complaints == []
 
 
@@ -359,6 +363,150 @@ def test_search_finds_a_word_of_the_report(open_page):
     tab, complaints = open_page("search.html?q=dequantisation")
     tab.wait_for_selector("#search-results li a")
     assert complaints == []
+
+
+# --- the site as a whole ------------------------------------------------------------------------------
+
+MOST_OF_PAGE, MOST_OF_SITE = 1_000_000, 25_000_000  # bytes; of a page all that it loads, compressed as a server does
+FRONT = "executed/00_answer.html"
+
+
+def head_of(page: Path) -> dict[str, str]:
+    """Title, canonical address and meta tags of a page, by name or property."""
+    text = page.read_text(encoding="utf-8")
+    head = text[: text.index("</head>")]
+    tags = {}
+    for tag in re.findall(r"<(?:meta|link)\b[^>]*>", head):
+        of = dict(re.findall(r'([\w:-]+)="([^"]*)"', tag))
+        key, value = of.get("name") or of.get("property") or of.get("rel"), of.get("content") or of.get("href")
+        if key and value:
+            assert key not in tags or key not in ("viewport", "description", "canonical"), f"{page.name}: two {key}"
+            tags[key] = html.unescape(value)
+    return tags | {"title": html.unescape(re.search("<title>(.*?)</title>", head, re.DOTALL)[1].strip())}
+
+
+def test_each_page_says_what_it_is_about_and_a_shared_link_shows_it(book, run):
+    heads = {page: head_of(book / page) for page in PAGES}
+    for page, head in heads.items():
+        assert 20 <= len(head["description"]) <= 300, page
+        assert head["og:description"] == head["description"]
+        assert (book / page).parent / head["canonical"] == book / page
+        picture = (book / page).parent / head["og:image"]
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    assert len({head["title"] for head in heads.values()}) == len(PAGES)
+    assert len({heads[f"executed/{chapter}.html"]["description"] for chapter in CHAPTERS}) == len(CHAPTERS)
+
+
+def test_each_page_says_when_it_was_measured_and_how_to_cite_it(book, run):
+    for page in PAGES:
+        text = text_of(book / page)
+        assert run.run_id in text
+        assert run.run_id[:10] in text
+        assert "Cite as" in text
+    assert (book / "_static" / "CITATION.cff").is_file()
+
+
+def test_first_address_and_wrong_address_have_pages_of_their_own(book):
+    entrance = head_of(book / "index.html")
+    assert entrance["canonical"] == FRONT
+    assert entrance["description"] == head_of(book / FRONT)["description"]
+    assert "index.html" in (book / "404.html").read_text(encoding="utf-8")
+
+
+def test_each_captioned_table_is_a_csv_file_with_what_the_page_shows(book):
+    seen = 0
+    for chapter in CHAPTERS:
+        page = (book / "executed" / f"{chapter}.html").read_text(encoding="utf-8")
+        links = re.findall(r'<p class="table-data"><a href="([^"]+)" download aria-label="([^"]{10,})"', page)
+        assert len(links) == page.count('<div class="table-caption">')
+        for file, _ in links:
+            rows = list(csv.reader((book / "executed" / file).open(encoding="utf-8", newline="")))
+            assert len(rows) >= 2
+            assert len({len(row) for row in rows}) == 1
+        seen += len(links)
+    assert seen >= 10
+
+
+class Links(HTMLParser):
+    """Addresses that a page points to, and the ids that it has."""
+
+    def __init__(self):
+        super().__init__()
+        self.to, self.ids = [], set()
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.ids |= {given[name] for name in ("id", "name") if given.get(name)}
+        self.to += [given[name] for name in ("href", "src") if given.get(name)]
+
+
+def test_every_internal_link_and_anchor_leads_somewhere(book):
+    parsed = {}
+    for page in book.rglob("*.html"):
+        if "_static" not in page.parts:
+            parsed[page.resolve()] = links = Links()
+            links.feed(page.read_text(encoding="utf-8"))
+    for page, links in parsed.items():
+        for address in links.to:
+            parts = urlsplit(address)
+            if parts.scheme or parts.netloc:
+                continue
+            base = book if parts.path.startswith("/") else page.parent  # only the page of wrong addresses
+            target = (base / unquote(parts.path).lstrip("/")).resolve() if parts.path else page
+            assert target.exists(), f"{page.name}: {address}"
+            if parts.fragment and target in parsed:
+                assert unquote(parts.fragment) in parsed[target].ids | {"top"}, f"{page.name}: {address}"
+
+
+def test_site_is_small_and_holds_nothing_that_no_page_loads(book):
+    files = [path for path in book.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= MOST_OF_SITE
+    assert not [path for path in files if path.suffix == ".map" or "mathjax" in str(path.relative_to(book)).lower()]
+    assert not [path for path in files if path.suffix == ".html" and path.stat().st_size > MOST_OF_PAGE]
+
+
+def test_words_of_a_figure_are_words_in_the_letters_that_it_was_drawn_with(book):
+    figures = list((book / "_images").glob("*.svg"))
+    with_words = [path for path in figures if "<text" in path.read_text(encoding="utf-8")]
+    assert len(with_words) == len(figures)
+    for path in with_words:
+        assert "@font-face" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_loads_is_at_most_a_megabyte(open_page, book, page):
+    tab, _ = open_page(page)
+    loaded = tab.evaluate("performance.getEntriesByType('resource').map(entry => entry.name)")
+    files = {page} | {unquote(urlsplit(address).path).lstrip("/") for address in loaded if address.startswith("http")}
+    sizes = {file: len(gzip.compress((book / file).read_bytes(), 6)) for file in files if (book / file).is_file()}
+    assert len(sizes) > 5
+    assert sum(sizes.values()) <= MOST_OF_PAGE, sizes
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("page", [*PAGES, "index.html", "404.html", "search.html"])
+def test_axe_finds_no_barrier_in_light_or_dark_on_a_desk_or_a_phone(open_page, page):
+    from axe_playwright_python.sync_playwright import Axe
+
+    for width, scheme in ((1400, "light"), (360, "dark")):
+        tab, _ = open_page(page, {"width": width, "height": 800}, scheme)
+        found = Axe().run(tab, options={"preload": False}).response["violations"]
+        told = [f"{each['id']}: {node['html'][:120]}" for each in found for node in each["nodes"]]
+        assert told == [], f"{width} px, {scheme}"
+        tab.close()
+
+
+@pytest.mark.browser
+def test_print_shows_what_is_folded_on_screen_and_cuts_no_table(open_page, book):
+    folded = next(page for page in PAGES if "sd-dropdown" in (book / page).read_text(encoding="utf-8"))
+    tab, _ = open_page(folded)
+    tab.emulate_media(media="print")
+    fold = tab.locator("details.sd-dropdown").first
+    assert fold.locator("table").first.is_visible()
+    assert tab.locator("details.how-made").first.is_hidden()
+    overflow = "all => all.map(box => getComputedStyle(box).overflowX)"
+    assert set(tab.eval_on_selector_all(".pst-scrollable-table-container", overflow)) == {"visible"}
 
 
 # --- how building fails ------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.answer import figures as answer_figures
 from tinygemm.report.answer import tables as one_token
 from tinygemm.report.base import style, tables
+from tinygemm.report.compare import figures as compare_figures
+from tinygemm.report.compare import tables as compared
 from tinygemm.report.dequantisation import figures as dequantisation_figures
 from tinygemm.report.dequantisation import tables as causes
 from tinygemm.report.gains import figures as gains_figures
@@ -98,6 +100,7 @@ DRAW = {
     "published_vs_projected": lambda run, table: predict_figures.published_vs_projected(
         predict.compared(costmodel.fit(run))
     ),
+    "several_gpus": lambda run, table: compare_figures.several_gpus(compared.speedups([run])),
     "limits": lambda run, table: limits_figures.limits(limiters.readings(run)),
     "stalls": lambda run, table: limits_figures.stalls(limiters.readings(counted(run, STALLS))),
     "instruction_mix": lambda run, table: limits_figures.instruction_mix(counts(run)),

@@ -1,30 +1,20 @@
 """What Jupyter Book lacks for this report: alt texts that follow the data, the code of a page at its foot and out of
-the search, tables that the keyboard can scroll and that come as CSV, terms that explain themselves under the pointer,
-figures that open by themselves, and MathJax served by the site."""
+the search, tables that the keyboard can scroll, terms that explain themselves under the pointer, and figures that open
+by themselves."""
 
 from __future__ import annotations
 
-import csv
 import html
 import json
 import re
-import shutil
-from importlib import metadata
 from pathlib import Path
 
 from docutils import nodes
 
 FOLDED = {"tag_hide-input", "tag_injected-parameters", "tag_parameters"}  # classes of cells whose code goes to the foot
 SCROLLED = re.compile(r'<div class="pst-scrollable-table-container">(<table.*?>)(\s*<caption>.*?</caption>)?', re.S)
-
-
 FIGURE = re.compile(r'(<figure\b[^>]*>\s*)(<img\b[^>]*?\bsrc="([^"]+)"[^>]*>)')
-
-
-TABLE = re.compile(r'<table[^>]*\bid="(tab-[^"]+)"[^>]*>.*?</table>', re.S)
 TERM = re.compile(r'<a class="reference internal" href="([^"]*glossary\.html#term-([^"]+))"')
-ROW, CELL = re.compile(r"<tr[^>]*>(.*?)</tr>", re.S), re.compile(r"<t[hd][^>]*>(.*?)</t[hd]>", re.S)
-LONG = 10  # rows above which a table comes as a file, too
 
 
 class HowMade(nodes.General, nodes.Element):
@@ -36,11 +26,10 @@ def setup(app):
     app.connect("source-read", prepare_notebook)
     app.connect("doctree-resolved", move_code_to_the_foot)
     app.connect("html-page-context", let_tables_scroll)
-    app.connect("html-page-context", offer_long_tables)
     app.connect("html-page-context", explain_terms)
     app.connect("html-page-context", let_figures_open)
     app.connect("html-page-context", name_first_page_once)
-    app.connect("build-finished", copy_mathjax)
+    app.connect("html-page-context", name_columns)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -96,27 +85,10 @@ def _scroller(found: re.Match) -> str:
     )
 
 
-def offer_long_tables(app, page: str, template: str, context: dict, doctree) -> None:
-    """Write each long table as a CSV into the site, and link it behind the table."""
-    if "body" not in context:
-        return
-
-    def offered(found: re.Match) -> str:
-        rows = [
-            [html.unescape(re.sub(r"<[^>]*>", "", cell)).strip() for cell in CELL.findall(row)]
-            for row in ROW.findall(found[0])
-        ]
-        if len(rows) <= LONG + 1:
-            return found[0]
-        file = Path(app.outdir, "_static", "tables", f"{found[1]}.csv")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("w", encoding="utf-8", newline="") as stream:
-            csv.writer(stream).writerows(rows)
-        up = "../" * page.count("/")
-        link = f'<p class="table-csv"><a href="{up}_static/tables/{file.name}" download>{found[1]}.csv</a></p>'
-        return f"{found[0]}{link}"
-
-    context["body"] = TABLE.sub(offered, context["body"])
+def name_columns(app, page: str, template: str, context: dict, doctree) -> None:
+    """Say of each heading of a table that it is of a column, for who hears the table cell by cell."""
+    if "body" in context:
+        context["body"] = context["body"].replace('<th class="head', '<th scope="col" class="head')
 
 
 def explain_terms(app, page: str, template: str, context: dict, doctree) -> None:
@@ -144,15 +116,3 @@ def name_first_page_once(app, page: str, template: str, context: dict, doctree) 
     """Keep the browser from showing the name of the book twice: the first page bears it, too."""
     if page == app.config.root_doc:
         context["title"] = "The answer"
-
-
-def copy_mathjax(app, exception) -> None:
-    """Copy the one MathJax file that pages load; in book/_static every page would load it, formulas or not."""
-    if exception or app.builder.format != "html":
-        return
-    script = metadata.distribution("sphinx-mathjax-offline").locate_file(
-        "sphinx-mathjax-offline/static/mathjax/tex-svg.js"
-    )
-    target = Path(app.outdir, "_static", app.config.mathjax_path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(script, target)

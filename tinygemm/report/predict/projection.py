@@ -37,7 +37,7 @@ def assumptions(model, spec: GpuSpec) -> pd.DataFrame:
 
     returns: assumption, value, low, high (factors on the quantity named), why
     """
-    rows = [(a.assumption, a.value, a.low, a.high, a.why) for a in _assumed(model, spec)]
+    rows = [(a.assumption, a.value, a.low, a.high, a.why) for a in assumed(model, spec)]
     return pd.DataFrame(rows, columns=["assumption", "value", "low", "high", "why"])
 
 
@@ -88,7 +88,8 @@ def scaled(model, fitted: Fitted, spec: GpuSpec, knobs: dict[str, float] | None 
     )
 
 
-def _assumed(model, spec: GpuSpec) -> list[Assumption]:
+def assumed(model, spec: GpuSpec) -> list[Assumption]:
+    """Everything that a projection to a GPU assumes; nothing for the model's own."""
     base = model.spec
     if spec.key == base.key:
         return []
@@ -135,7 +136,7 @@ def _effects(model, fitted: Fitted, shapes: dict, bits, launch: str, spec: GpuSp
         return eager_us(here.terms, device) if launch == "eager" else device
 
     middle = latency({})
-    ends = [[np.log(latency({a.knob: end}) / middle) for end in (a.low, a.high)] for a in _assumed(model, spec)]
+    ends = [[np.log(latency({a.knob: end}) / middle) for end in (a.low, a.high)] for a in assumed(model, spec)]
     return middle, np.array(ends).reshape(len(ends), 2, len(middle))
 
 

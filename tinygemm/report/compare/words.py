@@ -1,0 +1,73 @@
+"""What two runs have in common and what they lack, in sentences that the page and the command share."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from tinygemm.digest import same_code
+from tinygemm.report.base import style
+from tinygemm.report.base.bounds import listed
+from tinygemm.report.compare import tables as compared
+from tinygemm.runs import Run
+
+
+def summary(a: Run, b: Run, cases: pd.DataFrame) -> list[str]:
+    """What was compared, and how far it can be: one sentence each.
+
+    cases: compared.shared_cases(a, b)
+    """
+    first, second = compared.names(a, b)
+    if cases.empty:
+        return [f"{first} and {second} have no timed case in common: no time can be compared.", *_limits(a, b)]
+    said = [
+        f"{len(cases):,} cases were timed in both runs. A ratio above 1 means that {first} is faster than {second}."
+    ]
+    ratio = cases.drop_duplicates("backend").set_index("backend")["ratio"]
+    if "copy" in ratio:
+        said.append(f"{first} copies memory {ratio['copy']:.2f} times as fast as {second}.")
+    if "empty-node" in ratio:
+        said.append(f"An empty graph node takes {1 / ratio['empty-node']:.2f} times as long on {first}.")
+    return said + _limits(a, b)
+
+
+def intervals(spread: float) -> str:
+    """What the intervals of the ratios cover.
+
+    spread: compared.widest_spread(a, b)
+    """
+    if math.isnan(spread):
+        return (
+            "Intervals cover the scatter within both runs. How far two runs of one GPU lie apart is not in them: no "
+            "second run that compares is recorded."
+        )
+    return f"Intervals cover the scatter within both runs and {spread:.1%} between runs of one GPU, as measured."
+
+
+def verdicts(found: pd.DataFrame) -> str:
+    """How many claims changed. found: compared.verdicts(a, b)"""
+    counts = found["outcome"].value_counts()
+    changed, same, one = (
+        int(counts.get(outcome, 0)) for outcome in (compared.CHANGED, compared.SAME, compared.ONE_DECIDES)
+    )
+    return (
+        f"Claims that both runs judge: {len(found)}. Decided differently: {changed}. The same: {same}. "
+        f"Decided by one run only: {one}."
+    )
+
+
+def _limits(a: Run, b: Run) -> list[str]:
+    said = []
+    for prefix, name in zip("ab", compared.names(a, b), strict=True):
+        if alone := compared.only_one_timed(a, b)[prefix]:
+            said.append(f"Only {name} timed: {listed([style.name(backend) for backend in alone])}.")
+    old = [name for run, name in zip((a, b), compared.names(a, b), strict=True) if not run.settled]
+    if old and a.settled != b.settled:
+        said.append(
+            f"The run of {old[0]} has an older schema: its graphs were timed in whatever state earlier launches left, "
+            "which can move times by some percent."
+        )
+    if not same_code(a.provenance, b.provenance):
+        said.append("Our own kernels are not known to be the same code in both runs, so their ratios mix code and GPU.")
+    return said
