@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -265,6 +266,15 @@ def test_a_model_that_is_given_takes_the_weights(llama, tmp_path):
     assert_close(model(TOKENS).logits.view(10, -1), reference(TOKENS).logits.view(10, -1), max_err=3e-2, rms_err=8e-3)
 
 
+@pytest.mark.parametrize("package", ["transformers", "accelerate"])
+def test_a_model_is_wanted_where_none_can_be_made(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    folder = write(tmp_path / "m", *small())
+    with pytest.raises(ModuleNotFoundError, match=f"{package} is not installed.*pass a model"):
+        tinygemm.load_checkpoint(folder)
+    tinygemm.load_checkpoint(folder, Small())
+
+
 def test_tied_embeddings_stay_tied(llama, tmp_path):
     folder, _ = stored_llama(llama, tmp_path / "tied", "gptq", shards=1)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"tie_word_embeddings": True}
@@ -314,7 +324,7 @@ def test_tensors_without_a_place_are_named(tmp_path):
 
 def test_a_meta_model_gets_values_and_a_meta_buffer_is_refused(tmp_path):
     folder = write(tmp_path / "m", *small())
-    model = tinygemm.load_checkpoint(folder, Small().to("meta"))
+    model = tinygemm.load_checkpoint(folder, Small().to("meta"), device="cpu")
     assert torch.equal(model.norm.weight, torch.arange(128).half())
     model = Small().to("meta")
     model.register_buffer("angles", torch.ones(3, device="meta"), persistent=False)
@@ -418,6 +428,7 @@ REFUSED = {  # what is wrong with a checkpoint, and what the sentence names
         lambda tensors, quantization: tensors.update({"proj.g_idx": torch.zeros(128, dtype=torch.int32)}),
         [FILE, "proj.g_idx", "32 of the 128"],
     ),
+    "a list in the place of an object": ("gptq", said(dynamic=["proj"]), ["config.json", "gptq"]),
     "another order of awq": ("awq", said(version="gemv"), ["config.json", "gemv"]),
     "awq of 3 bits": ("awq", said(bits=3), ["config.json", "bits must be 4, got 3"]),
     "activations quantised": ("compressed-tensors", group_of(input_activations={"num_bits": 8}), ["input_activations"]),

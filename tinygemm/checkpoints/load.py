@@ -39,11 +39,11 @@ def load_checkpoint(
     """
     checkpoint = QuantizedCheckpoint(path)
     model = _empty_model(checkpoint.stored) if model is None else model
-    linears = {path: _linear(model, checkpoint, path) for path in checkpoint.layers}
+    linears = {name: _linear(model, checkpoint, name) for name in checkpoint.layers}
     targets = _targets(model, checkpoint)
-    layers = {path: _layer(checkpoint, path, linear, device) for path, linear in linears.items()}
-    for path, layer in layers.items():
-        _put(model, path, layer)
+    layers = {name: _layer(checkpoint, name, linear, device) for name, linear in linears.items()}
+    for name, layer in layers.items():
+        _put(model, name, layer)
     for name, target in targets.items():
         _fill(model, target, checkpoint.stored.tensor(name, _place(target.tensor, device)))
     return model if device is None else model.to(device)
