@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from tinygemm.harness import verify
-from tinygemm.harness.contender import Backend, Variant
 from tinygemm.harness.timing import Reading
+from tinygemm.harness.variant import Backend, Variant
 
 GPU = {"key": "h200", "name": "NVIDIA H200", "l2_bytes": 1000}
 

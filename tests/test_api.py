@@ -11,7 +11,7 @@ import tinygemm
 
 
 def test_an_unknown_name_is_an_attribute_error_that_lists_the_known_ones():
-    with pytest.raises(AttributeError, match=r"no attribute 'quantise'; it has Int4Linear, PackedInt4, dequantize"):
+    with pytest.raises(AttributeError, match=r"no attribute 'quantise'; it has ColwiseInt4, Int4Linear, PackedInt4"):
         _ = tinygemm.quantise
 
 
@@ -30,7 +30,8 @@ def test_the_interpreter_of_triton_is_refused_in_words():
             call()
 
 
-def test_without_a_gpu_and_without_the_interpreter_a_model_runs():
+@pytest.mark.parametrize("triton", ["", "import sys; sys.modules['triton'] = None"], ids=["triton", "no-triton"])
+def test_without_a_gpu_and_without_the_interpreter_a_model_runs(triton):
     code = """
 import torch, tinygemm
 model = torch.nn.Sequential(torch.nn.Linear(256, 64), torch.nn.ReLU(), torch.nn.Linear(64, 16)).bfloat16()
@@ -39,6 +40,8 @@ with torch.no_grad():
     before = model(x)
     tinygemm.quantize_model(model, group_size=32)
     assert (model(x) - before).norm() < 0.3 * before.norm()
+    exported = torch.export.export(model, (x,)).module()
+    assert torch.equal(exported(x), model(x))
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    subprocess.run([sys.executable, "-c", triton + code], check=True, env=environment)

@@ -11,7 +11,8 @@ import torch
 from fake_gpu import FakeClock, fake_backend
 from ptx import emulated
 
-from tinygemm.harness import compile, contest, own, peers, registry, timing, verify
+from tinygemm.harness import choose, compile, ours, peers, registry, timing, verify
+from tinygemm.harness.measure import measure_group
 from tinygemm.harness.plan import Group, SweepPlan
 from tinygemm.harness.suites import REPORT_BACKENDS
 from tinygemm.harness.verify import BF16_TOLERANCE, FP16_TOLERANCE, GEMLITE_TOLERANCE, MismatchError
@@ -43,12 +44,12 @@ def operands(problem=PROBLEM, symmetric=True):
 def bench_of(clock, *chosen, **plan):
     registry = {backend.name: backend for backend in chosen}
     plan = SweepPlan((PROBLEM,), backends=("fp16-cublas",), **plan)
-    return contest.Bench(plan, {"key": "h200", "l2_bytes": 1000}, clock, "cpu", registry)
+    return choose.Bench(plan, {"key": "h200", "l2_bytes": 1000}, clock, "cpu", registry)
 
 
 def ready_of(bench, weights, problem=PROBLEM, launch="graph", l2_state="cold", **others):
     group = Group(problem, str(problem), launch, l2_state, tuple(bench.backends), **others)
-    return contest.make_ready(bench, [group], weights)
+    return choose.make_ready(bench, [group], weights)
 
 
 # --- the registry ---------------------------------------------------------------------------------------------------
@@ -184,8 +185,8 @@ def test_without_a_split_the_tile_is_not_that_of_the_tuning(N, tiles, monkeypatc
     """Every tile that divides N; one with a remainder, where none does."""
 
     def variants(tuned):
-        monkeypatch.setattr(own, "select", lambda *_, **__: (tuned, "table"))
-        return own.no_split_variants(GemmProblem(1, N, 4096), "h200")
+        monkeypatch.setattr(ours, "select", lambda *_, **__: (tuned, "table"))
+        return ours.no_split_variants(GemmProblem(1, N, 4096), "h200")
 
     found = variants(LaunchConfig("splitk", 8, 32, 2048, 4, 8, 1, 128))
     assert [variant.config.block_n for variant in found] == tiles
@@ -257,7 +258,7 @@ def asymmetric_configs(name, problem, gpu) -> list[LaunchConfig]:
     if name == "int4-more-split":
         return [replace(config, split_k=2 * config.split_k)]
     if name == "int4-no-dequant" and config.max_registers:
-        unspilled = min(own.UNSPILLED, own.REGISTERS // (32 * config.num_warps))
+        unspilled = min(ours.UNSPILLED, ours.REGISTERS // (32 * config.num_warps))
         return list(dict.fromkeys([config, replace(config, max_registers=unspilled)]))
     if name == "int4-serial":
         each = [select(problem, gpu, form, symmetric=False)[0] for form in ("splitk", "ring")]
@@ -284,7 +285,7 @@ def test_some_config_of_the_study_is_another_one_for_asymmetric_weights(name):
     assert (plain == zeros) == (name in ("int4-static", "int4-asymmetric")), "one config, or always with zeros"
 
 
-def test_the_contest_and_the_compiler_ask_for_what_the_plan_stores(monkeypatch):
+def test_the_choice_and_the_compiler_ask_for_what_the_plan_stores(monkeypatch):
     clock, asked = FakeClock(), []
     backend = fake_backend("int4", clock)
     known = backend.variants
@@ -307,7 +308,7 @@ def test_some_config_of_the_study_has_a_limit_of_registers_to_lose():
 @pytest.mark.parametrize("limit", [0, 128, 168])
 def test_without_dequantisation_a_limit_of_registers_is_one_that_it_keeps(limit, monkeypatch):
     tuned = LaunchConfig("splitk", 8, 32, 2048, 1, 8, 1, limit)
-    monkeypatch.setattr(own, "select", lambda *_, **__: (tuned, "table"))
+    monkeypatch.setattr(ours, "select", lambda *_, **__: (tuned, "table"))
     raced = registry.BACKENDS["int4-no-dequant"].variants(PROBLEM, "h200")
     assert {variant.config.max_registers for variant in raced} == {limit, 168 if limit else 0}
     assert len({variant.source for variant in raced}) == len(raced)
@@ -317,7 +318,7 @@ def test_without_dequantisation_a_limit_of_registers_is_one_that_it_keeps(limit,
 
 def test_without_dequantisation_a_program_of_many_warps_still_fits_into_an_sm(monkeypatch):
     tuned = LaunchConfig("splitk", 8, 16, 4096, 1, 16, 1, 96)
-    monkeypatch.setattr(own, "select", lambda *_, **__: (tuned, "table"))
+    monkeypatch.setattr(ours, "select", lambda *_, **__: (tuned, "table"))
     raced = registry.BACKENDS["int4-no-dequant"].variants(PROBLEM, "h200")
     assert [variant.config.max_registers for variant in raced] == [96, 128]
     assert all(32 * 16 * variant.config.max_registers <= 65536 for variant in raced)
@@ -343,7 +344,7 @@ def test_the_search_races_what_int4_takes_and_the_best_candidates_by_the_model()
     variants = registry.BACKENDS["int4-searched"].variants(problem, "h200")
     (selected,) = registry.BACKENDS["int4"].variants(problem, "h200")
     assert variants[0].config == selected.config
-    assert len({variant.source for variant in variants}) == len(variants) == own.SEARCHED
+    assert len({variant.source for variant in variants}) == len(variants) == ours.SEARCHED
     assert all(problem.N % variant.config.block_n == 0 for variant in variants[1:])
 
 
@@ -601,8 +602,8 @@ def test_of_many_variants_each_is_timed_alone_and_the_best_against_each_other():
     ready = ready_of(bench_of(clock, fake_backend("peer", clock, us, variants=names)), Weights(packed, 1000))
     assert ready["peer"].variant.source == "v19"
     rounds = [entry[1] for entry in clock.log if entry[0] == "round"]
-    assert set(rounds) == {1, contest.FINALISTS}
-    assert rounds.count(contest.FINALISTS) == contest.CHOICE_ROUNDS + 3
+    assert set(rounds) == {1, choose.FINALISTS}
+    assert rounds.count(choose.FINALISTS) == choose.CHOICE_ROUNDS + 3
 
 
 def test_a_variant_that_is_wrong_is_no_candidate_even_if_it_is_the_fastest():
@@ -628,13 +629,13 @@ def test_a_weight_that_does_not_fit_in_memory_is_every_contenders_misfortune(mon
     group = Group(PROBLEM, str(PROBLEM), "graph", "cold", ("a", "b"))
     with monkeypatch.context() as patch:
         patch.setattr(registry, "operands", too_large)
-        weights = contest.make_weights(bench, group)
-    ready = contest.make_ready(bench, [group], weights)
-    cases, samples = contest.measure_group(bench, group, ready, weights)
+        weights = choose.make_weights(bench, group)
+    ready = choose.make_ready(bench, [group], weights)
+    cases, samples = measure_group(bench, group, ready, weights)
     assert [case.status for case in cases] == ["out_of_memory"] * 2
     assert samples == []
     monkeypatch.setattr(quant, "reference_gemm", too_large)
-    ready = contest.make_ready(bench, [group], contest.make_weights(bench, group))
+    ready = choose.make_ready(bench, [group], choose.make_weights(bench, group))
     assert {state.status for state in ready.values()} == {"out_of_memory"}
 
 
@@ -672,7 +673,7 @@ def test_a_failure_gets_its_own_word_and_one_line(product, status, message):
     ready = ready_of(bench, Weights(packed, 1000))
     assert ready["bad"].status == status
     assert ready["bad"].message.startswith(message)
-    assert isinstance(ready["good"], contest.Ready)
+    assert isinstance(ready["good"], choose.Ready)
 
 
 def test_a_config_that_does_not_exist_is_unsupported():
@@ -697,7 +698,7 @@ def test_a_lost_context_stops_everything():
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     _, packed, _ = operands()
-    with pytest.raises(contest.SweepStoppedError, match=r"no longer answers.*illegal memory access"):
+    with pytest.raises(choose.SweepStoppedError, match=r"no longer answers.*illegal memory access"):
         ready_of(bench_of(clock, fake_backend("bad", clock, product=illegal)), Weights(packed, 1000))
 
 
@@ -711,10 +712,10 @@ def test_every_backend_is_right_on_the_gpu_or_says_why_not(problem, symmetric):
     from tinygemm import hardware
 
     plan = SweepPlan((problem,), symmetric=symmetric, backends=tuple(registry.BACKENDS))
-    bench = contest.Bench(plan, hardware.snapshot(), timing.CudaClock())
+    bench = choose.Bench(plan, hardware.snapshot(), timing.CudaClock())
     packed = registry.operands(problem, symmetric, "cuda", 0)
     ready = ready_of(bench, Weights(packed, bench.gpu["l2_bytes"]), problem)
-    refused = {name: state for name, state in ready.items() if isinstance(state, contest.Refused)}
+    refused = {name: state for name, state in ready.items() if isinstance(state, choose.Refused)}
     assert {state.status for state in refused.values()} <= {"unsupported"}, refused
     needed = {"fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4", "aten-int4mm"}
     assert not needed & set(refused), refused

@@ -341,15 +341,15 @@ def test_tune_searches_a_weight_once_however_often_it_is_named(gpu, tmp_path, mo
 
 
 def test_counters_keeps_ncus_own_csvs_beside_the_table(gpu, tmp_path, monkeypatch):
-    from tinygemm.harness import counters
+    from tinygemm.harness import ncu
 
     text = (NCU / "wide_int4.csv").read_text(encoding="utf-8")
 
     def collect(targets, say, **settings):
         (target,) = targets
-        return counters.read_text(text, "x", target.case_id), {counters.log_name(target): text}
+        return ncu.read_text(text, "x", target.case_id), {ncu.log_name(target): text}
 
-    monkeypatch.setattr(counters, "collect", collect)
+    monkeypatch.setattr(ncu, "collect", collect)
     succeed("counters", "--shape_list", "1,4096,1024", "--backend", "int4", "--out_dir", tmp_path / "D")
     table = pd.read_csv(tmp_path / "D" / "counters.csv")
     assert table.columns.tolist() == columns_of(runs.Counter)
@@ -367,7 +367,7 @@ def test_static_cost_is_of_the_gpu_that_a_name_stands_for(tmp_path, monkeypatch,
     monkeypatch.setattr(limiters, "static_file", lambda key: tmp_path / f"{key}.csv")
     succeed("static-cost", "--gpu", "H100 SXM")
     assert (tmp_path / "h100-80gb-hbm3.csv").read_text(encoding="utf-8") == "gpu\nh100-80gb-hbm3\n"
-    assert "unknown GPU 'H100 PCIe'" in refuse(capsys, "static-cost", "--gpu", "H100 PCIe")
+    assert "unknown GPU 'H100 CNX'" in refuse(capsys, "static-cost", "--gpu", "H100 CNX")
 
 
 def test_tune_on_a_gpu_whose_peaks_are_not_known_says_so(gpu, tmp_path, monkeypatch, capsys):
@@ -479,12 +479,12 @@ def test_without_a_gpu_what_measures_says_so(no_gpu, tmp_path, capsys, arguments
 
 
 def test_without_permission_for_counters_it_says_how_to_allow_them(gpu, tmp_path, capsys, monkeypatch):
-    from tinygemm.harness import counters
+    from tinygemm.harness import ncu
 
     def collect(targets, **settings):
-        raise counters.CountersUnavailableError(counters.PERMISSION_HELP)
+        raise ncu.CountersUnavailableError(ncu.PERMISSION_HELP)
 
-    monkeypatch.setattr(counters, "collect", collect)
+    monkeypatch.setattr(ncu, "collect", collect)
     assert "NVreg_RestrictProfilingToAdminUsers=0" in refuse(capsys, "counters", "--out_dir", tmp_path / "D")
     assert not (tmp_path / "D").exists()
 

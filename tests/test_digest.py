@@ -36,7 +36,7 @@ def today():
     ("triton/splitk.py", "import triton\n", "import triton  # the compiler\nimport os\n"),
     ("triton/pipelined.py", "lane", "thread"),
     ("launches.py", "SHARED_BYTES = 48 * 1024", "SHARED_BYTES = (48\n    * 1024)"),
-    ("configs.py", '"""How a kernel is cut into programs.', '"""The cut of a kernel into programs.'),
+    ("configs.py", '"""The cut of a kernel into programs.', '"""The programs of a kernel.'),
     ("NOTES.md", "the", "that"),
 ])  # fmt: skip
 def test_words_and_names_of_locals_do_not_change_it(change, name, old, new):

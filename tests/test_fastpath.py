@@ -1,7 +1,10 @@
 """The private names of Triton and torch on which the fast path rests: where one is gone, its test says which."""
 
+import ast
 import inspect
+import re
 from operator import attrgetter
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from tinygemm.kernel import fastpath
 
 TORCH = (
     "_C._len_torch_dispatch_stack", "_C._get_tracing_state", "_C._functorch.peek_interpreter_stack",
-    "_C._is_any_autocast_enabled", "autograd.forward_ad._current_level",
+    "_C._is_any_autocast_enabled", "autograd.forward_ad._current_level", "cuda._sleep",
 )  # fmt: skip
 TORCH_CUDA = ("_C._cuda_getDevice", "_C._cuda_getCurrentRawStream")
 KNOBS = (
@@ -63,6 +66,20 @@ def test_triton_sets(owner, name):
 def test_the_launcher_describes_its_arguments(name):
     if fastpath._version >= (3, 7):
         assert f"self.{name} =" in inspect.getsource(CudaLauncher), f"triton's CudaLauncher no longer has {name}"
+
+
+def private_names(source: str) -> list[str]:
+    """The names of torch and Triton, written out as torch.cuda._sleep, that are private; operators are left out."""
+    chains = (ast.unparse(node) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute))
+    ours = (chain for chain in chains if re.match(r"(torch|triton)\.(?!ops\.)", chain))
+    return [chain for chain in ours if chain.split(".")[-1].startswith("_") and not chain.endswith("__")]
+
+
+def test_no_other_file_looks_at_a_private_name():
+    assert private_names("torch.cuda._sleep(1); torch.__version__; x._y") == ["torch.cuda._sleep"]
+    package = Path(fastpath.__file__).parents[1]
+    found = {file.name: private_names(file.read_text(encoding="utf-8")) for file in package.rglob("*.py")}
+    assert {name for name, names in found.items() if names} == {"fastpath.py"}
 
 
 def test_the_installed_triton_is_one_whose_launch_call_is_known():

@@ -294,6 +294,17 @@ def test_the_rule_reaches_every_layer(model):
     assert (absmax.layers[0].up_proj.scales > 0).all()
 
 
+def test_a_search_reaches_every_layer(model):
+    for symmetric in (True, False):
+        searched = copy.deepcopy(model)
+        quantize_model(searched, symmetric=symmetric, search=True)
+        w = quantize(model.layers[0].up_proj.weight, symmetric=symmetric, search=True)
+        layer = searched.layers[0].up_proj
+        assert torch.equal(layer.scales, w.scales)
+        assert torch.equal(layer.qweight, w.qweight)
+        assert not torch.equal(w.scales, quantize(model.layers[0].up_proj.weight, symmetric=symmetric).scales)
+
+
 # --- what a layer does beside its product ----------------------------------------------------------------------------
 
 

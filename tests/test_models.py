@@ -1,47 +1,16 @@
 """Model table: projections are those of the published files, cut as engines cut them, and every refusal says why."""
 
-import json
-
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tinygemm import models
-from tinygemm.models import MODELS, Model, decode_shapes, from_config, projections
+from tinygemm.models import MODELS, Model, Span, Weight, decode_shapes, projections
 from tinygemm.problem import LLAMA_3_8B, GemmProblem
-
-# a config.json in the style of each family, as the hub has them; keys that nobody reads left in on purpose
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-    "rope_theta": 500000.0, "torch_dtype": "bfloat16",
-}  # fmt: skip
-GEMMA = {
-    "model_type": "gemma2", "hidden_size": 3584, "intermediate_size": 14336, "num_hidden_layers": 42,
-    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256, "vocab_size": 256000,
-}  # fmt: skip
-QWEN = {
-    "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-    "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True,
-}  # fmt: skip
-PHI = {
-    "model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32064,
-}  # fmt: skip
-MISTRAL = LLAMA | {"model_type": "mistral", "vocab_size": 32768, "head_dim": None}
 
 
 def shapes(model, tp=1):
     return {layer.layer: (layer.K, layer.N, layer.group_size) for layer in projections(model, tp)}
-
-
-@pytest.fixture
-def config(tmp_path):
-    def write(values, name="some-model"):
-        path = tmp_path / name / "config.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(values if isinstance(values, str) else json.dumps(values), encoding="utf-8")
-        return path
-
-    return write
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -75,14 +44,53 @@ def test_the_named_layers_of_the_report_agree_with_the_table():
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.key)
 def test_a_model_is_named_by_its_key_and_says_where_its_figures_stand(model):
-    assert models.model_named(model.key) is model
+    for name in (model.key, model.key.upper(), model.source.partition("/")[2]):
+        assert models.known_model(name) is model
     assert model.source.startswith("huggingface.co/")
     assert model.heads % model.kv_heads == 0
 
 
-def test_an_unknown_model_is_refused_with_the_known_names():
-    with pytest.raises(ValueError, match=r"unknown model 'llama-9'.*llama-3-8b.*config\.json"):
-        models.model_named("llama-9")
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("Qwen/Qwen2.5-7B-Instruct", "qwen2.5-7b"),
+        ("google/gemma-2-9b-it", "gemma-2-9b"),
+        ("Meta-Llama-3-70B-Instruct", "llama-3-70b"),
+        ("microsoft/Phi-3-mini-128k-instruct", "phi-3-mini"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b"),
+        ("Qwen/Qwen2.5-7B-Instruct-AWQ", None),
+        ("someone/llama-3-8b", None),
+        ("llama", None),
+        ("", None),
+    ],
+)
+def test_a_name_on_a_hub_is_that_of_the_same_shapes_and_no_other(name, key):
+    assert models.known_model(name) is MODELS.get(key)
+
+
+# --- experts --------------------------------------------------------------------------------------------------------
+
+
+@given(experts=st.integers(1, 256), used=st.integers(1, 8), layers=st.integers(1, 80), M=st.integers(1, 16))
+def test_the_products_of_a_step_hold_every_token_of_every_expert(experts, used, layers, M):
+    weight = Weight("w", 64, 64, layers, experts, min(used, experts))
+    calls, tokens = weight.calls(M), weight.tokens(M)
+    assert calls <= layers * experts
+    assert calls * tokens >= layers * M * weight.used > calls * (tokens - 1)
+    if experts == 1:
+        assert (calls, tokens) == (layers, M)
+    if experts >= M * weight.used:
+        assert (calls, tokens) == (layers * M * weight.used, 1)
+
+
+@given(count=st.integers(1, 64), width=st.integers(1, 256), tp=st.integers(1, 16), repeated=st.booleans())
+def test_units_are_cut_evenly_repeated_or_refused(count, width, tp, repeated):
+    span = Span(count, width, "units", repeated)
+    if span.obstacle(tp):
+        assert count % tp
+        assert not (repeated and tp % count == 0)
+    else:
+        assert span.size(tp) * tp == width * max(count, tp if repeated else count)
 
 
 # --- tensor parallelism ---------------------------------------------------------------------------------------------
@@ -159,57 +167,3 @@ def test_decode_shapes_are_distinct_sorted_problems_of_possible_degrees():
         (layer.K, layer.N, layer.group_size) for tp in (1, 2) for layer in projections(MODELS["qwen2.5-0.5b"], tp)
     }
     assert wanted <= set(found)
-
-
-# --- config.json ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("values", "key"),
-    [
-        (LLAMA, "llama-3-8b"),
-        (MISTRAL, "mistral-7b"),
-        (QWEN, "qwen2.5-0.5b"),
-        (GEMMA, "gemma-2-9b"),
-        (PHI, "phi-3-mini"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_config_of_each_family_describes_the_model_of_the_table(config, values, key):
-    path = config(values, key)
-    read = models.model_named(str(path))
-    known = MODELS[key]
-    assert read == Model(
-        key, known.hidden, known.intermediate, known.layers, known.heads, known.kv_heads, known.head_dim, known.vocab,
-        "config.json",
-    )  # fmt: skip
-    assert projections(read, 2) == projections(known, 2)
-
-
-def test_missing_kv_heads_are_as_many_as_heads(config):
-    assert from_config(config({k: v for k, v in PHI.items() if k != "num_key_value_heads"})).kv_heads == 32
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"hidden_size": None}, "config.json: hidden_size must be a positive integer, got None"),
-        ({"num_hidden_layers": "32"}, "config.json: num_hidden_layers must be a positive integer, got '32'"),
-        ({"intermediate_size": True}, "config.json: intermediate_size"),
-        ({"model_type": "mixtral"}, "config.json: model_type is 'mixtral'; supported: llama"),
-        ({"model_type": None}, "config.json: model_type is None"),
-        ({"num_attention_heads": 30, "num_key_value_heads": 30}, "config.json: head_dim is missing"),
-        ({"num_key_value_heads": 5}, "config.json: num_key_value_heads=5 does not divide"),
-    ],
-)
-def test_a_config_that_cannot_be_used_is_refused_by_file_and_key(config, change, match):
-    with pytest.raises(ValueError, match=match):
-        from_config(config(LLAMA | change))
-
-
-@pytest.mark.parametrize(
-    ("text", "match"), [("{", "config.json: not JSON"), ("[]", "config.json: expected a JSON object")]
-)
-def test_a_file_that_is_no_object_is_refused(config, text, match):
-    with pytest.raises(ValueError, match=match):
-        from_config(config(text))

@@ -1,5 +1,7 @@
 """The planter: a fault is caught, missed or stale, and the checkout is left as it was."""
 
+import planted_faults
+import planted_gpu_faults
 import pytest
 from planter import Fault, PlantingError, copy_of, outcome, run_all
 
@@ -14,6 +16,14 @@ def test_nothing():
 """
 SEEN, UNSEEN = ("tests/test_half.py::test_half",), ("tests/test_half.py::test_nothing",)
 CAUGHT = Fault("a third", "package/half.py", "/ 2", "/ 3", SEEN)
+
+
+@pytest.mark.parametrize(
+    "fault", [*planted_faults.FAULTS, *planted_gpu_faults.FAULTS], ids=lambda fault: fault.name.replace(" ", "-")
+)
+def test_the_text_of_every_fault_stands_in_its_file_once(fault):
+    text = (planted_faults.ROOT / fault.file).read_text(encoding="utf-8")
+    assert text.count(fault.old) == 1, f"{fault.file} has {text.count(fault.old)} times {fault.old!r}"
 
 
 @pytest.fixture

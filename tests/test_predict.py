@@ -143,7 +143,8 @@ def test_predict_of_a_gpu_that_was_never_recorded_is_projected_from_the_newest_r
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("--gpu", "h1000"), "unknown GPU 'h1000'; known: h100-80gb-hbm3, "),
+        (("--gpu", "h1000"), "unknown GPU 'h1000'; known: h100-"),
+        (("--gpu", "t4"), "Tesla T4 has no cp.async"),
         (("--gpu", "l4", "--shape_list", "1,4096"), "shape '1,4096' is not M,K,N"),
         (("--gpu", "l4", "--shape_list", "64,4096,4096"), "the model describes decode, M of 1 to 16"),
         (("--gpu", "l4", "--backend", "int3"), "unknown backend int3; known: fp16-cublas"),
@@ -159,6 +160,22 @@ def test_predict_refuses_in_one_line(run, tmp_path, capsys, arguments, complaint
     assert stop.value.code == 1
     assert complaint in capsys.readouterr().err
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_recorded_gpu_whose_figures_nobody_listed_is_answered_from_its_run(tmp_path, monkeypatch):
+    from tinygemm import cli, hardware
+
+    run = synthetic.load(tmp_path, gpu="a10g", m_list=(1,), modes=(("graph", "cold"),), n_samples=5, counters=False)
+    monkeypatch.delitem(hardware.GPUS, "a10g")
+    for more in ((), ("--run", str(run.path))):
+        arguments = ("--gpu", "NVIDIA A10G", "--csv", str(tmp_path / "out.csv"), "--data_root", str(tmp_path))
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["predict", *arguments, *more, "--shape_list", "1,4096,4096", "--launch", "graph"])
+        assert stop.value.code == 0
+        assert "measured" in set(pd.read_csv(tmp_path / "out.csv")["kind"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["predict", "--gpu", "quadro-x", "--csv", str(tmp_path / "out.csv"), "--run", str(run.path)])
+    assert stop.value.code == 1, "of a GPU that is neither known nor the run's"
 
 
 # --- the chapter ----------------------------------------------------------------------------------------------------

@@ -147,6 +147,57 @@ def test_by_absmax_the_scale_is_a_seventh_of_the_largest_magnitude():
     assert unpack(w).min() == 1
 
 
+def error_of_each_group(w, weight):
+    """Squared error in float64: [N, groups]"""
+    return (dequantize(w, torch.float64) - weight.double()).square().view(w.N, -1, w.group_length).sum(-1)
+
+
+@settings(max_examples=80, deadline=None)
+@given(weights(), st.sampled_from(WAYS))
+def test_a_searched_scale_loses_no_more_than_the_rule_in_any_group(weight_and_group, way):
+    weight, group_size = weight_and_group
+    closed, searched = (quantize(weight, group_size, way[0], rule=way[1], search=search) for search in (False, True))
+    floor = 1e-4 * error_of_each_group(closed, weight) + 1e-40  # the search adds up in float32
+    assert (error_of_each_group(searched, weight) <= error_of_each_group(closed, weight) + floor).all()
+
+
+@pytest.mark.parametrize(("symmetric", "rule"), WAYS, ids=WAY_IDS)
+def test_a_search_finds_the_scale_that_a_few_outliers_hide(symmetric, rule):
+    """127 weights on a grid of 0.1 and one outlier that is little to lose: the best codes are those of the grid."""
+    weight = 0.1 * torch.arange(-7, 8.0).repeat(2, 16)[:, :128]
+    weight[:, 100] = 1.0
+    w = quantize(weight, symmetric=symmetric, rule=rule, search=True)
+    kept = torch.arange(128) != 100
+    lost = dequantize(w, torch.float64) - weight
+    assert lost[:, kept].square().mean().sqrt() < 0.01
+    assert (lost[:, 100] < -0.1).all()
+    closed = dequantize(quantize(weight, symmetric=symmetric, rule=rule), torch.float64) - weight
+    assert lost.norm() < closed.norm()
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_search_is_nearly_as_good_as_trying_every_scale(symmetric):
+    """Gaussian groups of 64 against 400 scales of either sign, each with every zero, in float64."""
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(3))
+    best = torch.full((8,), torch.inf, dtype=torch.float64)
+    for zero in [8] if symmetric else range(16):
+        for steps in torch.linspace(-0.5, 0.5, 401).double():
+            if steps:
+                codes = (weight.double() / steps + zero).round().clamp(0, 15)
+                best = best.minimum(((codes - zero) * steps - weight).square().sum(-1))
+    found = error_of_each_group(quantize(weight, 64, symmetric, search=True), weight).sum()
+    assert best.sum() * 0.999 <= found < best.sum() * 1.05
+
+
+def test_a_search_keeps_weights_within_float16():
+    weight = torch.linspace(-65000, 65000, 128).repeat(16, 1)
+    weight[:, 0] = 65504
+    w = quantize(weight, search=True)
+    assert dequantize(pack(torch.full_like(unpack(w), 15), w.scales, None)).isfinite().all()
+    one_sided = quantize(weight.abs(), symmetric=False, search=True)
+    assert dequantize(one_sided).isfinite().all()
+
+
 def test_full_range_loses_less_than_absmax_and_zeros_least():
     weight = torch.randn(64, 512, generator=torch.Generator().manual_seed(2))
     errors = [(dequantize(quantize(weight, 128, s, rule=rule)) - weight).norm().item() for s, rule in WAYS]
@@ -307,13 +358,15 @@ def test_a_packed_weight_holds_on_to_nothing_of_the_one_it_came_from():
         assert torch.equal(copy.deepcopy(packed).scales, w.scales)
 
 
-def test_a_large_weight_is_rounded_in_blocks_of_rows_to_the_same_codes(monkeypatch):
+@pytest.mark.parametrize("search", [False, True])
+def test_a_large_weight_is_rounded_in_blocks_of_rows_to_the_same_codes(monkeypatch, search):
     weight = torch.randn(50, 256, generator=torch.Generator().manual_seed(0))
     for symmetric in (True, False):
-        whole = quantize(weight, symmetric=symmetric)
+        whole = quantize(weight, symmetric=symmetric, search=search)
         with monkeypatch.context() as patch:
             patch.setattr("tinygemm.kernel.quant.ROUNDED_AT_ONCE", 7 * 256)
-            blocks = quantize(weight, symmetric=symmetric)
+            patch.setattr("tinygemm.kernel.scales.SEARCHED_AT_ONCE", 3 * 256)
+            blocks = quantize(weight, symmetric=symmetric, search=search)
         assert all(torch.equal(*pair) for pair in zip(whole.tensors(), blocks.tensors(), strict=True))
 
 
@@ -327,6 +380,7 @@ REFUSED = {
     "float64 weight": (lambda: quantize(torch.ones(16, 128).double()), "weight must be float16"),
     "weight of three dimensions": (lambda: quantize(torch.ones(2, 16, 128)), "[N, K]"),
     "empty weight": (lambda: quantize(torch.ones(0, 128)), "non-empty"),
+    "search that is no bool": (lambda: quantize(torch.ones(16, 128), search="yes"), "search must be True or False"),
     "K not divisible": (lambda: quantize(torch.ones(16, 130)), "K=130 must be divisible by group_size=128"),
     "unknown rule": (
         lambda: quantize(torch.ones(16, 128), rule="best"),

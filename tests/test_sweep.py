@@ -14,7 +14,7 @@ import torch
 from fake_gpu import GPU, FakeClock, fake_backend
 
 from tinygemm import runs
-from tinygemm.harness import contest, counters, registry, sweep, timing
+from tinygemm.harness import choose, ncu, registry, sweep, timing
 from tinygemm.harness.plan import Group, SweepPlan, groups
 from tinygemm.harness.suites import Suite
 from tinygemm.kernel import quant
@@ -43,7 +43,7 @@ def install(replace, clock: FakeClock) -> None:
     replace(registry, "BACKENDS", {backend.name: backend for backend in fakes})
     ceiling = registry.Ceiling("copy", "1GiB", lambda: lambda: clock.spend(500.0), lambda call: None, 2**31, 10)
     replace(registry, "CEILINGS", {"copy": ceiling})
-    replace(sweep, "bench_of_this_gpu", lambda plan, gpu: contest.Bench(plan, gpu, clock, "cpu", registry.BACKENDS))
+    replace(sweep, "bench_of_this_gpu", lambda plan, gpu: choose.Bench(plan, gpu, clock, "cpu", registry.BACKENDS))
     replace(sweep.hardware, "snapshot", lambda: GPU)
     replace(timing, "MIN_COLD_BYTES", 0)
     replace(runs, "git_state", lambda: CLEAN)
@@ -146,8 +146,8 @@ def test_graphs_after_a_dependent_launch_are_timed_where_there_is_one(lab, tmp_p
 
 def test_a_backend_is_verified_only_where_a_group_wants_it(lab, monkeypatch):
     checked = []
-    check = contest._check
-    monkeypatch.setattr(contest, "_check", lambda *a: checked.append((a[1].name, str(a[3].problem))) or check(*a))
+    check = choose._check
+    monkeypatch.setattr(choose, "_check", lambda *a: checked.append((a[1].name, str(a[3].problem))) or check(*a))
     suites = (Suite("a", SMALL[:1], ("slow",)), Suite("b", SMALL[1:2], ("fast",)))
     plan = small_plan(problems=(), suites=suites, warmup=0)
     list(sweep.measure(sweep.bench_of_this_gpu(plan, GPU), groups(plan)))
@@ -167,8 +167,8 @@ def test_launch_modes_differ_in_what_is_captured(lab):
 @pytest.mark.parametrize(("launches", "chosen"), [(("primed", "eager"), "graph"), (("eager",), "eager")])
 def test_variants_race_as_they_will_be_timed(lab, monkeypatch, launches, chosen):
     trials = []
-    ready = contest._ready
-    monkeypatch.setattr(contest, "_ready", lambda *a: trials.append(a[2].launch) or ready(*a))
+    ready = choose._ready
+    monkeypatch.setattr(choose, "_ready", lambda *a: trials.append(a[2].launch) or ready(*a))
     plan = small_plan(problems=SMALL[:1], launches=launches)
     list(sweep.measure(sweep.bench_of_this_gpu(plan, GPU), groups(plan)))
     assert trials == [chosen] * 2
@@ -246,7 +246,7 @@ def test_a_variant_that_is_left_out_is_recorded_with_the_case_that_was_timed(lab
         first, last = message.split("; ptxas: ")
         assert first.startswith("left out: zeros: error against float64: max ")
         assert last == "RuntimeError: ptxas failed on k.ptx"
-        assert len(message) < 2 * contest.REASON_LENGTH + 40
+        assert len(message) < 2 * choose.REASON_LENGTH + 40
     assert (cases.loc[cases["backend"] != "fast", "message"] == "").all()
 
 
@@ -394,19 +394,19 @@ def test_counters_are_taken_of_the_cases_that_were_timed(lab, tmp_path, monkeypa
         rows = [runs.Counter(t.case_id, 0, 0, "k", "gpu__time_duration.sum", 5.0, "nsecond") for t in targets]
         return rows, {"fast.csv": "raw"}
 
-    monkeypatch.setattr(counters, "collect", collect)
+    monkeypatch.setattr(ncu, "collect", collect)
     run = load_run(sweep.record(small_plan(counters=True), tmp_path, say=lambda text: None))
     assert [target.case_id for target in asked] == ["fast/M1-K128-N32-g128/graph-cold"]
     assert run.counters["case_id"].tolist() == ["fast/M1-K128-N32-g128/graph-cold"]
     assert (run.path / "ncu" / "fast.csv").read_text(encoding="utf-8") == "raw"
 
 
-@pytest.mark.parametrize("error", [counters.CountersUnavailableError, counters.CounterFileError])
+@pytest.mark.parametrize("error", [ncu.CountersUnavailableError, ncu.CounterFileError])
 def test_a_run_whose_counters_fail_is_kept_and_says_so(lab, tmp_path, monkeypatch, error):
     def collect(targets, say):
-        raise error(counters.PERMISSION_HELP)
+        raise error(ncu.PERMISSION_HELP)
 
-    monkeypatch.setattr(counters, "collect", collect)
+    monkeypatch.setattr(ncu, "collect", collect)
     said = []
     run = load_run(sweep.record(small_plan(counters=True), tmp_path, say=said.append))
     assert run.counters.empty

@@ -12,9 +12,27 @@ _HOME = {
     "gemm": "kernel.gemm",
     "Int4Linear": "kernel.linear",
     "quantize_model": "kernel.linear",
+    "join_projections": "kernel.join",
+    "ColwiseInt4": "kernel.parallel",
+    "RowwiseInt4": "kernel.parallel",
+    "parallelize": "kernel.parallel",
+    "shard": "kernel.parallel",
     "load_checkpoint": "checkpoints.load",
 }
-__all__ = ["Int4Linear", "PackedInt4", "dequantize", "gemm", "load_checkpoint", "quantize", "quantize_model"]
+__all__ = [
+    "ColwiseInt4",
+    "Int4Linear",
+    "PackedInt4",
+    "RowwiseInt4",
+    "dequantize",
+    "gemm",
+    "join_projections",
+    "load_checkpoint",
+    "parallelize",
+    "quantize",
+    "quantize_model",
+    "shard",
+]
 
 
 def __getattr__(name: str):

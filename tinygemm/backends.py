@@ -15,7 +15,7 @@ CEILING = "ceiling"  # what the memory or a launch alone costs
 
 @dataclass(frozen=True)
 class Description:
-    """What a reader is told about a backend, and how it is drawn.
+    """The description of a backend for the reader, and its look in figures.
 
     key:    its name in recorded runs and on the command line
     name:   its name in legends and tables
@@ -70,7 +70,7 @@ BACKENDS = {
         Description(
             "int4",
             "INT4, tuned kernel",
-            "the tuned kernel: the form that the library selects",
+            "the tuned kernel: the one that the library selects",
             OURS,
             "#0072B2",
             short="INT4 tuned",
@@ -92,16 +92,16 @@ BACKENDS = {
         ),
         Description(
             "int4-ring",
-            "INT4, ring form",
-            "the tensor-core form whose weights wait in shared memory, for up to 8 tokens",
+            "INT4, pipelined kernel",
+            "the tensor-core kernel whose weights wait in shared memory, for up to 8 tokens",
             OURS,
             "#3F8FC4",
             marker="v",
         ),
         Description(
             "int4-splitk",
-            "INT4, split-K form",
-            "the tensor-core form whose weights wait in registers",
+            "INT4, split-K kernel",
+            "the tensor-core kernel whose weights wait in registers",
             OURS,
             "#003E66",
             marker="P",

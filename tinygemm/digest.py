@@ -46,7 +46,7 @@ def kernel_digest(gpu: str | None = None, folder: Path = KERNEL, code: tuple[str
 
 
 def same_kernels(first: str | None, second: str | None, file: Path = EQUIVALENT) -> bool:
-    """Whether two recorded digests are of kernels that compute the same, directly or through `data/equivalent.csv`.
+    """Tell whether two recorded digests are of kernels that compute the same, directly or by `data/equivalent.csv`.
 
     first, second: `kernel_sha256` of a run, or None where it is not recorded: then False
     raises: DigestError for a row of the file that has no proof
@@ -60,7 +60,7 @@ def same_kernels(first: str | None, second: str | None, file: Path = EQUIVALENT)
 
 
 def same_code(first: dict, second: dict) -> bool:
-    """Whether two runs, by their provenance, are of kernels with the same code, in whatever launch configs.
+    """Tell whether two runs, by their provenance, are of kernels with the same code, in whatever launch configs.
 
     Runs from before the code had a digest of its own are compared by the one that covers launch configs, too.
     """

@@ -35,7 +35,7 @@ def in_words(error: Exception) -> str:
 
 
 def is_stream(file: Path) -> bool:
-    """Whether `file` is a pipe, a device or an open descriptor such as /dev/stdout, which no file may replace."""
+    """Tell whether `file` is a pipe, a device or an open descriptor such as /dev/stdout, which no file may replace."""
     return _descriptor(file) is not None or (file.exists() and not file.is_file())
 
 

@@ -1,4 +1,4 @@
-"""What GPUs can do on paper, each peak with its source, and what the GPU in this machine is."""
+"""The peaks of GPUs on paper, each with its source, and the GPU in this machine."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class GpuSpec:
     inline_ecc:       ECC bits lie in the DRAM itself and are on as delivered, which takes bandwidth from the data
     source:           where the figures stand
     also:             words that people add to the name and that are not in the key
+    needs:            words without which no name means it; none: the word of the key that no other model has
     """
 
     key: str
@@ -37,11 +38,20 @@ class GpuSpec:
     inline_ecc: bool
     source: str
     also: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
     @property
     def model(self) -> str:
         """The word of the key that no other model has: a100, 4090."""
         return next(word for word in self.key.split("-") if re.search(r"\d", word))
+
+    @property
+    def obstacle(self) -> str | None:
+        """A sentence on why the INT4 kernels do not run on this GPU; None: they do."""
+        if self.compute_capability >= OLDEST:
+            return None
+        here, least = (".".join(map(str, version)) for version in (self.compute_capability, OLDEST))
+        return f"{self.name} has no cp.async: its compute capability is {here}, and the INT4 kernels need {least}"
 
     @property
     def words(self) -> frozenset[str]:
@@ -112,10 +122,91 @@ GPUS = {
             "whitepaper, AD104; per SM: NVIDIA Ada Tuning Guide, Occupancy",
             ("pcie",),
         ),
+        GpuSpec(
+            "a100-sxm4-40gb", "NVIDIA A100-SXM4-40GB", (8, 0), 108, 40, 1555, 312, 40 * MIB, 164 * KIB, 64, 1410, False,
+            "NVIDIA A100 Tensor Core GPU Architecture whitepaper, 40GB SXM4: 1,555 GB/s, 312 TFLOP/s FP16 dense, 108 "
+            "SMs, 40 MB L2, 1,410 MHz; per SM: NVIDIA Ampere Tuning Guide, Occupancy",
+            ("sxm",),
+        ),
+        GpuSpec(
+            "a100-80gb-pcie", "NVIDIA A100 80GB PCIe", (8, 0), 108, 80, 1935, 312, 40 * MIB, 164 * KIB, 64, 1410, False,
+            "NVIDIA A100 datasheet, 80GB PCIe: 1,935 GB/s, 312 TFLOP/s FP16 dense; 108 SMs, 40 MB L2, 1,410 MHz: "
+            "NVIDIA A100 Tensor Core GPU Architecture whitepaper; per SM: NVIDIA Ampere Tuning Guide, Occupancy",
+            ("hbm2e",),
+        ),
+        GpuSpec(
+            "h100-pcie", "NVIDIA H100 PCIe", (9, 0), 114, 80, 2000, 756.5, 50 * MIB, 228 * KIB, 64, 1755, False,
+            "NVIDIA H100 PCIe product brief PB-11133: more than 2,000 GB/s; H100 datasheet, PCIe: 1,513 TFLOP/s FP16 "
+            "with sparsity, of which dense is half, 51 TFLOP/s FP32; 114 SMs, 50 MB L2, 1,755 MHz: NVIDIA H100 Tensor "
+            "Core GPU Architecture whitepaper; per SM: NVIDIA Hopper Tuning Guide",
+            ("hbm2e",),
+        ),
+        GpuSpec(
+            "h100-nvl", "NVIDIA H100 NVL", (9, 0), 132, 94, 3938, 835.5, 50 * MIB, 228 * KIB, 64, 1785, False,
+            "NVIDIA H100 NVL product brief PB-11773: 94 GB, 3,938 GB/s, 1,785 MHz; H100 datasheet, NVL: 1,671 TFLOP/s "
+            "FP16 with sparsity, of which dense is half, 60 TFLOP/s FP32, which is 132 SMs; L2: as of the H100 SXM5; "
+            "per SM: NVIDIA Hopper Tuning Guide",
+            ("hbm3",),
+        ),
+        GpuSpec(
+            "h200-nvl", "NVIDIA H200 NVL", (9, 0), 132, 141, 4800, 835.5, 60 * MIB, 228 * KIB, 64, 1785, False,
+            "NVIDIA H200 datasheet, NVL: 141 GB, 4.8 TB/s, 1,671 TFLOP/s FP16 with sparsity, of which dense is half, "
+            "60 TFLOP/s FP32, which is 132 SMs at 1,785 MHz; L2: as of the H200 SXM; per SM: NVIDIA Hopper Tuning "
+            "Guide",
+            ("hbm3e",),
+        ),
+        GpuSpec(
+            "gh200-480gb", "NVIDIA GH200 480GB", (9, 0), 132, 96, 4000, 989.5, 60 * MIB, 228 * KIB, 64, 1980, False,
+            "NVIDIA GH200 Grace Hopper Superchip datasheet, HBM3: 96 GB and 4 TB/s (480 GB are of the CPU), 1,979 "
+            "TFLOP/s FP16 with sparsity, of which dense is half, 67 TFLOP/s FP32, which is 132 SMs at 1,980 MHz; L2: "
+            "as of the H200; per SM: NVIDIA Hopper Tuning Guide",
+            ("grace", "hopper", "superchip", "hbm3"),
+        ),
+        GpuSpec(
+            "h20", "NVIDIA H20", (9, 0), 78, 96, 4000, 148, 60 * MIB, 228 * KIB, 64, 1980, False,
+            "NVIDIA H20 datasheet: 96 GB HBM3, 4.0 TB/s, 148 TFLOP/s FP16 dense, 44 TFLOP/s FP32, 60 MB L2; 78 SMs and "
+            "1,980 MHz: as its users list them, which is 39.5 TFLOP/s FP32; per SM: NVIDIA Hopper Tuning Guide",
+            ("hbm3",),
+        ),
+        GpuSpec(
+            "l40s", "NVIDIA L40S", (8, 9), 142, 48, 864, 362.1, 96 * MIB, 100 * KIB, 48, 2520, True,
+            "NVIDIA L40S datasheet: 48 GB GDDR6 with ECC, 864 GB/s, 362.05 TFLOP/s FP16 dense, 91.6 TFLOP/s FP32, "
+            "which is 142 SMs at 2,520 MHz; 96 MB L2: NVIDIA Ada GPU Architecture whitepaper, AD102; per SM: NVIDIA "
+            "Ada Tuning Guide, Occupancy",
+            ("pcie",),
+        ),
+        GpuSpec(
+            "t4", "Tesla T4", (7, 5), 40, 16, 320, 65, 4 * MIB, 64 * KIB, 32, 1590, True,
+            "NVIDIA T4 datasheet: 16 GB GDDR6 with ECC, 320 GB/s, 65 TFLOP/s FP16, 8.1 TFLOP/s FP32; 40 SMs, 4 MB L2, "
+            "1,590 MHz: NVIDIA Turing GPU Architecture whitepaper, appendix; per SM: NVIDIA Turing Tuning Guide",
+            ("pcie",),
+        ),
+        GpuSpec(
+            "rtx-5090", "NVIDIA GeForce RTX 5090", (12, 0), 170, 32, 1792, 209.5, 96 * MIB, 100 * KIB, 48, 2407, False,
+            "NVIDIA RTX Blackwell GPU Architecture whitepaper, appendix A: 170 SMs, 32 GB, 1,792 GB/s, 209.5 TFLOP/s "
+            "FP16 dense with FP32 accumulation, 96 MB L2, 2,407 MHz; per SM: CUDA C++ Programming Guide, 12.0",
+            ("gddr7",),
+        ),
+        GpuSpec(
+            "rtx-pro-6000-blackwell-workstation-edition", "NVIDIA RTX PRO 6000 Blackwell Workstation Edition", (12, 0),
+            188, 96, 1792, 503.8, 128 * MIB, 100 * KIB, 48, 2617, False,
+            "NVIDIA RTX Blackwell PRO GPU Architecture whitepaper: 188 SMs, 96 GB, 1,792 GB/s, 503.8 TFLOP/s FP16 "
+            "dense, 128 MB L2, 126 TFLOP/s FP32, which is 2,617 MHz; its ECC is taken to cost no bandwidth; per SM: "
+            "CUDA C++ Programming Guide, 12.0",
+            ("gddr7",), ("pro", "6000"),
+        ),
+        GpuSpec(
+            "b200", "NVIDIA B200", (10, 0), 148, 180, 8000, 2250, 126 * MIB, 228 * KIB, 64, 1965, False,
+            "NVIDIA HGX B200 datasheet, one of eight GPUs: 180 GB, 8 TB/s, 4.5 PFLOP/s FP16 with sparsity, of which "
+            "dense is half, 75 TFLOP/s FP32, which is 148 SMs at 1,965 MHz; L2: as the CUDA runtime says; per SM: CUDA "
+            "C++ Programming Guide, 10.0",
+            ("hbm3e", "sxm", "sxm6", "hgx", "192gb"),
+        ),
     )
 }  # fmt: skip
-# which one is meant by a model that is known in several sizes
-ALIASES = {"a100": "a100-sxm4-80gb"}
+# the ones that are meant by a name that fits several, the first of them that it fits
+MEANT = ("a100-sxm4-80gb", "a100-sxm4-40gb", "h100-80gb-hbm3", "h200")
+OLDEST = (8, 0)  # the first compute capability with cp.async, by which the kernels load their weights
 NO_MODEL = ("nvidia", "geforce", "tesla", "gpu", "graphics", "device")  # words of a name that tell no GPU from another
 FILLERS = frozenset((*NO_MODEL, "tensor", "core", "card"))
 
@@ -136,12 +227,13 @@ def gpu_key(device_name: str, capability: tuple[int, int] | None = None) -> str:
 def find_gpu(said: str) -> GpuSpec | None:
     """The GPU that a key, its full name or what people type stands for, such as `A100 80GB` or `rtx4090`.
 
-    None where it fits none, or several, and where a word is left over: an `H100 PCIe` is another GPU.
+    None where it fits none, or several of which none is MEANT, and where a word is left over: an `RTX 3090 Ti` is
+    another GPU.
     """
     words, fits = _fits(said)
-    if meant := ALIASES.get("-".join(words)):
-        return GPUS[meant]
-    return fits[0] if len(fits) == 1 and fits[0].model in words else None
+    meant = {spec.key: spec for spec in fits if frozenset(spec.needs or (spec.model,)) <= words}
+    keys = meant if len(meant) == 1 else filter(meant.__contains__, MEANT)
+    return meant.get(next(iter(keys), ""))
 
 
 def gpu_spec(said: str) -> GpuSpec:
@@ -227,7 +319,7 @@ def device_key(device=None) -> str:
 
 
 def snapshot() -> dict:
-    """What this machine's GPU is and how it is set, for the provenance of a run; no host names, no UUIDs."""
+    """The GPU of this machine and its settings, for the provenance of a run; no host names, no UUIDs."""
     if reason := cuda_unavailable_reason():
         raise RuntimeError(f"no GPU to describe: {reason}")
     import pynvml

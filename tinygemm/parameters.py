@@ -89,7 +89,7 @@ def _refusal(file: Path, node: yaml.Node, message: str) -> ValueError:
 
 
 def _words(error: yaml.MarkedYAMLError) -> str:
-    """What the parser says, and in which line the thing began that it could not finish."""
+    """The parser's message, with the line in which the unfinished part began."""
     if not error.context:
         return error.problem
     since = f" that begins in line {error.context_mark.line + 1}" if error.context_mark else ""

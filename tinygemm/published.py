@@ -44,7 +44,7 @@ CASE = ["source_key", "gpu", "M", "K", "N", "backend", "quantity", "method"]  # 
 
 
 def launch_of(method: str) -> str:
-    """How a source launched what it timed: a wall clock sees the host, "eager"; whatever else does not, "graph"."""
+    """The launch mode of a source: "eager" where a wall clock sees the host, else "graph"."""
     return "eager" if "wall clock" in method else "graph"
 
 

@@ -16,7 +16,7 @@ FLAGS = {"yes": True, "no": False}
 
 @dataclasses.dataclass(frozen=True)
 class Must:
-    """What the values of a column must be beyond their type: in words, and as a test of one value."""
+    """The rule for the values of a column beyond their type: in words, and as a test of one value."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -75,7 +75,7 @@ def refuse(file: Path, index: int, name: str, expected: str, got: str, error: ty
 
 
 def _unreadable(file: Path, problem: Exception) -> str:
-    """What is wrong with a file that pandas refuses, with the first line that has more cells than the header."""
+    """The fault of a file that pandas refuses, with the first line that has more cells than the header."""
     try:
         with file.open(newline="", encoding="utf-8") as stream:
             reader = csv.reader(stream)

@@ -19,6 +19,7 @@ import pandas as pd
 from tinygemm.digest import kernel_digest
 from tinygemm.provenance import software_versions
 from tinygemm.rows import column, columns_of, read_rows
+from tinygemm.step_rows import Step, StepKernel, StepSample
 
 # history: 1 = first schema; 2 = cases.csv has operands and max_registers, L2 may be warm, do_bench is a launch mode;
 # 3 = primed is a launch mode, and what was launched before a graph no longer decides about its times
@@ -110,7 +111,13 @@ class Counter:
     unit: str = column("", "unit, as ncu printed it")
 
 
-TABLES = {"cases.csv": Case, "samples.csv": Sample, "counters.csv": Counter}
+TABLES = {
+    "cases.csv": Case, "samples.csv": Sample, "counters.csv": Counter,
+    "steps.csv": Step, "step_samples.csv": StepSample, "step_kernels.csv": StepKernel,
+}  # fmt: skip
+OPTIONAL = ("counters.csv", "steps.csv", "step_samples.csv", "step_kernels.csv")  # a run may be without
+# rows of the first belong to a case of the second; of both, a run that was killed may have half a line
+ROWS_OF = {"samples.csv": "cases.csv", "step_samples.csv": "steps.csv", "step_kernels.csv": "steps.csv"}
 
 
 def case_id(backend: str, problem, launch: str, l2_state: str, operands: str = "random") -> str:
@@ -123,6 +130,7 @@ class Run:
     """A recorded run, checked and loaded.
 
     cases, samples, counters: DataFrames with the columns of Case, Sample, Counter; counters may be empty
+    steps, step_samples, step_kernels: the same of Step, StepSample, StepKernel; empty where no step was measured
     provenance:               the content of provenance.json
     """
 
@@ -131,6 +139,9 @@ class Run:
     cases: pd.DataFrame
     samples: pd.DataFrame
     counters: pd.DataFrame
+    steps: pd.DataFrame
+    step_samples: pd.DataFrame
+    step_kernels: pd.DataFrame
 
     @property
     def run_id(self) -> str:
@@ -142,7 +153,7 @@ class Run:
 
     @property
     def settled(self) -> bool:
-        """Whether all graphs were timed in one state of the GPU, whatever had been launched before: since schema 3."""
+        """Tell whether all graphs were timed in one state of the GPU, whatever ran before: since schema 3."""
         return self.provenance["schema_version"] >= SETTLED_SINCE
 
 
@@ -180,17 +191,17 @@ def load_run(path: Path | str, *, allow_dirty: bool = False) -> Run:
             raise RunError(
                 f"{path / name}: {len(table)} rows, provenance.json says {provenance['files'][name]['rows']}"
             )
-    return Run(path, provenance, *(tables[name] for name in ("cases.csv", "samples.csv", "counters.csv")))
+    return Run(path, provenance, *tables.values())
 
 
 def read_table(file: Path, version: int = SCHEMA_VERSION) -> pd.DataFrame:
-    """Read one table of a run by column name; a counters.csv that does not exist is an empty table.
+    """Read one table of a run by column name; one that a run may be without is empty where it does not exist.
 
     version: schema of the run; columns that came later are filled with their default
     """
     row_type = TABLES[file.name]
     if not file.is_file():
-        if row_type is Counter:
+        if file.name in OPTIONAL:
             return pd.DataFrame(columns=columns_of(row_type))
         raise RunError(f"{file} is missing")
     return read_rows(row_type, file, version, RunError)
@@ -301,9 +312,21 @@ class RunWriter:
         return set(read_table(file)["case_id"]) if file.is_file() else set()
 
     def append(self, cases: list[Case], samples: list[Sample]) -> None:
-        """Write one group of contenders: samples first, so that a case on disk always has its samples."""
+        """Write one group of backends: samples first, so that a case on disk always has its samples."""
         self._append_rows("samples.csv", samples, Sample)
         self._append_rows("cases.csv", cases, Case)
+
+    def done_steps(self) -> set[str]:
+        """Ids of the decode steps already written."""
+        return set(read_table(self.path / "steps.csv")["case_id"])
+
+    def append_step(self, step: Step, samples: list[StepSample]) -> None:
+        """Write one decode step: samples first, so that a case on disk always has its samples."""
+        self._append_rows("step_samples.csv", samples, StepSample)
+        self._append_rows("steps.csv", [step], Step)
+
+    def append_step_kernels(self, kernels: list[StepKernel]) -> None:
+        self._append_rows("step_kernels.csv", kernels, StepKernel)
 
     def drop(self, case_ids: set[str]) -> None:
         """Forget cases of a group that is only partly on disk, with their samples."""
@@ -321,11 +344,13 @@ class RunWriter:
     def finish(self) -> Path:
         """Seal the run: hash every file, write provenance.json, drop the .partial ending. Returns the run's folder."""
         files = {}
-        tables = {name: read_table(self.path / name) for name in ("cases.csv", "samples.csv")}
-        counted = tables["samples.csv"].groupby("case_id").size()
-        claimed = tables["cases.csv"].set_index("case_id")["n_samples"]
-        if not claimed.index.is_unique or dict(claimed[claimed > 0]) != dict(counted):
-            raise RunError(f"{self.path}: the samples are not those that cases.csv claims; the run cannot be sealed")
+        for name in ("cases.csv", "samples.csv"):  # a run of decode steps alone has these empty
+            self._append_rows(name, [], TABLES[name])
+        for samples, cases in (("samples.csv", "cases.csv"), ("step_samples.csv", "steps.csv")):
+            counted = read_table(self.path / samples).groupby("case_id").size()
+            claimed = read_table(self.path / cases).set_index("case_id")["n_samples"]
+            if not claimed.index.is_unique or dict(claimed[claimed > 0]) != dict(counted):
+                raise RunError(f"{self.path}: the samples are not those that {cases} claims; the run cannot be sealed")
         for file in sorted(p for p in self.path.rglob("*") if p.is_file() and p.name != "provenance.json"):
             entry: dict[str, str | int] = {"sha256": sha256(file)}
             if file.name in TABLES:
@@ -348,15 +373,16 @@ class RunWriter:
 
     def _drop_torn_rows(self) -> None:
         """Cut a half-written last line, then samples whose case was never written."""
-        for name in ("cases.csv", "samples.csv"):
+        for name in {*ROWS_OF, *ROWS_OF.values()}:
             file = self.path / name
             if file.is_file():
                 written = file.read_bytes()  # a line may be torn within a character
                 _write_atomically(file, written[: written.rfind(b"\n") + 1].decode("utf-8"))
                 if not file.stat().st_size:  # not even the header was whole
                     file.unlink()
-        known = self.done()
-        self._keep_lines("samples.csv", lambda case_id: case_id in known)
+        known = {"cases.csv": self.done(), "steps.csv": self.done_steps()}
+        for name, cases in ROWS_OF.items():
+            self._keep_lines(name, lambda case_id, cases=cases: case_id in known[cases])
 
     def _keep_lines(self, name: str, keep: Callable[[str], bool]) -> None:
         """Rewrite a table with the rows whose case_id, the first column, passes `keep`."""

@@ -1,4 +1,4 @@
-"""Where a chapter's numbers come from: measured on this machine's GPU now, or read from a recorded run."""
+"""The source of a chapter's numbers: measured on this machine's GPU now, or read from a recorded run."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _measure(here: str | None, gpu: str, root: Path, allow_dirty: bool, sweep: d
 
 
 def _command() -> str:
-    """What started this measurement; in a notebook, the program that runs it (papermill, jupyter, make report)."""
+    """The command of this measurement; in a notebook, the program that runs it (papermill, jupyter, make report)."""
     if "ipykernel" not in sys.modules:
         return " ".join(sys.argv)
     import psutil  # comes with ipykernel

@@ -19,6 +19,11 @@ NAMES = (
     ("LaunchConfig", "kernel/configs.py", ()),
     ("Int4Linear", "kernel/linear.py", ("from_linear",)),
     ("quantize_model", "kernel/linear.py", ()),
+    ("join_projections", "kernel/join.py", ()),
+    ("parallelize", "kernel/parallel.py", ()),
+    ("ColwiseInt4", "kernel/parallel.py", ()),
+    ("RowwiseInt4", "kernel/parallel.py", ()),
+    ("shard", "kernel/parallel.py", ()),
     ("load_checkpoint", "checkpoints/load.py", ()),
 )
 HEAD = """# Use it in a model

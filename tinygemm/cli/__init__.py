@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from tinygemm.cli import advise, convert, equivalent, measure, plot, predict, profile
+from tinygemm.cli import advise, convert, equivalent, measure, plot, predict, profile, quality, step
 from tinygemm.files import in_words, show_everything
 
 SETTINGS = {
@@ -42,9 +42,8 @@ def _fail(message: str) -> None:
 
 
 for command in (
-    *(measure.bench, measure.breakdown, measure.record, measure.tune),
+    *(measure.bench, measure.breakdown, measure.record, measure.tune, step.step),
     *(profile.profile, profile.counters, profile.static_cost),
-    *(plot.plot, advise.advise, predict.predict, equivalent.equivalent),
-    convert.convert,
+    *(plot.plot, advise.advise, predict.predict, equivalent.equivalent, quality.quality, convert.convert),
 ):
     commands.add_command(command)

@@ -123,12 +123,11 @@ def record(params, suites, resume, new, data_root, allow_dirty):
 def tune(out, workers, shapes):
     """Search launch configs on this machine's GPU and write the table that kernels read.
 
-    The report's shapes are searched in full, for 2 and 4 tokens among what won for 1, 8 and 16. Then variants of what
-    won there are raced, with other limits of registers or less requested at once, and at the study's shapes in BF16,
-    with zeros, and in groups of 64 and 32, too, for 1 and 8 tokens. Of the projections of public models, and of shapes
-    that none of all these is near, only what promises most is timed, for 1 and 8 tokens. With --shapes, these weights
-    are searched in full and raced in all of these formats, and no others are. Without it a search takes about a quarter
-    of an hour on an H100.
+    The report's shapes are searched in full; for 2 and 4 tokens, among the winners for 1, 8 and 16. Variants of the
+    winners are raced next, with other limits of registers or less requested at once. At the study's shapes they are
+    also raced in BF16, with zeros, and in groups of 64 and 32, for 1 and 8 tokens. Projections of public models, and
+    shapes far from all of these, get only the most promising configs, for 1 and 8 tokens. With --shapes, only these
+    weights are searched, in full and in all formats. Without it a search takes about a quarter of an hour on an H100.
 
     A search that was stopped goes on where it was, if it is asked for the same; another one begins anew.
     """

@@ -63,7 +63,7 @@ def peak_compute(fp16_csv, int4_csv, out):
     _check_image(out)
     import pandas as pd
 
-    from tinygemm.harness import counters as ncu
+    from tinygemm.harness import ncu
     from tinygemm.report.bottleneck import counters as combine
     from tinygemm.report.bottleneck import figures as bottleneck_figures
 

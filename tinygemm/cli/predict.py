@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from tinygemm.cli.tools import FOLDER, GROUP_SIZE, OUTPUT_FILE, STUDY_SHAPE_LIST, names_in
+from tinygemm.cli.tools import FOLDER, GROUP_SIZE, OUTPUT_FILE, STUDY_SHAPE_LIST, gpu_and_run, names_in
 from tinygemm.files import check_writable, write_csv
 from tinygemm.problem import parse_shape_list
 
@@ -39,31 +37,24 @@ def predict(gpu, shape_list, csv, group_size, backend, launch, run, data_root):
 
     The run is the newest of that GPU, or where it was never recorded, the newest of all.
     """
-    from tinygemm import hardware, runs
+    from tinygemm import runs
     from tinygemm.report.predict import model as costmodel
 
     check_writable(csv)
-    spec = hardware.gpu_spec(gpu)
     problems = parse_shape_list(shape_list, int(group_size))
     costmodel.check_problems(problems)
     wanted = names_in(backend)
     if unknown := [name for name in wanted if name not in costmodel.BACKENDS]:
         raise ValueError(f"unknown backend {', '.join(unknown)}; known: {', '.join(costmodel.BACKENDS)}")
-    source = runs.load_run(run) if run else _newest(spec.key, data_root or runs.DATA_ROOT)
+    spec, source = gpu_and_run(gpu, data_root or runs.DATA_ROOT, run)
     model = costmodel.fit(source)
+    spec = spec or model.spec
     launches = costmodel.LAUNCHES if launch == "both" else (launch,)
     kept = [name for name in wanted if name in model.backends]
     table = costmodel.predict(model, problems, spec, kept, launches)
     click.echo(table.to_string(index=False, float_format="{:.2f}".format))
     _say_where_it_comes_from(model, spec, table, sorted(set(wanted) - set(kept)))
     write_csv(table.round(dict.fromkeys(("latency_us", "low_us", "high_us"), 4)), csv)
-
-
-def _newest(key: str, root: Path):
-    """The newest run of the GPU itself, or of any GPU where it was never recorded."""
-    from tinygemm import runs
-
-    return runs.latest_run(key if runs.recorded_runs(key, root) else None, root)
 
 
 def _say_where_it_comes_from(model, spec, table, missing: list[str]) -> None:

@@ -22,14 +22,14 @@ from tinygemm.files import check_writable, write_csv, write_text
 @click.option("--calls", type=click.IntRange(min=1), default=3, help="Calls inside the profiler's range.")
 def profile(backend, m, k, n, group_size, asymmetric, variant, calls):
     """Call one backend a few times between cudaProfilerStart and Stop: the target of ncu."""
-    from tinygemm.harness import counters, registry
+    from tinygemm.harness import ncu, registry
     from tinygemm.problem import GemmProblem
 
     if backend not in registry.BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; known: {', '.join(registry.BACKENDS)}")
     problem = GemmProblem(m, n, k, int(group_size))
     key = require_gpu()
-    counters.run_profiled(counters.Target("", backend, problem, not asymmetric, variant), key, calls)
+    ncu.run_profiled(ncu.Target("", backend, problem, not asymmetric, variant), key, calls)
     click.echo(f"{backend} {problem}: {calls} calls")
 
 
@@ -45,8 +45,7 @@ def counters(shape_list, group_size, asymmetric, backend, out_dir, metrics, kern
     import shlex
 
     from tinygemm import runs
-    from tinygemm.harness import counters as ncu
-    from tinygemm.harness import registry
+    from tinygemm.harness import ncu, registry
     from tinygemm.metrics import METRICS
 
     names = names_in(backend)

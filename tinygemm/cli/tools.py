@@ -52,6 +52,26 @@ def require_gpu() -> str:
     return hardware.live_gpu_key()
 
 
+def gpu_and_run(gpu: str, root: Path, folder: Path | None = None):
+    """The figures of a GPU, and the run to answer from: the newest of that GPU, or of any where it was never recorded.
+
+    folder:  a run to answer from instead
+    returns: (GpuSpec, runs.Run); None for the figures where only the run has them
+    raises:  ValueError on a GPU that is neither known nor recorded, or that the INT4 kernels do not run on
+    """
+    from tinygemm import hardware, runs
+
+    key = hardware.full_key(gpu)
+    spec = hardware.find_gpu(gpu)
+    if spec and spec.obstacle:
+        raise ValueError(spec.obstacle)
+    recorded = bool(runs.recorded_runs(key, root))
+    if spec is None and not recorded and folder is None:
+        hardware.gpu_spec(gpu)
+    run = runs.load_run(folder) if folder else runs.latest_run(key if recorded else None, root)
+    return (None if run.gpu["key"] == key and spec is None else hardware.gpu_spec(gpu)), run
+
+
 def frame(rows: list[dict]):
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""Launch configs worth trying: which ones a form has, which fit a problem, and a rough model that ranks them."""
+"""Launch configs worth trying: those of each kernel, those that fit a problem, and a rough model that ranks them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ WARPS_PER_SM = (0.9, 40)  # programs that leave most of the GPU idle, or queue m
 
 
 def candidates_of(form: str, problem: GemmProblem, sm_count: int) -> list[LaunchConfig]:
-    """The launch configs of a form worth timing on a problem, cut to the K there is and then limited in registers.
+    """The launch configs of a kernel worth timing on a problem, cut to the K there is and then limited in registers.
 
-    A yardstick that reads no x is tuned once, at M = 1.
+    The weight-read bound reads no x and is tuned once, at M = 1.
     """
     if form == "load-only" and problem.M != 1:
         return []
@@ -35,10 +35,12 @@ def candidates_of(form: str, problem: GemmProblem, sm_count: int) -> list[Launch
 
 
 def candidates(form: str, M: int) -> list[LaunchConfig]:
-    """Every launch config of a form worth trying for M tokens, before the shape is looked at."""
-    if form == "ring":
-        return _rings(M)
+    """Every launch config of a kernel worth trying for M tokens, before the shape is looked at."""
     block_m = rows_of_x(form, M)
+    if block_m is None:
+        return []
+    if form == "ring":
+        return _rings(block_m)
     found = []
     for block_n, warps, split_k, steps in itertools.product(BLOCKS_N, WARPS, SPLITS[form], (1, 2, 4)):
         words = block_n * steps // 2 * (4 if form == "fp16" else 1)  # registers of a thread that wait for weights
@@ -64,11 +66,10 @@ def limits(num_warps: int) -> tuple[int, ...]:
     return (96, 128) if num_warps == 16 else (128, 168)
 
 
-def _rings(M: int) -> list[LaunchConfig]:
+def _rings(block_m: int) -> list[LaunchConfig]:
     """Rings that fit into shared memory, as long as they can be and somewhat shorter."""
-    block_m = rows_of_x("ring", M)
     found = []
-    for block_n, warps, split_k in itertools.product(BLOCKS_N, WARPS[1:], SPLITS["ring"]) if block_m else ():
+    for block_n, warps, split_k in itertools.product(BLOCKS_N, WARPS[1:], SPLITS["ring"]):
         longest = SHARED_BYTES // (warps * (66 * block_n + 256 * block_m))
         for stages in {longest, min(longest, 5), min(longest, 3)} - {0, 1}:
             if 4 <= warps * split_k <= 32:
@@ -77,7 +78,7 @@ def _rings(M: int) -> list[LaunchConfig]:
 
 
 def fits(config: LaunchConfig, problem: GemmProblem, sm_count: int) -> bool:
-    """Whether a config that was cut to K computes the problem and is worth timing: not too few or too many warps."""
+    """Tell whether a config, cut to K, computes the problem and is worth timing: not too few or too many warps."""
     if problem.N % config.block_n or not serves(config, problem):
         return False
     if config.form == "load-only" and config.split_k > problem.K // config.block_k:
@@ -87,7 +88,7 @@ def fits(config: LaunchConfig, problem: GemmProblem, sm_count: int) -> bool:
 
 
 def for_tokens(M: int, configs: list[LaunchConfig]) -> list[LaunchConfig]:
-    """Those of the configs that serve M tokens: a ring in a tile of fewer or more rows, other forms in their own."""
+    """Those of the configs that serve M tokens: pipelined in a tile of other rows, the others in their own."""
     fitting = []
     for config in configs:
         rows = rows_of_x(config.form, M)

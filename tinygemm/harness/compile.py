@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from tinygemm import hardware
 from tinygemm.harness import registry
-from tinygemm.harness.contender import Backend
 from tinygemm.harness.plan import Group
+from tinygemm.harness.variant import Backend
 from tinygemm.problem import GemmProblem
 
 FEW = 16  # kernels that this process compiles in the time in which others have only started
@@ -64,7 +64,7 @@ def jobs_of(
             continue
         for variant in variants:
             if variant.config is not None:
-                key = (name, variant.form, variant.config, *_compiled_in(problem, variant.config))
+                key = (name, variant.layout, variant.config, *_compiled_in(problem, variant.config))
                 jobs.setdefault(key, Job(name, variant.source, problem, symmetric))
             elif name == "gemlite":  # tunes itself by compiling every config that it has for a problem
                 key = (name, variant.source, problem)
@@ -78,7 +78,9 @@ def launch(job: Job) -> str | None:
 
     try:
         backend = registry.BACKENDS[job.backend]
-        variants = backend.variants(job.problem, hardware.live_gpu_key(), job.symmetric)
+        if (gpu := hardware.live_gpu_key()) is None:
+            return f"{job.backend} {job.problem}: this process sees no GPU"
+        variants = backend.variants(job.problem, gpu, job.symmetric)
         variant = {variant.source: variant for variant in variants}[job.variant]
         packed = registry.operands(job.problem, job.symmetric, "cuda", seed=0)
         x = registry.activations(job.problem, "cuda", seed=1).to(getattr(torch, backend.dtype))
@@ -112,7 +114,7 @@ def one_line(error: Exception) -> str:
 
 
 def _compiled_in(problem: GemmProblem, config) -> tuple:
-    """What a kernel knows of a problem at compile time: its groups, full tiles, and which sizes 16 divides."""
+    """The facts about a problem that are compiled into a kernel: its groups, full tiles, and which sizes 16 divides."""
     from tinygemm.kernel.configs import ROUTE
     from tinygemm.kernel.launches import fills_tiles
 

@@ -128,7 +128,7 @@ def _equal_machine_code(gpu: str, old: Path) -> str:
 
 
 def _listing(gpu: str, checkout: Path) -> dict[str, str]:
-    """What the machine code of a GPU's table is in a checkout, compiled by its own code."""
+    """The machine code of a GPU's table in a checkout, compiled by the checkout's own code."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= machine_code.ENVIRONMENT | {"PYTHONPATH": str(checkout)}
     command = (sys.executable, "-P", machine_code.__file__, gpu)

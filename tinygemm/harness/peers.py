@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from tinygemm.harness import verify
-from tinygemm.harness.contender import Variant
+from tinygemm.harness.variant import Variant
 
 ATEN_INNER_K_TILES = (2, 4, 8)
 NF4_BLOCKSIZE = 128
@@ -77,8 +77,8 @@ def gemlite_unsupported(problem, symmetric) -> str | None:
 def gemlite_variants(problem, gpu, symmetric=True) -> list[Variant]:
     """Its kernels for few tokens: the one that it would take itself (up to 4 tokens a GEMV), and GEMM_SPLITK.
 
-    Where it ships configs that its authors found by a full search on this GPU (an H100, say), it takes those;
-    elsewhere the first call of each kernel searches the shorter list, which is its default.
+    Its authors ship configs from a full search for some GPUs (an H100, say), and these are used. Elsewhere the first
+    call of each kernel searches the shorter list, which is its default.
     """
     kinds = ("GEMV_REVSPLITK", "GEMM_SPLITK") if problem.M <= 4 else ("GEMM_SPLITK",)
     return [Variant(f"gemlite {kind}", "gemlite", gemlite_build, gemlite_bind(kind)) for kind in kinds]

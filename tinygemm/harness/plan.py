@@ -1,4 +1,4 @@
-"""What a sweep measures: suites, what they have in common, and the groups of cases that they fall into."""
+"""The plan of a sweep: its suites, their settings in common, and the groups of cases that they fall into."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PARAMETERS = ("m_list", "shapes", "group_size", "backends", "suites", "rep", "wa
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What to measure, as plain values: a sweep of the user's own, or the suites of a recorded run, or both.
+    """A plan as plain values: a sweep of the user's own, or the suites of a recorded run, or both.
 
     problems:            of the user's own sweep: what to multiply
     symmetric:           symmetric quantisation (zero = 8)
@@ -81,7 +81,7 @@ class SweepPlan:
 
         m_list:   token counts of the suite `decode`, "1,2,4"
         shapes:   its weights as K,N pairs, "4096,1024;4096,4096"
-        backends: its contenders, "fp16-cublas,int4"
+        backends: names, "fp16-cublas,int4"
         suites:   names, "decode,models"
         rep:      samples per case of `decode`; no suite takes more
         others:   warmup, counters
@@ -131,16 +131,23 @@ class Group:
         return "hot" if self.launch == "do_bench" else self.l2_state
 
     @property
+    def product(self) -> GemmProblem:
+        """The problem of a group that has one; raises ValueError for the copy and the empty node."""
+        if self.problem is None:
+            raise ValueError(f"{self.word} is no product")
+        return self.problem
+
+    @property
     def weight(self) -> tuple | None:
-        """What groups with the same weight have in common."""
+        """The key that groups with the same weight have in common."""
         each = self.problem
-        return each and (each.K, each.N, each.group_size, self.operands)
+        return None if each is None else (each.K, each.N, each.group_size, self.operands)
 
 
 def groups(plan: SweepPlan) -> list[Group]:
     """All groups of a plan in the order they are measured: copy and empty node, then weight by weight, M by M.
 
-    What several suites ask for is one group: their contenders together, and the highest of their numbers of samples.
+    What several suites ask for is one group: their backends together, and the highest of their numbers of samples.
     """
     found: dict[tuple, dict] = {}
     for part in plan.parts:
@@ -156,10 +163,10 @@ def groups(plan: SweepPlan) -> list[Group]:
 
 
 def _keys(part: Suite) -> Iterable[tuple[tuple, tuple[str, ...]]]:
-    """What tells the groups of a suite apart, with the contenders of each."""
+    """The keys that tell the groups of a suite apart, with the backends of each."""
     graphs = [launch for launch in timing.GRAPHS if (launch, "cold") in part.modes and part.operands == "random"]
     if graphs:  # what is compared with an ideal is compared with the primary one
-        graphs = dict.fromkeys(["graph", *graphs])
+        graphs = list(dict.fromkeys(["graph", *graphs]))
     for launch, name in itertools.product(graphs, part.backends):
         if name in registry.CEILINGS:
             yield (None, registry.CEILINGS[name].word, launch, "cold", "random"), (name,)
@@ -179,7 +186,7 @@ def _order(key: tuple) -> tuple:
 
 
 def _profiled(parts: tuple[Suite, ...], group_size: int) -> tuple[GemmProblem, ...]:
-    """What to profile of what is timed: the report's choice, with the fewest tokens there are in place of M = 1; where
+    """The timed problems to profile: the report's choice, with the fewest tokens there are in place of M = 1; where
     none of it is timed, the smallest and the largest weight."""
     timed = dict.fromkeys(each for part in parts for each in part.problems)
     fewest = min(each.M for each in timed)

@@ -1,7 +1,7 @@
 """The table of launch configs for a GPU that is not here: `python -m tinygemm.harness.predicted_table a10g`.
 
 The rough model of the search ranks its candidates, with the compiler's own limit of registers beside those tried; of
-each form the best one that spills nothing is taken.
+each kernel the best one that spills nothing is taken.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a search for launch configs has measured so far, kept in a file so that a search that was stopped can go on."""
+"""The measurements of a search for launch configs, kept in a file so that a search that was stopped can go on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Ranked = list[tuple[float, LaunchConfig]]  # finalists with their latency in us,
 
 @dataclass(frozen=True)
 class Task:
-    """What a config is searched for: a form of the kernel on a problem, its operands stored in a format.
+    """The target of one search: a kernel on a problem, its operands stored in a format.
 
     phase: among which configs, so that a race of some is never taken for one of others:
            "full":      all that are worth trying
@@ -70,7 +70,7 @@ class Progress:
                 stream.write(json.dumps(entry) + "\n")
 
     def finalists(self, form: str, shape: tuple[int, int]) -> list[LaunchConfig]:
-        """The finalists of a form at every M of a shape (K, N), in the plain format and not yet refined."""
+        """The finalists of a kernel at every M of a shape (K, N), in the plain format and not yet refined."""
         of_shape = [
             ranked
             for task, ranked in self.ranked.items()
@@ -86,7 +86,7 @@ class Progress:
 
 
 def terms() -> dict:
-    """What a measured config rests on beside the GPU: compiler, framework and the source of kernels and search."""
+    """The conditions of a search beside the GPU: compiler, framework, and the source of kernels and search."""
     package = Path(__file__).resolve().parent.parent
     searching = (package / "harness" / name for name in ("candidates.py", "tune.py"))
     sources = [*sorted((package / "kernel").rglob("*.py")), *searching]

@@ -1,11 +1,11 @@
-"""The registry of contenders: every way to compute the product, and what is timed beside it that is no product."""
+"""The registry of backends: every way to compute the product, and what is timed beside it that is no product."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from tinygemm.harness import own, peers, verify
-from tinygemm.harness.contender import Backend, Ceiling
+from tinygemm.harness import ours, peers, verify
+from tinygemm.harness.variant import Backend, Ceiling
 from tinygemm.problem import GemmProblem
 
 COPY_BYTES = 2**30
@@ -27,7 +27,7 @@ def activations(problem: GemmProblem, device: str, seed: int):
 
 
 def zeroed(packed):
-    """A weight of the same form in which every bit of words, scales and zeros is 0."""
+    """A weight of the same layout in which every bit of words, scales and zeros is 0."""
     import torch
 
     parts = {f.name: getattr(packed, f.name) for f in dataclasses.fields(packed)}
@@ -70,46 +70,46 @@ def _no_flops(problem):
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("fp16-cublas", _any_problem, own.cublas_variants, _fp16_bits, quantised=False),
-        Backend("fp16-triton", _any_problem, own.fp16_triton_variants, _fp16_bits, quantised=False),
-        Backend("dequant-fp16", _any_problem, own.dequant_fp16_variants, _int4_bits),
-        Backend("int4-static", _any_problem, own.form_variants("static"), _int4_bits),
-        Backend("int4-splitk", _any_problem, own.form_variants("splitk"), _int4_bits),
-        Backend("int4-ring", _few_tokens, own.form_variants("ring"), _int4_bits),
-        Backend("int4", _any_problem, own.selected_variants, _int4_bits),
-        Backend("int4-serial", _any_problem, own.serial_variants, _int4_bits),
-        Backend("int4-fused", _any_problem, own.fused_variants, _int4_bits),
-        Backend("int4-searched", _any_problem, own.searched_variants, _int4_bits),
-        Backend("int4-no-split", _any_problem, own.no_split_variants, _int4_bits),
-        Backend("int4-more-split", _any_problem, own.more_split_variants, _int4_bits),
-        Backend("int4-naive-dequant", _any_problem, own.twin_variants("naive"), _int4_bits),
-        Backend("int4-no-dequant", _any_problem, own.twin_variants("none"), _int4_bits, check=verify.check_raw),
+        Backend("fp16-cublas", _any_problem, ours.cublas_variants, _fp16_bits, quantised=False),
+        Backend("fp16-triton", _any_problem, ours.fp16_triton_variants, _fp16_bits, quantised=False),
+        Backend("dequant-fp16", _any_problem, ours.dequant_fp16_variants, _int4_bits),
+        Backend("int4-static", _any_problem, ours.kernel_variants("static"), _int4_bits),
+        Backend("int4-splitk", _any_problem, ours.kernel_variants("splitk"), _int4_bits),
+        Backend("int4-ring", _few_tokens, ours.kernel_variants("ring"), _int4_bits),
+        Backend("int4", _any_problem, ours.selected_variants, _int4_bits),
+        Backend("int4-serial", _any_problem, ours.serial_variants, _int4_bits),
+        Backend("int4-fused", _any_problem, ours.fused_variants, _int4_bits),
+        Backend("int4-searched", _any_problem, ours.searched_variants, _int4_bits),
+        Backend("int4-no-split", _any_problem, ours.no_split_variants, _int4_bits),
+        Backend("int4-more-split", _any_problem, ours.more_split_variants, _int4_bits),
+        Backend("int4-naive-dequant", _any_problem, ours.ablation_variants("naive"), _int4_bits),
+        Backend("int4-no-dequant", _any_problem, ours.ablation_variants("none"), _int4_bits, check=verify.check_raw),
         # the way from the simple kernel to the tuned one, each step with what those before it have
-        Backend("int4-step-naive", _any_problem, own.twin_variants("naive", False, False, "splitk"), _int4_bits),
-        Backend("int4-step-lop3", _any_problem, own.twin_variants("fast", False, False, "splitk"), _int4_bits),
-        Backend("int4-step-early", _any_problem, own.twin_variants("fast", True, False, "splitk"), _int4_bits),
+        Backend("int4-step-naive", _any_problem, ours.ablation_variants("naive", False, False, "splitk"), _int4_bits),
+        Backend("int4-step-lop3", _any_problem, ours.ablation_variants("fast", False, False, "splitk"), _int4_bits),
+        Backend("int4-step-early", _any_problem, ours.ablation_variants("fast", True, False, "splitk"), _int4_bits),
         Backend(
             "int4-bf16",
             _any_problem,
-            own.bf16_variants,
+            ours.bf16_variants,
             _int4_bits,
             dtype="bfloat16",
             tolerance=verify.BF16_TOLERANCE,
         ),
-        Backend("int4-asymmetric", _any_problem, own.asymmetric_variants, _asymmetric_bits, check=verify.check_own),
-        Backend("int4-one-row", _any_problem, own.one_row_variants, _int4_bits, check=verify.check_one_row),
-        Backend("int4-load-only", _symmetric_only, own.load_only_variants(True), _int4_bits, check=verify.check_reads),
+        Backend("int4-asymmetric", _any_problem, ours.asymmetric_variants, _asymmetric_bits, check=verify.check_own),
+        Backend("int4-one-row", _any_problem, ours.one_row_variants, _int4_bits, check=verify.check_one_row),
+        Backend("int4-load-only", _symmetric_only, ours.load_only_variants(True), _int4_bits, check=verify.check_reads),
         Backend(
             "int4-load-only-serial",
             _symmetric_only,
-            own.load_only_variants(False),
+            ours.load_only_variants(False),
             _int4_bits,
             check=verify.check_reads,
         ),
         Backend(
             "dequant-only",
             _any_problem,
-            own.dequant_variants,
+            ours.dequant_variants,
             _int4_bits,
             tolerance=verify.DEQUANT_TOLERANCE,
             check=verify.check_dequantised,
@@ -175,8 +175,8 @@ def known_names() -> list[str]:
 def forget_graphs() -> None:
     """Tell our kernels that no CUDA graph captured so far will be replayed again.
 
-    A captured split-K call keeps its arrival counters for good, out of a pool that a whole sweep would use up; calls
-    captured after that would carry a node that zeroes theirs, and be timed with it.
+    A captured split-K call keeps its arrival counters for good, out of a pool that a whole sweep would use up. Calls
+    captured after that would be timed with one node more, which zeroes their counters.
     """
     from tinygemm.kernel import workspace
 

@@ -1,4 +1,4 @@
-"""What a kernel costs on a GPU that need not be here, read from its machine code.
+"""The cost of a kernel on a GPU that need not be here, read from its machine code.
 
 Triton compiles for any target, and the disassembler comes in its wheel. Launches are recorded from the product's own
 launchers, so what is costed is what would run. Compiling and Triton's interpreter cannot share a process.
@@ -28,7 +28,7 @@ from tinygemm.problem import GemmProblem
 
 DEPENDENT_LAUNCH = (9, 0)  # the compute capability from which on a kernel may be launched before the last one ends
 # CUDA C++ Programming Guide, "Technical Specifications per Compute Capability"
-MAX_CTAS_PER_SM = {(8, 0): 32, (8, 6): 16, (8, 9): 24, (9, 0): 32}
+MAX_CTAS_PER_SM = {(8, 0): 32, (8, 6): 16, (8, 9): 24, (9, 0): 32, (10, 0): 32, (12, 0): 24}
 REGISTERS_PER_SM = 65536
 SM_PARTITIONS = 4  # each has a quarter of the registers, and a warp lives in one of them
 REGISTER_UNIT = 256  # registers are given to a warp in multiples of this
@@ -104,7 +104,7 @@ class StaticCost:
 
 
 def count(opcodes: Counter, opcode: str, *modifiers: str) -> int:
-    """How many of `opcodes` are `opcode` and carry all `modifiers`."""
+    """The number of `opcodes` that are `opcode` and carry all `modifiers`."""
     wanted = set(modifiers)
     return sum(n for name, n in opcodes.items() if name.split(".")[0] == opcode and wanted <= set(name.split(".")))
 
@@ -116,7 +116,7 @@ def config_cost(
     symmetric: bool = True,
     dtype: torch.dtype = torch.float16,
 ) -> StaticCost:
-    """The cost of the kernel of a launch config on a GPU: of a form that computes the product, or of a yardstick.
+    """The cost of the kernel of a launch config on a GPU: of one that computes the product, or of a reference.
 
     dtype: of x, float16 or bfloat16
     """
@@ -140,7 +140,7 @@ def launch_product(x: torch.Tensor, w: PackedInt4, config: LaunchConfig) -> torc
 
 
 def record_launches(call: Callable) -> list[Launch]:
-    """What `call` launches, in order; nothing is run, so its tensors may be of device "meta".
+    """The launches of `call`, in order; nothing is run, so its tensors may be of device "meta".
 
     raises: RuntimeError under Triton's interpreter
     """
@@ -204,11 +204,11 @@ def read_cost(compiled: CompiledKernel, spec: GpuSpec) -> StaticCost:
         cubin.write_bytes(compiled.asm["cubin"])
         sass = _run(triton.knobs.nvidia.nvdisasm.path, "-c", cubin)
         usage = _run(triton.knobs.nvidia.cuobjdump.path, "-res-usage", cubin)
-    registers = int(re.search(r"REG:(\d+)", usage)[1])
+    registers = _declared("REG", usage)
     num_warps = compiled.metadata.num_warps
     # what the kernel itself declares, from 9.0 on with what the system keeps of every CTA that has any
     reserved = SHARED_RESERVED if spec.compute_capability >= RESERVED_IN_KERNEL else 0
-    declared = max(0, int(re.search(r"SHARED:(\d+)", usage)[1]) - reserved)
+    declared = max(0, _declared("SHARED", usage) - reserved)
     shared_bytes = compiled.metadata.shared + declared
     instructions, labels = parse_sass(sass)
     body = Counter(instruction.opcode for instruction in instructions)
@@ -225,6 +225,14 @@ def read_cost(compiled: CompiledKernel, spec: GpuSpec) -> StaticCost:
         body=body,
         loop=Counter(instruction.opcode for instruction in main_loop(instructions, labels)),
     )
+
+
+def _declared(resource: str, usage: str) -> int:
+    """A number of cuobjdump's table of resources; raises ValueError where it is missing."""
+    found = re.search(rf"\b{resource}:(\d+)", usage)
+    if found is None:
+        raise ValueError(f"cuobjdump says nothing about {resource}: {usage.strip()[:200]}")
+    return int(found[1])
 
 
 def ctas_per_sm(spec: GpuSpec, registers: int, num_warps: int, shared_bytes: int) -> int:
@@ -246,7 +254,9 @@ def ctas_per_sm(spec: GpuSpec, registers: int, num_warps: int, shared_bytes: int
 
 def parse_sass(sass: str) -> tuple[list[Instruction], dict[str, int]]:
     """The instructions of nvdisasm's listing, fillers that never execute left out; and the addresses of its labels."""
-    instructions, labels, waiting = [], {}, []
+    instructions: list[Instruction] = []
+    labels: dict[str, int] = {}
+    waiting: list[str] = []
     for line in sass.splitlines():
         if label := re.match(r"(\.L_\w+):", line):
             waiting.append(label[1])

@@ -77,7 +77,7 @@ def static_row(backend: str, problem: GemmProblem, config: LaunchConfig, cost: S
 def _mix(cost: StaticCost) -> dict[str, float]:
     """Instructions of the main loop per weight, by class; they add up to per_weight."""
     kinds = {opcode: kind for kind, opcodes in OPCODES.items() for opcode in opcodes}
-    counted = Counter()
+    counted: Counter[str] = Counter()
     for name, n in cost.loop.items():
         counted[kinds.get(name.split(".")[0], "other")] += n
     return {kind: round(counted[kind] / cost.loop_weights, 4) for kind in (*OPCODES, "other")}

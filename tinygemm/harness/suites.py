@@ -1,4 +1,4 @@
-"""The suites of a recorded run: each is a question, with the shapes, contenders and modes that answer it."""
+"""The suites of a recorded run: each is a question, with the shapes, backends and modes that answer it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ HELD_OUT_SHAPES = (
     *((7168, 1024), (7168, 7168), (7168, 20480), (20480, 7168)),  # Yi-34B
     (8192, 22528),  # Command R
 )
-# each step of the way from the simple kernel to the tuned one, and what reading alone would take
+# each step of the way from the simple kernel to the tuned one, and the weight-read bound
 LADDER_BACKENDS = (
     "fp16-cublas", "int4-static", "int4-step-naive", "int4-step-lop3", "int4-step-early", "int4-splitk", "int4",
     "int4-load-only", "int4-load-only-serial",
@@ -128,7 +128,7 @@ def decode_suites(
     backends: tuple[str, ...] = REPORT_BACKENDS,
     rep: int = REP,
 ) -> tuple[Suite, ...]:
-    """What the findings rest on: every contender at the report's shapes; guests at the study's shapes only."""
+    """The suite that the findings rest on: every backend at the report's shapes, guests at the study's shapes only."""
     guests = tuple(name for name in backends if name in GUESTS)
     hosts = tuple(name for name in backends if name not in GUESTS)
     known = [shape for shape in shapes if shape in STUDY_SHAPES] or list(shapes)

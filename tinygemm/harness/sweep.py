@@ -10,8 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from tinygemm import hardware, runs
-from tinygemm.harness import compile, contest, counters, registry, timing
-from tinygemm.harness.contest import SweepStoppedError
+from tinygemm.harness import choose, compile, ncu, registry, timing
+from tinygemm.harness.choose import SweepStoppedError
+from tinygemm.harness.measure import measure_ceiling, measure_group
 from tinygemm.harness.plan import Group, SweepPlan, groups
 from tinygemm.rows import columns_of
 from tinygemm.runs import Case, Sample
@@ -68,12 +69,12 @@ def bench(plan: SweepPlan) -> tuple[pd.DataFrame, pd.DataFrame]:
     return _frame(cases, Case), _frame(samples, Sample)
 
 
-def bench_of_this_gpu(plan: SweepPlan, gpu: dict) -> contest.Bench:
-    return contest.Bench(plan, gpu, timing.CudaClock())
+def bench_of_this_gpu(plan: SweepPlan, gpu: dict) -> choose.Bench:
+    return choose.Bench(plan, gpu, timing.CudaClock())
 
 
 def unfinished_groups(plan: SweepPlan, writer: runs.RunWriter) -> list[Group]:
-    """Groups that are not wholly on disk; their rows there are dropped, so that contenders are timed together."""
+    """Groups that are not wholly on disk; their rows there are dropped, so that backends are timed together."""
     done = writer.done()
     todo = [group for group in groups(plan) if not done.issuperset(group.case_ids)]
     if partly := done.intersection(case_id for group in todo for case_id in group.case_ids):
@@ -81,7 +82,7 @@ def unfinished_groups(plan: SweepPlan, writer: runs.RunWriter) -> list[Group]:
     return todo
 
 
-def measure(bench: contest.Bench, todo: Iterable[Group]) -> Iterator[tuple[list[Case], list[Sample]]]:
+def measure(bench: choose.Bench, todo: Iterable[Group]) -> Iterator[tuple[list[Case], list[Sample]]]:
     """Measure groups; yields the rows of one group at a time.
 
     todo:   groups in the order of plan.groups, so that equal weights stand side by side and are made once
@@ -89,17 +90,17 @@ def measure(bench: contest.Bench, todo: Iterable[Group]) -> Iterator[tuple[list[
     """
     for weight, of_weight in itertools.groupby(todo, key=lambda group: group.weight):
         if weight is None:
-            yield from (contest.measure_ceiling(bench, group) for group in of_weight)
+            yield from (measure_ceiling(bench, group) for group in of_weight)
             continue
         weights, ready = None, {}  # let go of the last ones before the memory is given back
         bench.clock.release_memory()
-        for _, of_problem in itertools.groupby(of_weight, key=lambda group: group.problem):
-            of_problem = list(of_problem)
-            weights = weights or contest.make_weights(bench, of_problem[0])
-            ready = contest.make_ready(bench, of_problem, weights)
+        for _, same in itertools.groupby(of_weight, key=lambda group: group.problem):
+            of_problem = list(same)
+            weights = weights or choose.make_weights(bench, of_problem[0])
+            ready = choose.make_ready(bench, of_problem, weights)
             for group in of_problem:
                 registry.forget_graphs()
-                yield contest.measure_group(bench, group, ready, weights)
+                yield measure_group(bench, group, ready, weights)
 
 
 def _with_progress(results: Iterator, total: int) -> Iterator:
@@ -113,14 +114,14 @@ def _record_counters(plan: SweepPlan, writer: runs.RunWriter, say: Callable) -> 
     timed = runs.read_table(writer.path / "cases.csv").set_index("case_id")
     timed = timed[timed["status"] == "ok"]
     targets = [
-        counters.Target(case_id, name, each, plan.symmetric, timed.loc[case_id, "config_source"])
+        ncu.Target(case_id, name, each, plan.symmetric, timed.loc[case_id, "config_source"])
         for each in plan.counter_problems
         for name in plan.counter_backends
         if (case_id := runs.case_id(name, each, "graph", "cold")) in timed.index
     ]
     try:
-        rows, raw = counters.collect(targets, say=say)
-    except (counters.CountersUnavailableError, counters.CounterFileError) as error:
+        rows, raw = ncu.collect(targets, say=say)
+    except (ncu.CountersUnavailableError, ncu.CounterFileError) as error:
         say(f"this run has no counters: {error}")
         return
     writer.write_counters(rows, raw)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
 
 MIN_CALLS = 50
 # the rotation of many benchmarks: more than the cache holds, but a cache that keeps what is reused holds part of it
@@ -24,7 +27,7 @@ SETTLING_LAUNCHES = 16
 
 @dataclass(frozen=True)
 class Replay:
-    """A contender that is ready to be timed: `run()` queues `n_calls` calls that rotate over `n_copies` weights."""
+    """A backend that is ready to be timed: `run()` queues `n_calls` calls that rotate over `n_copies` weights."""
 
     run: Callable[[], object]
     n_calls: int
@@ -33,7 +36,7 @@ class Replay:
 
 @dataclass(frozen=True)
 class Reading:
-    """What NVML said while replays were in flight; None where this GPU does not tell."""
+    """The readings of NVML while replays were in flight; None where this GPU does not tell."""
 
     sm_clock_mhz: float | None
     mem_clock_mhz: float | None
@@ -42,7 +45,7 @@ class Reading:
 
 
 def copies_needed(weight_bytes: int, l2_bytes: int, l2_state: str) -> int:
-    """How many copies of a weight the calls must rotate over.
+    """The number of copies of a weight that the calls must rotate over.
 
     weight_bytes: stored bytes of one weight
     l2_bytes:     size of the GPU's L2 cache
@@ -55,8 +58,8 @@ def copies_needed(weight_bytes: int, l2_bytes: int, l2_state: str) -> int:
     return max(2, math.ceil(max(MIN_COLD_L2_MULTIPLE * l2_bytes, MIN_COLD_BYTES) / weight_bytes))
 
 
-def prepare(calls: Sequence[Callable], launch: str, clock, min_calls: int = MIN_CALLS) -> Replay:
-    """Make one contender ready to be timed.
+def prepare(calls: Sequence[Callable], launch: str, clock: CudaClock, min_calls: int = MIN_CALLS) -> Replay:
+    """Make one backend ready to be timed.
 
     calls:     one callable per copy of the weight
     launch:    "graph", "primed": one CUDA graph of max(min_calls, copies) calls: every replay visits every copy;
@@ -79,17 +82,17 @@ def prepare(calls: Sequence[Callable], launch: str, clock, min_calls: int = MIN_
 
 
 def interleave(
-    replays: dict[str, Replay], launch: str, rep: int, warmup: int, clock
-) -> tuple[dict[str, list[float]], list[Reading]]:
-    """Time contenders against each other, round by round: sample i of every contender is taken in round i.
+    replays: Mapping[Name, Replay], launch: str, rep: int, warmup: int, clock: CudaClock
+) -> tuple[dict[Name, list[float]], list[Reading]]:
+    """Time backends against each other, round by round: sample i of every backend is taken in round i.
 
-    replays: contenders by name; each round starts with another one, so that none always follows the same pause
-    rep:     samples per contender, after `warmup` rounds that are not kept; do_bench decides for itself and knows no
-             rounds: every contender gets as many of its samples as the one with the fewest
-    returns: per contender its samples in microseconds per call, in measured order; the readings of the group
+    replays: by name of the backend; each round starts with another one, so that none always follows the same pause
+    rep:     samples per backend, after `warmup` rounds that are not kept; do_bench decides for itself and knows no
+             rounds: every backend gets as many of its samples as the one with the fewest
+    returns: per backend its samples in microseconds per call, in measured order; the readings of the group
     """
     names = list(replays)
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    samples: dict[Name, list[float]] = {name: [] for name in names}
     readings: list[Reading] = []
     if not names:
         return samples, readings
@@ -122,7 +125,7 @@ class CudaClock:
     streams: list = field(default_factory=list)
 
     def can_prime(self) -> bool:
-        """Whether this GPU knows dependent launch, so that there are two states to time in."""
+        """Tell whether this GPU knows dependent launch, so that there are two states to time in."""
         import torch
 
         from tinygemm.kernel import launches
@@ -151,10 +154,10 @@ class CudaClock:
     ) -> list[float]:
         """Microseconds of each run on the GPU's clock.
 
-        What a node of a graph takes depends on what was launched before, whatever the graph holds: on an H100, kernels
-        that do not overlap take 0.35 us less once one with the attribute of dependent launch has been launched in any
-        stream, until several without it have followed there (tinygemm/kernel/NOTES.md). So every round starts from one
-        of two states.
+        The time of a node of a graph depends on the launches before it, whatever the graph holds. On an H100, kernels
+        that do not overlap take 0.35 us less after a launch with the attribute of dependent launch in any stream. The
+        effect lasts until several launches without it have followed there (tinygemm/kernel/NOTES.md). So every round
+        starts from one of two states.
 
         queued: True lines all runs up behind a spacer, so that no launch from Python is ever waited for;
                 False starts each run on an idle GPU, so that the launches from Python count
@@ -163,11 +166,13 @@ class CudaClock:
         """
         import torch
 
+        from tinygemm.kernel import fastpath
+
         events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in runs]
         torch.cuda.synchronize()
         self._settle(primed)
         if queued:
-            torch.cuda._sleep(SPACER_CYCLES)
+            fastpath.spin(SPACER_CYCLES)
         for run, (start, end) in zip(runs, events, strict=True):
             if not queued:
                 torch.cuda.synchronize()
@@ -183,7 +188,7 @@ class CudaClock:
         """Launch, in the stream of the captures and the current one, what leaves one known state behind."""
         import torch
 
-        from tinygemm.kernel import reference
+        from tinygemm.kernel import fastpath, reference
 
         for stream in (*self.streams, torch.cuda.current_stream()):
             with torch.cuda.stream(stream):
@@ -191,7 +196,7 @@ class CudaClock:
                     reference.empty_kernel(dependent_launch=True)
                     continue
                 for _ in range(SETTLING_LAUNCHES):
-                    torch.cuda._sleep(1)
+                    fastpath.spin(1)
 
     def do_bench(self, call: Callable) -> list[float]:
         """Microseconds of each call as triton.testing.do_bench times it: the L2 flushed before, the launch counted."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tqdm import tqdm
 
 from tinygemm import models
 from tinygemm.hardware import GpuSpec, gpu_spec
-from tinygemm.harness import compile, own, registry, timing, verify
+from tinygemm.harness import compile, ours, registry, timing, verify
 from tinygemm.harness.candidates import candidates_of, for_tokens, predicted_us, variants
 from tinygemm.harness.progress import Progress, Task, terms
 from tinygemm.harness.suites import REGIME_K, REGIME_N
@@ -37,7 +37,7 @@ FULL_M = (1, 8, 16)
 MANY_M = (24, 32, 48, 64, 96, 128, 192, 256)  # where the fused kernel may lose to dequantising first
 SCREEN_REP, FINAL_REP, FINALISTS = 3, 15, 8
 PROJECTION_M = (1, 8)
-PROMISING = 20  # of a form, by the rough model: what is timed of a shape that is not searched in full
+PROMISING = 20  # configs of a kernel, by the rough model, that are timed on a shape that is not searched in full
 OTHER_FORMATS = (Format(half=False), Format(symmetric=False), Format(64), Format(32))
 FORMAT_M = (1, 8)
 FAR = 0.5  # as `apart` counts: a weight of the regime map that is further from all that is tuned is tuned, too
@@ -54,7 +54,7 @@ def projections(known: Iterable[tuple[int, int]]) -> tuple[GemmProblem, ...]:
 
 
 def others(known: Iterable[tuple[int, int]]) -> tuple[GemmProblem, ...]:
-    """What is tuned beside the weights (K, N) that are searched in full: the models' projections, and far points."""
+    """Problems tuned beside the weights (K, N) searched in full: the models' projections, and far points."""
     in_models = projections(known := set(known))
     return (*in_models, *far_points(known | {(each.K, each.N) for each in in_models}))
 
@@ -62,7 +62,7 @@ def others(known: Iterable[tuple[int, int]]) -> tuple[GemmProblem, ...]:
 def far_points(known: Iterable[tuple[int, int]]) -> tuple[GemmProblem, ...]:
     """Problems at points (K, N) of the regime map that no tuned weight is near: narrow and long ones above all."""
     known = list(known)
-    chosen = []
+    chosen: list[tuple[int, int]] = []
     for K, N in itertools.product(REGIME_K, REGIME_N):
         point = GemmProblem(1, N, K)
         if min((apart(*weight, point) for weight in (*known, *chosen)), default=math.inf) > FAR:
@@ -82,11 +82,11 @@ def tune(
     others: Iterable[GemmProblem] = (),
     in_formats: Iterable[tuple[int, int]] = (),
 ):
-    """Find the fastest config of every form on every problem, cold, and write the table.
+    """Find the fastest config of every kernel on every problem, cold, and write the table.
 
-    Every candidate is timed at FULL_M, at other M the finalists of those. What won is raced again with other limits of
-    registers, or less requested at once: products and the FP16 twin in the plain format, products also in OTHER_FORMATS
-    at `in_formats` for FORMAT_M. What won on `others` is not raced again.
+    Every candidate is timed at FULL_M, at other M the finalists of those. The winners are raced again with other limits
+    of registers, or less requested at once. Products and the FP16 reference are raced in the plain format, products
+    also in OTHER_FORMATS at `in_formats` for FORMAT_M. Winners on `others` are not raced again.
 
     problems:   what to tune for, in the plain format: group size 128
     others:     more problems, at other weights, on which only what promises most is timed: the best of the rough model,
@@ -99,20 +99,20 @@ def tune(
     partial:    file that keeps what is measured until the table is written; a search that was stopped goes on from it,
                 if it was for the same, on the same GPU, with the same code and software
     kept:       a measured table whose rows of other weights stay
-    returns:    the rows written: M, K, N, latency_us, format, and the fastest LaunchConfig of each form
+    returns:    the rows written: M, K, N, latency_us, format, and the fastest LaunchConfig of each kernel
     raises:     ValueError for a kept table that was not measured
     """
     import torch
 
     old_rows, source, old_crossovers = read_table(kept) if kept else ([], "table", [])
-    if source != "table":
+    if kept and source != "table":
         raise ValueError(f"{kept.name} is {source}, its rows cannot stay beside measured ones: search every shape")
     device = torch.cuda.get_device_properties(0)
     problems, others = (sorted(some, key=lambda p: (p.K, p.N, p.M)) for some in (problems, others))
     forms, in_formats = list(forms), sorted(set(in_formats))
     computing = [form for form in forms if form != "load-only"]
     products = [form for form in forms if form in FORMS]
-    asked = {"problems": [*map(str, problems)], "others": [*map(str, others)], "forms": forms}
+    asked: dict[str, list] = {"problems": [*map(str, problems)], "others": [*map(str, others)], "forms": forms}
     asked["in_formats"] = [list(shape) for shape in in_formats]
     progress = Progress.open(partial, {"gpu": gpu, **terms(), **asked})
     full, between = (tuple(p for p in problems if (p.M in FULL_M) == searched) for searched in (True, False))
@@ -169,7 +169,7 @@ def _tasks(problems, forms: Iterable[str], phase: str, formats: Iterable[Format]
 def _tasks_refined(problems, forms: Iterable[str], products: Iterable[str], in_formats) -> list[Task]:
     """The plain format on every problem; others at the weights (K, N) of in_formats.
 
-    forms:    whose configs won; the FP16 twin among them, for it must be tuned as what it is compared with
+    forms:    whose configs won; the FP16 reference among them, for it must be tuned as the kernel it is compared with
     products: those of them that multiply by a packed weight, and so know other formats
     """
     chosen = [p for p in problems if (p.K, p.N) in in_formats and p.M in FORMAT_M]
@@ -204,7 +204,7 @@ def _race_all(left: Todo, progress: Progress, l2_bytes: int, workers: int) -> No
 
 def _weight(problem: GemmProblem, format: Format):
     packed = registry.operands(problem, True, "cuda", seed=0)
-    return packed if format.symmetric else own.asymmetric_form(packed)
+    return packed if format.symmetric else ours.asymmetric_weight(packed)
 
 
 def _x(problem: GemmProblem, format: Format):
@@ -217,14 +217,14 @@ def _crossovers(fused: dict[tuple[int, int], LaunchConfig], l2_bytes: int) -> li
     clock, rows = timing.CudaClock(), []
     for (K, N), config in fused.items():
         weights = Weights(registry.operands(GemmProblem(1, N, K), True, "cuda", seed=0), l2_bytes)
-        copies = weights.copies("packed", own.packed_form, "cold")
+        copies = weights.copies("packed", ours.packed_weight, "cold")
         crossover = MANY_M[-1] + 1
         for M in reversed(MANY_M):
             x = registry.activations(GemmProblem(M, N, K), "cuda", seed=1)
             registry.forget_graphs()
-            contenders = {"fused": config, "dequantise": DEQUANTISE}
+            configs = {"fused": config, "dequantise": DEQUANTISE}
             replays = {
-                name: timing.prepare([_bind(c, x, w) for w in copies], "graph", clock) for name, c in contenders.items()
+                name: timing.prepare([_bind(c, x, w) for w in copies], "graph", clock) for name, c in configs.items()
             }
             samples, _ = timing.interleave(replays, "graph", SCREEN_REP + 2, 1, clock)
             if statistics.median(samples["dequantise"]) > statistics.median(samples["fused"]):
@@ -278,7 +278,7 @@ def _race(task: Task, configs, x, weights: Weights, clock) -> list[tuple[float, 
     screened.sort(key=lambda pair: pair[0])
     finalists = {str(i): config for i, (_, config) in enumerate(screened[:FINALISTS])}
     if not finalists:
-        raise RuntimeError(f"no config of form {task.form} computes {task.problem}")
+        raise RuntimeError(f"no config of kernel {task.form} computes {task.problem}")
     registry.forget_graphs()
     replays = {name: timing.prepare([_bind(c, x, w) for w in copies], "graph", clock) for name, c in finalists.items()}
     samples, _ = timing.interleave(replays, "graph", FINAL_REP, 2, clock)
@@ -287,8 +287,8 @@ def _race(task: Task, configs, x, weights: Weights, clock) -> list[tuple[float, 
     return sorted(((median(samples[name]), config) for name, config in finalists.items()), key=lambda pair: pair[0])
 
 
-def _stored(form: str):
-    return ("fp16-nk", own.fp16_nk) if form == "fp16" else ("packed", own.packed_form)
+def _stored(form: str) -> tuple[str, Callable]:
+    return ("fp16-nk", ours.fp16_nk) if form == "fp16" else ("packed", ours.packed_weight)
 
 
 def _bind(config: LaunchConfig, x, weight):
@@ -325,7 +325,7 @@ def _compile_one(wanted: tuple[LaunchConfig, bool, Format]) -> str | None:
     try:
         packed = quant.random_packed(128, K, format.group_size, symmetric=format.symmetric, device="cuda")
         x = torch.randn(config.block_m, K, dtype=torch.float16 if format.half else torch.bfloat16, device="cuda")
-        weight = own.fp16_nk(packed) if config.form == "fp16" else packed
+        weight = ours.fp16_nk(packed) if config.form == "fp16" else packed
         spills = compile.spills_of(_bind(config, x, weight))
         torch.cuda.synchronize()
     except Exception as error:  # whatever a compiler says about one candidate, the others go on

@@ -31,14 +31,14 @@ class Errors:
     rms_err: float | None = None
 
 
-# FP16 output: half a unit in the last place is 2^-12 to 2^-11 of a value, so 3e-4 RMS; rounding each weight to FP16
+# FP16 output: half a unit in the last place is 2^-12 to 2^-11 of a value, so 3e-4 RMS. Rounding each weight to FP16
 # adds 2e-4, and sums of a few products in FP16 (GEMV) about 1e-3. A wrong group, nibble or share is off by 0.1 or more.
 FP16_TOLERANCE = Tolerance(max_err=2e-2, rms_err=3e-3)
-# GemLite's GEMV adds more products up in FP16: of thousands of outputs the worst was off by 0.013 to 0.0193 on an H100,
-# so close to 2e-2 that the draw of x would decide; its RMS error, at most 2.4e-3, averages over them and hardly moves
+# GemLite's GEMV adds more products up in FP16. Of thousands of outputs the worst was off by 0.013 to 0.0193 on an H100,
+# so close to 2e-2 that the draw of x would decide. Its RMS error, at most 2.4e-3, averages over them and hardly moves
 GEMLITE_TOLERANCE = Tolerance(max_err=4e-2, rms_err=FP16_TOLERANCE.rms_err)
-# BF16 keeps 8 bits: x, scales, dequantised weights and output each round by up to 2^-9, together about 4e-3 RMS, and
-# the largest of some 1e5 outputs lies near 4.5 RMS, where one rounding alone is 9e-3
+# BF16 keeps 8 bits: x, scales, dequantised weights and output each round by up to 2^-9, together about 4e-3 RMS. The
+# largest of some 1e5 outputs lies near 4.5 RMS, where one rounding alone is 9e-3
 BF16_TOLERANCE = Tolerance(max_err=6e-2, rms_err=1e-2)
 # one rounding to FP16 per weight: 2^-11 of weights that reach 4 times their RMS
 DEQUANT_TOLERANCE = Tolerance(max_err=5e-3, rms_err=5e-4)
@@ -120,11 +120,12 @@ def compare(out, reference, tolerance: Tolerance) -> Errors:
     rms = reference.square().mean().sqrt()
     rms = rms if rms > 0 else 1.0  # zeros times zeros: whatever is written must be zero
     error = (out.double() - reference) / rms
-    errors = Errors(float(error.abs().max()), float(error.square().mean().sqrt()))
-    if not (errors.max_err < tolerance.max_err and errors.rms_err < tolerance.rms_err):
+    max_err, rms_err = float(error.abs().max()), float(error.square().mean().sqrt())
+    errors = Errors(max_err, rms_err)
+    if not (max_err < tolerance.max_err and rms_err < tolerance.rms_err):
         wrong = int((~(error.abs() < tolerance.max_err)).sum())
         raise MismatchError(
-            f"error against float64: max {errors.max_err:.1e}, RMS {errors.rms_err:.1e} "
+            f"error against float64: max {max_err:.1e}, RMS {rms_err:.1e} "
             f"(allowed below {tolerance.max_err:.0e} and {tolerance.rms_err:.0e}); "
             f"{wrong} of {error.numel()} values are outside, {int(error.isnan().sum())} are NaN",
             errors,

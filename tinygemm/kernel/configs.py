@@ -12,7 +12,7 @@ from tinygemm.hardware import GPUS, compute_capability
 from tinygemm.problem import GemmProblem
 
 FORMS = ("static", "splitk", "ring")  # kernels that compute the product
-YARDSTICKS = ("load-only", "fp16")  # twins that splitk is measured against, cut into programs as it is
+YARDSTICKS = ("load-only", "fp16")  # references that splitk is measured against, cut into programs as it is
 ROUTE = "dequantise"  # write the weight out in the type of x, then torch's matmul
 M_BUCKETS = (1, 2, 4, 8, 16)
 TUNED_GROUP_SIZE = 128
@@ -22,7 +22,7 @@ OTHER_FORMAT = 1.0  # a config tuned for another format counts as of a shape e t
 
 @dataclass(frozen=True, order=True)
 class Format:
-    """How a weight and its activations are stored, as far as it decides how many registers a kernel takes.
+    """The storage of a weight and its activations, as far as it decides how many registers a kernel takes.
 
     group_size: weights along K per scale, 32, 64 or 128; 128 stands for more, too: one scale per block of K or fewer
     symmetric:  no zeros are stored
@@ -39,11 +39,11 @@ PLAIN = Format()  # what is tuned in full
 
 @dataclass(frozen=True, order=True)
 class LaunchConfig:
-    """How a kernel is cut into programs.
+    """The cut of a kernel into programs.
 
-    form:       which kernel: static (the obvious one), splitk (weights wait in registers) or ring (in shared memory);
-                or a yardstick that is cut like splitk: load-only, fp16; or dequantise: the kernel that writes the
-                weight out for torch's matmul
+    form:       the kernel: static (the simple one), splitk (weights wait in registers), or ring (the pipelined one:
+                weights wait in shared memory); or a reference that is cut like splitk: load-only, fp16;
+                or dequantise: the kernel that writes the weight out for torch's matmul
     block_m:    rows of x in one tile
     block_n:    output features in one tile, a multiple of 16
     block_k:    input features walked at a time: a multiple of 128 per warp, all requested at once; ring: 128 per warp
@@ -107,14 +107,14 @@ def select(
 ) -> tuple[LaunchConfig, str]:
     """The launch config of a problem on a GPU.
 
-    problem:   M may be anything; above 16 the tiles of a fused form repeat along M
+    problem:   M may be anything; above 16 the tiles of a fused kernel repeat along M
     gpu:       key of a GPU; one without a table, a MIG slice included, uses that of the nearest compute capability
-    form:      only configs of this kernel; "fused": the fastest of the fused forms; None: that, or dequantise where M
+    form:      only configs of this kernel; "fused": the fastest of the fused kernels; None: that, or dequantise where M
                reaches `dequantise_from`
     symmetric, half: the rest of the weight's and activations' Format
     returns:   (config, source); source is `table` (this problem was tuned), `predicted` (from the static model), `rule`
                (the nearest tuned problem by shape, M and format, its config cut to what K and M need), or `default`
-    raises:    ValueError for a form that cannot compute the problem, or that the table has no config of
+    raises:    ValueError for a kernel that cannot compute the problem, or that the table has no config of
     """
     if form in ("static", ROUTE):
         return {"static": STATIC, ROUTE: DEQUANTISE}[form], "default"
@@ -219,14 +219,14 @@ def _content(gpu: str) -> tuple[dict, str]:
 
 
 def apart(K: int, N: int, problem: GemmProblem) -> float:
-    """How far a weight [N, K] is from a problem's: K and N count alike, on a log scale."""
+    """The distance of a weight [N, K] from a problem's: K and N count alike, on a log scale."""
     return abs(math.log(K / problem.K)) + abs(math.log(N / problem.N))
 
 
 def fitted(config: LaunchConfig, problem: GemmProblem) -> LaunchConfig:
     """A config of another problem, cut to this one: no warp, share or request without a block of K, no idle row of x.
 
-    The yardstick that only reads is left as it is: its configs are tuned for what they are used on.
+    The weight-read bound is left as it is: its configs are tuned for what they are used on.
     """
     if config.form not in ("splitk", "ring", "fp16"):
         return config
@@ -242,7 +242,7 @@ def fitted(config: LaunchConfig, problem: GemmProblem) -> LaunchConfig:
 
 
 def serves(config: LaunchConfig, problem: GemmProblem) -> bool:
-    """Whether a form can compute a problem with this config: the ring has no masks, nor has what only reads."""
+    """Tell whether a kernel can compute a problem with this config: pipelined and load-only have no masks."""
     if config.form == "ring":
         return problem.M <= config.block_m and problem.N % config.block_n == 0 and problem.K % 128 == 0
     if config.form == "load-only":
@@ -266,7 +266,7 @@ def _nearest_table(gpu: str) -> str:
 
 
 def _apart_in_m(tuned_m: int, M: int) -> float:
-    """How much a config tuned for other tokens counts as being of another shape.
+    """The distance between token counts, in units of the distance between shapes.
 
     Little, as long as both take a tile of up to 8 rows of x, or both one of 16; from tile to tile nothing carries over.
     """

@@ -9,22 +9,26 @@ import ctypes
 import functools
 import warnings
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch.autograd import forward_ad
 
+try:
+    import triton
+except ModuleNotFoundError:  # macOS and Windows have none: no kernel is ever launched
+    triton = None
+
 VERSIONS = ((3, 6), (3, 9))  # of Triton: the first and the last whose launch call is known
-_version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-_runtime, _compilation = triton.knobs.runtime, triton.knobs.compilation
+_version = triton and tuple(int(part) for part in triton.__version__.split(".")[:2])
+_runtime, _compilation = triton and triton.knobs.runtime, triton and triton.knobs.compilation
 
 
 # --- Triton: starting a compiled kernel -------------------------------------------------------------------------------
 
 
 class Driver(NamedTuple):
-    """How a compiled kernel is started without Triton's launcher.
+    """The start of a compiled kernel without Triton's launcher.
 
     launch:   the driver's function; it takes grid, stream, *fixed, then the kernel's arguments
     as_tuple: it takes these as one tuple (Triton 3.7 to 3.9), not one by one (3.6)
@@ -42,7 +46,13 @@ def driver_of(binary) -> Driver | None:
     sanitizer need what only Triton's launcher prepares. An unknown version or launcher is warned of once.
     """
     run = binary.run
-    known = ("launch", "launch_cooperative_grid", "launch_pdl", "global_scratch_size", "profile_scratch_size")
+    known: tuple[str, ...] = (
+        "launch",
+        "launch_cooperative_grid",
+        "launch_pdl",
+        "global_scratch_size",
+        "profile_scratch_size",
+    )
     if _version > VERSIONS[0]:
         known += ("arg_annotations", "kernel_signature")
     of_nvidia = type(run).__module__.endswith("nvidia.driver")
@@ -60,14 +70,14 @@ def driver_of(binary) -> Driver | None:
 
 
 def hooked() -> bool:
-    """Whether somebody, a profiler say, asked Triton to be told of every launch or to change how kernels compile."""
+    """Tell whether somebody, a profiler say, listens to every launch or changes how kernels compile."""
     before, after = _runtime.launch_enter_hook, _runtime.launch_exit_hook
     listeners = getattr(before, "calls", before) or getattr(after, "calls", after)
     return bool(listeners or getattr(_runtime, "add_stages_inspection_hook", None))
 
 
 def knobs() -> tuple:
-    """What Triton's own cache key holds beside the arguments and options of a launch."""
+    """The part of Triton's own cache key that is neither an argument nor an option of a launch."""
     return _runtime.debug, getattr(_compilation, "instrumentation_mode", "")
 
 
@@ -95,6 +105,11 @@ current_device = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 current_stream = getattr(
     torch._C, "_cuda_getCurrentRawStream", lambda index: torch.cuda.current_stream(index).cuda_stream
 )
+
+
+def spin(cycles: int) -> None:
+    """Keep the current stream busy for as many cycles of the GPU's clock; the caller does not wait."""
+    torch.cuda._sleep(cycles)
 
 
 def capture_id(stream: int) -> int | None:
@@ -125,7 +140,7 @@ def _ask_for_capture() -> Callable | None:
 
 def _bound(path: str, otherwise: Callable) -> Callable:
     """A function of torch by its path, or a stand-in, of which it warns."""
-    found = torch
+    found: Any = torch
     for name in path.split("."):
         found = getattr(found, name, None)
     if found is None:
@@ -142,7 +157,7 @@ any_autocast = _bound("_C._is_any_autocast_enabled", lambda: True)
 
 
 def traced(x: torch.Tensor) -> bool:
-    """Whether torch is recording or transforming rather than computing: x has no address of its own then."""
+    """Tell whether torch records or transforms instead of computing: x has no address of its own then."""
     return (
         type(x) not in _REAL_TENSORS
         or _dispatch_modes() > 0
@@ -152,5 +167,5 @@ def traced(x: torch.Tensor) -> bool:
 
 
 def has_tangent(x: torch.Tensor) -> bool:
-    """Whether torch follows x for a derivative in forward mode."""
+    """Tell whether torch follows x for a derivative in forward mode."""
     return getattr(forward_ad, "_current_level", 0) >= 0 and forward_ad.unpack_dual(x).tangent is not None

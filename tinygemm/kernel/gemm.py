@@ -7,15 +7,25 @@ import functools
 import itertools
 
 import torch
-from triton.runtime.errors import InterpreterError
 
 from tinygemm.hardware import device_key
-from tinygemm.kernel import fastpath, launch, launches
+from tinygemm.kernel import fastpath
 from tinygemm.kernel.configs import LaunchConfig, select
-from tinygemm.kernel.quant import PackedInt4, dequantize
+from tinygemm.kernel.cut import rows
+from tinygemm.kernel.quant import TILE_N, PackedInt4, dequantize
 from tinygemm.problem import GemmProblem
 
+try:
+    from triton.runtime.errors import InterpreterError
+
+    from tinygemm.kernel import launch, launches
+except ModuleNotFoundError:  # macOS and Windows have no Triton
+    if fastpath.triton is not None:
+        raise
+    launch = launches = None
+
 DTYPES = (torch.float16, torch.bfloat16)  # of x: what the kernels multiply
+DEQUANTISED_AT_ONCE = 2**22  # weights, where no kernel runs: 16 MiB in float32
 
 
 def gemm(
@@ -33,8 +43,9 @@ def gemm(
     raises:  TypeError or ValueError naming the argument and the constraint it breaks; RuntimeError where a derivative
              by x is asked for: there is none
 
-    Without a CUDA GPU no kernel runs: each call dequantises the weight in float32, which is slow, and the product
-    in float32 is rounded to the dtype of x.
+    Without a CUDA GPU, or without Triton, no kernel runs: each call dequantises the weight in float32, some rows at a
+    time, which is slow, and the product in float32 is rounded to the dtype of x. What a GPU refuses is refused there,
+    too, x in float32 for one: a model that runs on a laptop runs on a GPU.
     """
     if type(w) is not PackedInt4 or type(x) not in _REAL_TENSORS:
         _check_types(x, w)
@@ -43,7 +54,7 @@ def gemm(
     if torch.compiler.is_compiling() or fastpath.traced(x):
         if config is not None:
             raise ValueError("config cannot be forced while torch traces the call; leave it to the static table")
-        return torch.ops.tinygemm.gemm(x, *launches.stored(w), w.N, w.K, w.group_size, dependent_launch)
+        return torch.ops.tinygemm.gemm(x, w.qweight, w.scales, w.zeros, w.N, w.K, w.group_size, dependent_launch)
     return _gemm(x, w, config, dependent_launch)
 
 
@@ -59,7 +70,9 @@ def dequantize_fp16(w: PackedInt4, dtype: torch.dtype = torch.float16) -> torch.
     """The weight as [N, K] of `dtype`, float16 or bfloat16, by a Triton kernel: the first half of the naive route."""
     key = ("dequantise", dtype, w.qweight.device, w.N, w.K, w.group_size, w.zeros is None)
     with _interpreter_errors():
-        return launch.call(key, launches.stored(w), lambda: launch.Work(w.shape, dtype, (launches.dequantise(w),)))
+        return launch.call(
+            key, (w.qweight, w.scales, w.zeros), lambda: launch.Work(w.shape, dtype, (launches.dequantise(w),))
+        )
 
 
 def check(x: torch.Tensor, w: PackedInt4) -> None:
@@ -68,7 +81,7 @@ def check(x: torch.Tensor, w: PackedInt4) -> None:
     if x.numel() == 0:
         raise ValueError(f"x must have at least one row, got shape {tuple(x.shape)}")
     if not _has_kernels(x.device):
-        raise ValueError(f"x is on {x.device}; the kernels run on a CUDA GPU")
+        raise ValueError(f"x is on {x.device}; the kernels run on a CUDA GPU, with Triton")
 
 
 def _check_types(x, w) -> None:
@@ -97,7 +110,7 @@ def _check_operands(x: torch.Tensor, w: PackedInt4) -> None:
 
 
 def _has_kernels(device: torch.device) -> bool:
-    return device.type == "cuda" or (launches.INTERPRETED and device.type == "cpu")
+    return launches is not None and (device.type == "cuda" or (launches.INTERPRETED and device.type == "cpu"))
 
 
 def _gemm(x, w, config, dependent_launch) -> torch.Tensor:
@@ -111,7 +124,7 @@ def _gemm(x, w, config, dependent_launch) -> torch.Tensor:
         w.N, w.K, w.group_size, w.zeros is None, config, dependent_launch,
     )  # fmt: skip
     inputs = (x, w.qweight, w.scales, w.zeros)
-    out = launch.replay(key, inputs)
+    out = None if launch is None else launch.replay(key, inputs)
     if out is not None:
         return out
     _check_operands(x, w)
@@ -120,8 +133,8 @@ def _gemm(x, w, config, dependent_launch) -> torch.Tensor:
         return x.new_empty((*x.shape[:-1], w.N))
     if not _has_kernels(x.device):
         if config is not None:
-            raise ValueError(f"config must be None where x is on {x.device}: kernels are launched on a CUDA GPU only")
-        return _linear(x.float(), dequantize(w, torch.float32)).to(x.dtype)
+            raise ValueError(f"config must be None where x is on {x.device}: kernels need a CUDA GPU and Triton")
+        return _by_dequantising(x, w)
     if config is None:
         config = _config(x, w)
     if config.form == "dequantise":
@@ -133,6 +146,14 @@ def _gemm(x, w, config, dependent_launch) -> torch.Tensor:
     described = launches.product(config, M, w, w.K if stride_xm is None else stride_xm, pdl)
     with _interpreter_errors():
         return launch.start(key, inputs, launch.Work((*x.shape[:-1], w.N), x.dtype, described, copy=stride_xm is None))
+
+
+def _by_dequantising(x: torch.Tensor, w: PackedInt4) -> torch.Tensor:
+    """The product without a kernel, some tiles of rows at once: a whole weight in float32 is eight times as large."""
+    step = max(1, DEQUANTISED_AT_ONCE // (w.K * TILE_N)) * TILE_N
+    blocks = [rows(w, first, min(first + step, w.N)) for first in range(0, w.N, step)]
+    x32 = x.float()
+    return torch.cat([_linear(x32, dequantize(block, torch.float32)) for block in blocks], -1).to(x.dtype)
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -190,7 +211,7 @@ _REAL_TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 
 def _differentiates(x: torch.Tensor) -> bool:
-    """Whether torch follows x for a derivative, backward or forward."""
+    """Tell whether torch follows x for a derivative, backward or forward."""
     if x.requires_grad is True and torch.is_grad_enabled():  # what torch.fx puts in the place of x has no truth value
         return True
     return fastpath.has_tangent(x)

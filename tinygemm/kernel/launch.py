@@ -11,6 +11,7 @@ import triton
 
 from tinygemm.kernel import fastpath, workspace
 
+Inputs = tuple[torch.Tensor, *tuple[torch.Tensor | None, ...]]  # of a kernel: one a call cannot do without, then others
 ALIGNED = 16  # bytes: what a torch allocation always is, and what Triton compiles wide accesses for
 
 
@@ -59,7 +60,7 @@ class Plan(NamedTuple):
     """
 
     device: torch.device
-    index: int
+    device_index: int
     shape: tuple[int, ...]
     dtype: torch.dtype
     copy: bool
@@ -74,7 +75,7 @@ MAX_PLANS = 4096
 _plans: dict[tuple, Plan] = {}  # by the key of a call and what else Triton would look at
 
 
-def call(key: tuple, inputs: tuple[torch.Tensor | None, ...], describe: Callable[..., Work], *arguments):
+def call(key: tuple, inputs: Inputs, describe: Callable[..., Work], *arguments):
     """Allocate the output and launch; returns it.
 
     key:      everything that `describe` looks at, and the strides and devices of the inputs; first the caller's name
@@ -85,7 +86,7 @@ def call(key: tuple, inputs: tuple[torch.Tensor | None, ...], describe: Callable
     return start(key, inputs, describe(*arguments)) if out is None else out
 
 
-def replay(key: tuple, inputs: tuple[torch.Tensor | None, ...]) -> torch.Tensor | None:
+def replay(key: tuple, inputs: Inputs) -> torch.Tensor | None:
     """Repeat a call that ran before, with the least that Python can do; None where it must `start` the ordinary way.
 
     Triton looks at every argument of every call to find the binary that fits. Here the key stands for all that decides
@@ -101,18 +102,18 @@ def replay(key: tuple, inputs: tuple[torch.Tensor | None, ...]) -> torch.Tensor 
             return replay(key, inputs)
     if copy:
         inputs = (inputs[0].contiguous(), *inputs[1:])
-    pointers, bits = [], 0
-    for tensor in inputs:
+    like, *optional = inputs
+    address = bits = like.data_ptr()
+    others: list[int | None] = []
+    for tensor in optional:
         if tensor is None:
-            pointers.append(None)
+            others.append(None)
         else:
-            pointers.append(pointer := tensor.data_ptr())
+            others.append(pointer := tensor.data_ptr())
             bits |= pointer
     if bits % ALIGNED:
         return None
-    address, *others = pointers
     # new_empty takes half as long as torch.empty, which has a dtype and a device to read; sizes one by one, no tuple
-    like = inputs[0]
     out = (like if like.dtype is dtype else like.new_empty(0, dtype=dtype)).new_empty(*shape)
     target, stream = out.data_ptr(), fastpath.current_stream(index)
     space = () if needs is None else workspace.reserve(*needs, device).addresses
@@ -125,13 +126,13 @@ def replay(key: tuple, inputs: tuple[torch.Tensor | None, ...]) -> torch.Tensor 
     return out
 
 
-def start(key: tuple, inputs: tuple[torch.Tensor | None, ...], work: Work) -> torch.Tensor:
+def start(key: tuple, inputs: Inputs, work: Work) -> torch.Tensor:
     """Launch the way Triton does it, and remember what that came to for `replay`."""
     with torch.cuda.device_of(inputs[0]):
         return _start(key, inputs, work)
 
 
-def _start(key, inputs, work) -> torch.Tensor:
+def _start(key: tuple, inputs: Inputs, work: Work) -> torch.Tensor:
     first = inputs[0].contiguous() if work.copy else inputs[0]
     out = torch.empty(work.shape, dtype=work.dtype, device=first.device)
     pieces, binaries = [], []
@@ -151,13 +152,14 @@ def _start(key, inputs, work) -> torch.Tensor:
     if binary is None or any(other is not binary for other in binaries) or any(place % ALIGNED for place in places):
         return out  # the interpreter has no binary
     if (driver := fastpath.driver_of(binary)) is not None:
-        space = max((launch.workspace for launch in work.launches if launch.workspace), default=None)
-        if space == (0, 0):  # parameters of the kernel all the same
-            pieces = [(*where, (*workspace.NOT_NEEDED.addresses, *rest)) for *where, rest in pieces]
+        needs = max((launch.workspace for launch in work.launches if launch.workspace), default=None)
+        if needs == (0, 0):  # parameters of the kernel all the same
+            unused = workspace.NOT_NEEDED.addresses
+            pieces = [(grid, at, out_at, (*unused, *rest)) for grid, at, out_at, rest in pieces]
         if len(_plans) >= MAX_PLANS:
             _plans.clear()
         _plans[key, fastpath.knobs()] = Plan(
             first.device, first.device.index, work.shape, work.dtype, work.copy, *driver,
-            None if space == (0, 0) else space, tuple(pieces),
+            None if needs == (0, 0) else needs, tuple(pieces),
         )  # fmt: skip
     return out

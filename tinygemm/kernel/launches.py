@@ -28,9 +28,9 @@ def product(
 ) -> tuple[Launch, ...]:
     """The launches that multiply M rows, `stride_xm` elements apart, by a packed weight: inputs x, *stored(w).
 
-    pdl:     dependent launch, where the form knows how and every program of it waits
-    dequant: fast, or naive or none: yardsticks of what dequantisation costs, which the static form does not have
-    add_warps: False: a yardstick of what adding up the warps with tl.sum costs, of the splitk form
+    pdl:     dependent launch, where the kernel knows how and every program of it waits
+    dequant: fast, or naive or none: ablations of the dequantisation, which the simple kernel does not have
+    add_warps: False: an ablation that adds up the warps with tl.sum; splitk only
     raises:  ValueError for a config that does not compute this product
     """
     if config.form not in PRODUCTS:
@@ -104,7 +104,7 @@ def dequantise(w: PackedInt4) -> Launch:
     return Launch(simple.kernel_dequantize_int4, grid, (w.N, w.K, KB), constants, options(DEQUANTISE, False))
 
 
-# --- what the forms share ---------------------------------------------------------------------------------------------
+# --- what the kernels share -------------------------------------------------------------------------------------------
 
 
 def layout(w: PackedInt4) -> dict:
@@ -125,7 +125,7 @@ def options(config: LaunchConfig, pdl: bool) -> dict:
 
 
 def stage_bytes(config: LaunchConfig, w: PackedInt4) -> int:
-    """What one stage of a warp's ring holds: the words, scales and zeros of a tile's block of 128 k, and its x."""
+    """The bytes of one stage of a warp: words, scales and zeros of a tile's block of 128 k, and its x."""
     groups = 128 // min(w.group_length, 128) if w.group_size != -1 else 1
     return config.block_n * (64 + groups * (2 if w.zeros is None else 3)) + 256 * config.block_m
 
@@ -136,12 +136,12 @@ def steps(config: LaunchConfig) -> int:
 
 
 def fills_tiles(N: int, K: int, config: LaunchConfig) -> bool:
-    """Whether loads need no mask but the end of a share of K, which is counted in steps of one block per warp."""
+    """Tell whether loads need no mask but the end of a share of K, which is counted in steps of one block per warp."""
     return N % config.block_n == 0 and K % (128 * config.num_warps) == 0
 
 
 def takes_x_as_it_lies(config: LaunchConfig, address: int, stride_xm: int) -> bool:
-    """Whether x may start there, its rows that many elements apart: the ring copies it in pieces of 16 bytes."""
+    """Tell whether x may start there, its rows that many elements apart: cp.async copies 16 bytes at a time."""
     return config.form != "ring" or (address % 16 == 0 and stride_xm % 8 == 0)
 
 
@@ -151,7 +151,7 @@ def shares(config: LaunchConfig, M: int, N: int) -> tuple[int, int]:
 
 
 def every_share_waits(split_k: int, KB: int, step: int) -> bool:
-    """Whether each program has a block of K to walk: only there does it wait for the kernel before it.
+    """Tell whether each program has a block of K: only then does it wait for the kernel before it.
 
     Calls on one stream share a workspace and reuse each other's memory, so a program that has nothing to walk and does
     not wait would write into what the kernel before still uses.

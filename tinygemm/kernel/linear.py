@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from numbers import Integral
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from tqdm import tqdm
 
 from tinygemm.kernel import fastpath
 from tinygemm.kernel.gemm import gemm
@@ -40,6 +43,7 @@ class Int4Linear(nn.Module):
     group_size: weights along in_features that share a scale: 32, 64, 128 or -1
     symmetric:  False: the layer stores a zero point per group, too
     buffers:    qweight, scales, zeros (None where symmetric) as in PackedInt4, and bias; all of them in the state dict
+    parts:      the out_features of the projections that a joined layer computes, (out_features,) in any other layer
     raises:     ValueError naming the argument and what was expected
     """
 
@@ -60,6 +64,7 @@ class Int4Linear(nn.Module):
                 raise ValueError(f"{name} must be a positive integer, got {size!r}")
         check_group(in_features, group_size, "in_features")
         self.in_features, self.out_features, self.group_size = in_features, out_features, group_size
+        self.parts: tuple[int, ...] = (out_features,)
         groups = 1 if group_size == -1 else in_features // group_size
         words = (-(-out_features // TILE_N), -(-in_features // TILE_K), TILE_N, WORDS)
         self.register_buffer("qweight", torch.zeros(words, dtype=torch.int32, device=device))
@@ -73,31 +78,26 @@ class Int4Linear(nn.Module):
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, group_size: int = 128, symmetric: bool = True, *, rule: str = "full-range"
+        cls,
+        linear: nn.Linear,
+        group_size: int = 128,
+        symmetric: bool = True,
+        *,
+        rule: str = "full-range",
+        search: bool = False,
     ) -> Int4Linear:
         """The layer that does what `linear` does, hooks of its forward included, but for the rounding of its weight.
 
         The hooks are copied: what is added or removed later belongs to one of the two layers, and a handle to `linear`.
 
-        group_size, symmetric, rule: as in `quantize`
+        group_size, symmetric, rule, search: as in `quantize`
         raises: as `quantize`; TypeError where `linear` is no nn.Linear; ValueError where it computes something else
                 than its weight and bias say: a forward of its own, or a weight or bias that a hook makes anew
         """
-        if not isinstance(linear, nn.Linear):
-            raise TypeError(f"linear must be an nn.Linear, got {type(linear).__name__}")
-        if "forward" in vars(linear) or hasattr(linear, "_hf_hook"):
-            raise ValueError("its forward was replaced (by accelerate, say), and Int4Linear would not call that one")
-        if type(linear).forward is not nn.Linear.forward:
-            raise ValueError(f"{type(linear).__name__} has a forward of its own, which Int4Linear would not call")
-        for name in ("weight", "bias"):
-            if name not in linear._parameters:
-                raise ValueError(
-                    f"its {name} is made anew by a hook (weight_norm or pruning, say); make it permanent first"
-                )
-        layer = cls.from_packed(quantize(linear.weight, group_size, symmetric, rule=rule), linear.bias)
-        for name in HOOKS:
-            setattr(layer, name, getattr(linear, name).copy())
-        return layer.train(linear.training)
+        _check_linear(linear)
+        return cls.from_packed(
+            quantize(linear.weight, group_size, symmetric, rule=rule, search=search), linear.bias
+        )._beside(linear)
 
     @classmethod
     def from_packed(cls, w: PackedInt4, bias: torch.Tensor | None = None) -> Int4Linear:
@@ -110,6 +110,12 @@ class Int4Linear(nn.Module):
         layer.bias = None if bias is None else bias.detach()
         _check_bias(layer.bias, w.N, w.device)
         return layer
+
+    def _beside(self, linear: nn.Linear) -> Int4Linear:
+        """This layer in the mode of `linear` and with a copy of its hooks."""
+        for name in HOOKS:
+            setattr(self, name, getattr(linear, name).copy())
+        return self.train(linear.training)
 
     @property
     def weight(self) -> PackedInt4:
@@ -140,7 +146,7 @@ class Int4Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] -> [..., out_features], as `gemm` does; under autocast x is cast to its dtype first."""
         if fastpath.any_autocast():
-            x = _autocast(x)
+            x = autocast(x)
         y, bias = gemm(x, self.weight), self._buffers["bias"]
         return y if bias is None else y.add_(bias)
 
@@ -185,23 +191,31 @@ def quantize_model(
     group_size: int = 128,
     symmetric: bool = True,
     skip: Collection[str] | str = (USUAL,),
+    join: bool = False,
+    progress: bool = True,
     *,
     rule: str = "full-range",
+    search: bool = False,
 ) -> list[str]:
     """Replace every nn.Linear of a model by an Int4Linear, in place; hooks of their forward move along.
 
     Whoever holds a handle of a hook can still remove it: from the new layer. The float layer, where somebody else has
-    it, keeps a copy of its hooks.
+    it, keeps a copy of its hooks. Hooks by which accelerate spreads a model over devices move, too.
 
-    group_size, symmetric, rule: as in `quantize`
-    skip:    names not to touch, or one name: of a module (`lm_head`, wherever it is), or its whole path
-             (`layers.0.mlp.up_proj`); all that a module contains is skipped with it
-    returns: the paths of the layers that were replaced
-    raises:  ValueError naming the layer that cannot be quantised, or where there is none, or a name in skip that the
-             model does not have (but for `lm_head`); TypeError for what is no name. The model is then as it was
-    warns:   where linear layers stay as they are because they are subclasses of nn.Linear or parametrised; where more
-             than half of the numbers in the model's matrices stay as they are; and where layers are float32:
-             Int4Linear multiplies float16 or bfloat16, so `.half()` or `.bfloat16()` is wanted, or autocast
+    A model that is wholly on the meta device gets layers without values, for `load_state_dict(..., assign=True)`.
+
+    group_size, symmetric, rule, search: as in `quantize`
+    skip:     names not to touch, or one name: of a module (`lm_head`, wherever it is), or its whole path
+              (`layers.0.mlp.up_proj`); all that a module contains is skipped with it
+    join:     join q/k/v and gate/up of the models that `join_projections` knows, which says what stays apart
+    progress: show a bar on a terminal
+    returns:  the paths of the layers that were replaced, as they were before any were joined
+    raises:   ValueError naming the layer that cannot be quantised, or where there is none, or a name in skip that the
+              model does not have (but for `lm_head`); TypeError for what is no name. The model is then as it was
+    warns:    where linear layers stay as they are because they are subclasses of nn.Linear or parametrised, or share
+              their weight with another module; where more than half of the numbers in the model's matrices stay as
+              they are; and where layers are float32: Int4Linear multiplies float16 or bfloat16, so `.half()` or
+              `.bfloat16()` is wanted, or autocast
     """
     if isinstance(model, nn.Linear):
         raise ValueError("model is itself a linear layer and cannot be replaced in place; use Int4Linear.from_linear")
@@ -211,36 +225,38 @@ def quantize_model(
         for path, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, nn.Linear) and not _is_skipped(path, names)
     ]
-    found = [(path, module) for path, module in linears if type(module) is nn.Linear]
+    others = [path for path, module in linears if type(module) is not nn.Linear]
+    tied = _of_others(model)
+    shared = [path for path, module in linears if path not in others and id(module._parameters.get("weight")) in tied]
+    found = [(path, module) for path, module in linears if path not in {*others, *shared}]
     if not found:
         raise ValueError(f"model has no nn.Linear to quantise outside skip={names}; other modules are not replaced")
     before = _matrices(model)
+    on_meta = all(parameter.is_meta for parameter in model.parameters())
     layers: dict[nn.Linear, Int4Linear] = {}
-    for path, linear in found:
+    for path, linear in tqdm(found, "quantise", disable=None if progress else True):
         try:
-            layers[linear] = layers.get(linear) or Int4Linear.from_linear(linear, group_size, symmetric, rule=rule)
+            if linear not in layers:
+                layers[linear] = _quantised(linear, group_size, symmetric, rule, search, on_meta)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}; name it in skip to leave it as it is") from error
         except Exception as error:  # of the machine, out of memory say: its type is what a caller looks for
             error.add_note(f"while {path} was quantised")
             raise
-    _replace(model, [(path, linear, layers[linear]) for path, linear in found])
+    with unchanged_on_failure(model):
+        for path, linear in found:
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, layers[linear])
+        if join:
+            from tinygemm.kernel.join import join_projections  # a module that knows this one's layer
+
+            join_projections(model)
     for linear, layer in layers.items():  # with the dictionaries, as handles find a hook by its dictionary
         for name in HOOKS:
             moved, kept = getattr(linear, name), getattr(layer, name)
             setattr(layer, name, moved)
             setattr(linear, name, kept)
-    if others := [path for path, module in linears if type(module) is not nn.Linear]:
-        more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
-        warnings.warn(
-            "linear layers that are subclasses of nn.Linear or parametrised stay as they are: "
-            f"{', '.join(others[:NAMED])}{more}",
-            stacklevel=2,
-        )
-    left = _matrices(model)
-    if (share := sum(left.values()) / sum(before.values())) > 0.5:
-        largest = ", ".join(sorted(left, key=left.get, reverse=True)[:3])
-        warnings.warn(f"{share:.0%} of the parameters in matrices stay as they are, most in {largest}", stacklevel=2)
+    _warn_of_what_stays(model, before, others, shared)
     if float32 := [path for path, linear in found if linear.weight.dtype == torch.float32]:
         warnings.warn(
             f"{float32[0]} was float32 and now multiplies float16 or bfloat16 only: call .half() or .bfloat16() on the "
@@ -248,6 +264,41 @@ def quantize_model(
             stacklevel=2,
         )
     return [path for path, _ in found]
+
+
+def _warn_of_what_stays(model: nn.Module, before: dict[str, int], others: list[str], shared: list[str]) -> None:
+    """Name the layers that nobody asked to skip, and what makes up a model that is still mostly float."""
+    for reason, paths in (
+        ("are subclasses of nn.Linear or parametrised", others),
+        ("share their weight with another module, an embedding say,", shared),
+    ):
+        if paths:
+            warnings.warn(f"linear layers that {reason} stay as they are: {listed(paths)}", stacklevel=3)
+    left = _matrices(model)
+    if (share := sum(left.values()) / sum(before.values())) > 0.5:
+        largest = ", ".join(sorted(left, key=left.get, reverse=True)[:3])
+        warnings.warn(f"{share:.0%} of the parameters in matrices stay as they are, most in {largest}", stacklevel=3)
+
+
+def listed(paths: list[str]) -> str:
+    """The first paths in words, and the count of the others."""
+    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    return f"{', '.join(paths[:NAMED])}{more}"
+
+
+@contextlib.contextmanager
+def unchanged_on_failure(model: nn.Module) -> Iterator[None]:
+    """Give every module its class and children back where the block fails."""
+    before = [(module, type(module), dict(module._modules)) for module in model.modules()]
+    try:
+        yield
+    except BaseException:
+        for module, kind, children in before:
+            if type(module) is not kind:
+                module.__class__ = kind
+            module._modules.clear()  # without asking the module, which may be the one that refused
+            module._modules.update(children)
+        raise
 
 
 def _names(skip: Collection[str], model: nn.Module) -> list[str]:
@@ -268,17 +319,45 @@ def _is_skipped(path: str, names: list[str]) -> bool:
     return any(part in names or ".".join(parts[: i + 1]) in names for i, part in enumerate(parts))
 
 
-def _replace(model: nn.Module, layers: list[tuple[str, nn.Linear, Int4Linear]]) -> None:
-    """Put each Int4Linear in the place of its nn.Linear: all of them, or none where a parent refuses."""
-    places = [(path.rpartition("."), linear, layer) for path, linear, layer in layers]
-    places = [(model.get_submodule(parent), name, linear, layer) for (parent, _, name), linear, layer in places]
-    try:
-        for parent, name, _, layer in places:
-            setattr(parent, name, layer)
-    except BaseException:
-        for parent, name, linear, _ in places:
-            parent._modules[name] = linear  # without asking the parent that has just refused
-        raise
+def _of_others(model: nn.Module) -> set[int]:
+    """The identities of the parameters that modules other than linear layers have."""
+    others = (module for module in model.modules() if not isinstance(module, nn.Linear))
+    return {id(parameter) for module in others for parameter in module._parameters.values() if parameter is not None}
+
+
+def _check_linear(linear: nn.Linear) -> None:
+    """Raise where a layer is no nn.Linear, or computes something else than its weight and bias say."""
+    if not isinstance(linear, nn.Linear):
+        raise TypeError(f"linear must be an nn.Linear, got {type(linear).__name__}")
+    if "forward" in vars(linear) or hasattr(linear, "_hf_hook"):
+        raise ValueError("its forward was replaced (by accelerate, say), and Int4Linear would not call that one")
+    if type(linear).forward is not nn.Linear.forward:
+        raise ValueError(f"{type(linear).__name__} has a forward of its own, which Int4Linear would not call")
+    for name in ("weight", "bias"):
+        if name not in linear._parameters:
+            raise ValueError(
+                f"its {name} is made anew by a hook (weight_norm or pruning, say); make it permanent first"
+            )
+
+
+def _quantised(
+    linear: nn.Linear, group_size: int, symmetric: bool, rule: str, search: bool, on_meta: bool
+) -> Int4Linear:
+    """`Int4Linear.from_linear`; a layer of the meta device has no values, and one of accelerate keeps its hook."""
+    hook = getattr(linear, "_hf_hook", None)
+    if hook is not None and getattr(hook, "offload", True) is False:  # the hook only moves what comes in and goes out
+        bare = copy.copy(linear)
+        for name in ("_hf_hook", "_old_forward", "forward"):
+            vars(bare).pop(name, None)
+        from accelerate.hooks import add_hook_to_module
+
+        return add_hook_to_module(Int4Linear.from_linear(bare, group_size, symmetric, rule=rule, search=search), hook)
+    if not on_meta:
+        return Int4Linear.from_linear(linear, group_size, symmetric, rule=rule, search=search)
+    _check_linear(linear)
+    bias, dtype = linear.bias is not None, linear.weight.dtype
+    layer = Int4Linear(linear.in_features, linear.out_features, bias, group_size, symmetric, "meta", dtype)
+    return layer._beside(linear)
 
 
 def _refused(packed: dict[str, torch.Tensor], own: dict[str, torch.Tensor | None]) -> list[str]:
@@ -322,7 +401,7 @@ def _matrices(model: nn.Module) -> dict[str, int]:
     return {name: each.numel() for name, each in model.named_parameters() if not is_lazy(each) and each.dim() > 1}
 
 
-def _autocast(x: torch.Tensor) -> torch.Tensor:
+def autocast(x: torch.Tensor) -> torch.Tensor:
     """x in the dtype that nn.Linear would multiply in."""
     device = x.device.type
     eligible = torch.is_autocast_enabled(device) and x.dtype in FLOAT_DTYPES

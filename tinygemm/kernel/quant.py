@@ -1,7 +1,7 @@
-"""What the bits of a packed INT4 weight mean: quantise, pack, unpack, dequantise, and the float64 reference.
+"""The bits of a packed INT4 weight and their meaning: quantise, pack, unpack, dequantise, and the float64 reference.
 
-The format. `qweight[N / 16, K / 128, 16, 16]` int32: one tile is 16 output features x 128 inputs, 1 KiB in one piece,
-so any tiling of a kernel reads whole cache lines, and the same bytes serve every GPU and launch config. Word j of a
+The format. `qweight[N / 16, K / 128, 16, 16]` int32: one tile is 16 output features x 128 inputs, 1 KiB in one piece.
+So any tiling of a kernel reads whole cache lines, and the same bytes serve every GPU and launch config. Word j of a
 row holds eight codes:
 
     k = 32 p + 2 j + h  (p = 0..3, h = 0..1)   at bits 4 (p + 4 h) .. 4 (p + 4 h) + 3
@@ -17,14 +17,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from tinygemm.kernel.scales import LARGEST, SYMMETRIC_ZERO, closed_form, least_error
+from tinygemm.kernel.scales import codes as nearest_codes
 from tinygemm.problem import GROUP_SIZES
 
 TILE_N, TILE_K, WORDS = 16, 128, 16
-SYMMETRIC_ZERO = 8
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 RULES = ("full-range", "absmax")  # of the scale of a symmetric group
-LARGEST = torch.finfo(torch.float16).max
-SMALLEST_SCALE = 2.0**-24  # the smallest float16 above zero, a subnormal one
 ROUNDED_AT_ONCE = 2**24  # weights: 64 MiB in float32
 
 
@@ -114,7 +113,12 @@ class PackedInt4:
 
 @torch.no_grad()
 def quantize(
-    weight: torch.Tensor, group_size: int = 128, symmetric: bool = True, *, rule: str = "full-range"
+    weight: torch.Tensor,
+    group_size: int = 128,
+    symmetric: bool = True,
+    *,
+    rule: str = "full-range",
+    search: bool = False,
 ) -> PackedInt4:
     """Round a weight to 4 bits, group by group along K.
 
@@ -124,13 +128,16 @@ def quantize(
                 included
     rule:       "full-range": the weight of largest magnitude becomes code 0, so scale = that weight / -8, of either
                 sign; "absmax": scale = absmax / 7, which never uses code 0. Without effect on asymmetric weights
+    search:     True: per group, clip the range of the rule by up to 60 % and keep what loses least in squared error; a
+                symmetric scale is tried with both signs. No group loses more than without. It takes some ten times as
+                long: data/quality/model.csv has errors and seconds
     returns:    PackedInt4 on the device of `weight`; it holds on to nothing of `weight`, no gradient either
     raises:     TypeError or ValueError naming the constraint
 
-    The error of a weight is at most half its group's scale. With "full-range" it may reach one scale, for weights that
-    are opposite in sign to the largest one and beyond 7.5 scales. On top comes the rounding of the scale to float16,
-    times the distance of the code from its zero: 2**-11 of the scale, or 2**-25 where it is subnormal (below 6.1e-5).
-    Weights of a standard deviation of 1e-6 lose little by that; weights below 2**-25 (3e-8) become zero.
+    Without a search, the error of a weight is at most half its group's scale. With "full-range" it may reach one scale,
+    for weights that are opposite in sign to the largest one and beyond 7.5 scales. On top comes the rounding of the
+    scale to float16, times the distance of the code from its zero: 2**-11 of the scale, or 2**-25 where it is subnormal
+    (below 6.1e-5). A standard deviation of 1e-6 loses little by that; weights below 2**-25 (3e-8) become zero.
 
     The largest weight is 65,504 by "full-range" and about 57,300 by "absmax". Asymmetric it is about 65,490 in a group
     of one sign, and 61,420 in one that reaches as far on both sides. See `pack` for the limit of a scale.
@@ -140,6 +147,8 @@ def quantize(
     if weight.layout is not torch.strided:
         raise TypeError(f"weight must be dense, got {weight.layout}; call weight.to_dense()")
     check_symmetric(symmetric)
+    if search not in (True, False):
+        raise TypeError(f"search must be True or False, got {search!r}")
     weight = weight.detach()
     if weight.dtype not in FLOAT_DTYPES:
         raise TypeError(f"weight must be float16, bfloat16 or float32, got {weight.dtype}")
@@ -155,29 +164,17 @@ def quantize(
         raise ValueError("weight has NaN or infinite values; INT4 codes cannot represent them")
 
     blocks = weight.split(max(1, ROUNDED_AT_ONCE // K))  # in float32 a whole weight would take several times its memory
-    rounded = [_round(rows, K if group_size == -1 else group_size, symmetric, rule) for rows in blocks]
+    rounded = [_round(rows, K if group_size == -1 else group_size, symmetric, rule, search) for rows in blocks]
     codes, scales, zeros = (torch.cat(parts) for parts in zip(*rounded, strict=True))
     return pack(codes, scales.t(), None if symmetric else zeros.t(), group_size)
 
 
-def _round(rows: torch.Tensor, group: int, symmetric: bool, rule: str) -> tuple[torch.Tensor, ...]:
+def _round(rows: torch.Tensor, group: int, symmetric: bool, rule: str, search: bool) -> tuple[torch.Tensor, ...]:
     """Rows of a weight -> codes uint8 [rows, K], scales float16 [rows, groups], zeros uint8 [rows, groups]."""
     groups = rows.float().reshape(len(rows), -1, group)
-    low, high = groups.aminmax(dim=-1)
-    if not symmetric:
-        low, high = low.clamp_max(0), high.clamp_min(0)
-        scales = (high - low) / 15
-    elif rule == "absmax":
-        scales = torch.maximum(-low, high) / 7
-    else:
-        scales = torch.where(high > -low, high, low) / -8
-    scales = scales.half()
-    scales.masked_fill_(scales == 0, SMALLEST_SCALE)  # a group of zeros still gets a scale to divide by
-    exact = scales.float()
-    # a subnormal scale may be rounded down so far that the zero of a one-sided group would lie beyond the codes
-    zeros = torch.full_like(exact, SYMMETRIC_ZERO) if symmetric else (-low / exact).round().clamp(0, 15)
-    codes = (groups / exact.unsqueeze(-1)).add_(zeros.unsqueeze(-1)).round_().clamp_(0, 15)
-    return codes.to(torch.uint8).view(rows.shape), scales, zeros.to(torch.uint8)
+    scales, zeros = (least_error if search else closed_form)(groups, symmetric, rule)
+    codes = nearest_codes(groups, scales, zeros)
+    return codes.to(torch.uint8).view(rows.shape), scales.half(), zeros.to(torch.uint8)
 
 
 def pack(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, group_size: int = 128) -> PackedInt4:

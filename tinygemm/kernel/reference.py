@@ -25,7 +25,7 @@ def load_only(w: PackedInt4, config: LaunchConfig, dependent_launch: bool = True
 
 
 def load_only_reference(w: PackedInt4) -> torch.Tensor:
-    """What the shares of `load_only` XOR to: [N] int32, every word and scale of a row."""
+    """The XOR of the K slices of `load_only`: [N] int32, every word and scale of a row."""
     rows = w.qweight.permute(0, 2, 1, 3).reshape(-1, w.qweight.shape[1] * 16)[: w.N]
     scales = w.scales.view(torch.int16).int().t() if w.group_size != -1 else rows[:, :0]
     values = torch.cat([rows, scales], 1)
@@ -47,12 +47,12 @@ def ablated_gemm(
     """The tuned kernel with one thing done otherwise: what that thing costs is what the ablation saves or loses.
 
     x:         [M, K]  float16
-    config:    of form splitk or ring
+    config:    of splitk or of pipelined (form ring)
     dequant:   "fast"; "naive": shift, mask and convert; "none": the words' own bits stand in for the weight
     dependent_launch: as for `gemm`
     add_warps: False: add the warps' shares with tl.sum (splitk)
     returns:   [M, N]  float16: the product with w, or with `raw_weight(w)` where dequant is "none"
-    raises:    ValueError for a step that the form does not have, and for x that a ring cannot read where it lies
+    raises:    ValueError for a step that the kernel does not have, and for x that pipelined cannot read where it lies
     """
     if dequant not in ("fast", "naive", "none"):
         raise ValueError(f"dequant must be fast, naive or none, got {dequant!r}")
@@ -63,7 +63,7 @@ def ablated_gemm(
 
 
 def raw_weight(w: PackedInt4) -> torch.Tensor:
-    """What `ablated_gemm` without dequantisation takes for the weight, [N, K] float64.
+    """The weight [N, K] float64 that `ablated_gemm` multiplies with when it does not dequantise.
 
     k = 32 p + 2 j + h is half h of word j, its exponent cut.
     """

@@ -28,11 +28,11 @@ _captures: dict[tuple[int, int], tuple[int, torch.Tensor]] = {}  # (device, stre
 def reserve(partials: int, counters: int, device: torch.device) -> Workspace:
     """Room for partial sums, and arrival counters that are zero now and that the kernel leaves at zero.
 
-    Never shared by calls that may overlap. Eager calls on one stream run one after the other and share a workspace that
-    grows to what the largest of them needs. Captured calls take their partial sums from their graph's memory. Their
-    counters come out of a pool for good, since the graph may be replayed at any time beside anything else; but calls of
-    one capture on one stream run one after the other and share them. Eager calls refill the pool. Where there is none
-    yet (the first call of all is a captured one), the graph zeroes its counters itself: one node more.
+    Calls that may overlap never share it. Eager calls on one stream run one after the other and share a workspace that
+    grows to the need of the largest of them. Captured calls take their partial sums from their graph's memory. Their
+    counters come out of a pool for good, since the graph may be replayed at any time beside anything else. Calls of one
+    capture on one stream run one after the other and share them. Eager calls refill the pool. Where there is none yet
+    (the first call of all is a captured one), the graph zeroes its counters itself: one node more.
     """
     if not partials:
         return NOT_NEEDED
@@ -47,8 +47,8 @@ def reserve(partials: int, counters: int, device: torch.device) -> Workspace:
         pool.insert(0, _zeros(POOL_COUNTERS, device))
         torch.cuda.synchronize(device)  # once in a thousand graphs: every stream must see the zeros
     held = _stream_workspaces.get(key)
-    sizes = (0, 4096) if held is None else [tensor.numel() for tensor in held.tensors]
-    if sizes[0] >= partials and sizes[1] >= counters:
+    sizes = [0, 4096] if held is None else [tensor.numel() for tensor in held.tensors if tensor is not None]
+    if held is not None and sizes[0] >= partials and sizes[1] >= counters:
         return held
     held = _new_workspace(max(partials, sizes[0]), _zeros(max(counters, sizes[1]), device))
     _stream_workspaces[key] = held

@@ -23,7 +23,7 @@ MORE_PART_NUMBERS = ("no_dequant_us", "load_only_us", "dequant_fp16_us")
 
 
 def read_bench(file: Path) -> pd.DataFrame:
-    """What `tinygemm bench` wrote: one row per case; an empty cell is a value that was not measured.
+    """The table that `tinygemm bench` writes: one row per case; an empty cell is a value that was not measured.
 
     raises: ValueError naming the file, the line and what was expected
     """
@@ -31,7 +31,7 @@ def read_bench(file: Path) -> pd.DataFrame:
 
 
 def read_breakdown(file: Path) -> pd.DataFrame:
-    """What `tinygemm breakdown` wrote: one row per problem; raises as read_bench."""
+    """The table that `tinygemm breakdown` writes: one row per problem; raises as read_bench."""
     return _read(file, "problem", PART_NUMBERS, MORE_PART_NUMBERS)
 
 

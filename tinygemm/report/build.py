@@ -101,7 +101,7 @@ def execute_all(notebooks: list[Path], executed: Path, parameters: dict) -> None
 
 
 def measures(parameters: dict) -> bool:
-    """Whether the first notebook may measure this machine's GPU."""
+    """Tell whether the first notebook may measure this machine's GPU."""
     source = parameters.get("source", "auto")
     return source == "live" or (source == "auto" and not parameters.get("run_dir") and live_gpu_key() is not None)
 
@@ -133,7 +133,7 @@ def key_of(notebook: Path, parameters: dict, inputs: str) -> str:
 
 
 def kept_key(executed: Path) -> str:
-    """What an executed notebook was made from; "" where there is none, or where another program made it."""
+    """The digest of the sources of an executed notebook; "" where there is none, or where another program made it."""
     try:
         return json.loads(executed.read_text(encoding="utf-8"))["metadata"]["tinygemm"]["made_from"]
     except (FileNotFoundError, KeyError, ValueError):

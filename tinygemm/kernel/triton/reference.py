@@ -27,7 +27,7 @@ def kernel_load_only_int4(
 ):  # fmt: skip
     """Read every word and scale, compute nothing with them: checksum[SPLIT_K, N] int32 is the XOR of what a row read.
 
-    The ceiling of every INT4 kernel: tiles, shares, layout and the early request of the fast kernel, with neither x nor
+    The ceiling of every INT4 kernel: tiles, K slices, layout and the prefetch of the fast kernel, with neither x nor
     arithmetic. Scales are read as their bits; symmetric weights whose N and K fill the tiles only.
     """
     pid_n, pid_k = tl.program_id(0), tl.program_id(1)
@@ -71,7 +71,7 @@ def kernel_gemm_fp16_splitk(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WARPS_K: tl.constexpr, SPLIT_K: tl.constexpr,
     BLOCKS_IN_FLIGHT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The FP16 twin of the splitk form: out[M, N] = x[M, K] @ weight[N, K].T in its tiles, shares and early request."""
+    """The FP16 reference of splitk: out[M, N] = x[M, K] @ weight[N, K].T in its tiles, K slices and prefetch."""
     pid_n, pid_k = tl.program_id(0), tl.program_id(1)
     prefetch_counter(counter_ptr, pid_n, SPLIT_K)
     N_OCTETS: tl.constexpr = BLOCK_N // 8

@@ -55,7 +55,7 @@ def kernel_dequantize_int4(
     N, K, KB,
     GROUP: tl.constexpr, PER_CHANNEL: tl.constexpr, HAS_ZEROS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """weight[N, K], of the type that weight_ptr has, from its packed form: one program writes BLOCK_N rows x 128 k."""
+    """weight[N, K], of the type that weight_ptr has, from its packed words: one program writes BLOCK_N rows x 128 k."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     kb = tl.program_id(1)
     n_words = (offs_n // 16).to(tl.int64) * KB * 256 + offs_n % 16 * 16

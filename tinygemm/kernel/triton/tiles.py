@@ -200,7 +200,7 @@ def scale_offsets(
 
 @triton.jit
 def x_pointers(x_ptr, stride_xm, M_TILES: tl.constexpr, WARPS_K: tl.constexpr):
-    """Where the x of step 0 is, flat [M_TILES * 4 * WARPS_K * 8, 32], with the token m and the k of each element."""
+    """Offsets of the x of step 0, flat [M_TILES * 4 * WARPS_K * 8, 32], with the token m and the k of each element."""
     i = tl.arange(0, M_TILES * 4 * WARPS_K * 8)[:, None]
     m = i // (8 * WARPS_K * 4) * 8 + i % 8
     k = i // 8 % WARPS_K * 128 + i // (8 * WARPS_K) % 4 * 32 + tl.arange(0, 32)[None, :]

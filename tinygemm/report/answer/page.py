@@ -1,4 +1,4 @@
-"""What the first page puts on the screen: the answer, the reader's case, and the tables of findings and caveats."""
+"""Text and tables of the first page: the answer, the reader's case, and the tables of findings and caveats."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WAYS = {"how": ("The same INT4 kernel over FP16, M = 1", ""), "range": ("Speedup
 
 
 def sentence(found: answer.Answer) -> Markdown:
-    """Whether, by how much and how far INT4 pays off, and the two words that this needs."""
+    """The answer: whether, by how much and how far INT4 pays off, and the two words that this needs."""
     return Markdown(f"{answer.sentence(found)}\n\n{answer.terms()}")
 
 
@@ -46,7 +46,7 @@ def ways(found: answer.Answer) -> Markdown:
 
 
 def conditions(found: answer.Answer, run) -> Markdown:
-    """How the run was measured: one line, and everything in a fold."""
+    """The conditions of the run: one line, and everything in a fold."""
     rows = shared.conditions(run, tables.report_table(tables.only(run, run.cases["backend"].isin(tables.IDEALS))))
     columns = {"condition": ("Condition", ""), "value": ("Value", "")}
     everything = table(rows, columns, "tab-conditions", "How the run of this report was measured")

@@ -15,7 +15,7 @@ from tinygemm.report.base import tables
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict
 from tinygemm.report.base.host import steady_run
 from tinygemm.report.base.tables import BASELINE, at_shapes, usual
-from tinygemm.report.base.words import span
+from tinygemm.report.base.words import shape_name, span
 from tinygemm.report.bottleneck.tables import limited_by_bytes
 from tinygemm.report.dequantisation import claims as dequantisation_claims
 from tinygemm.report.dequantisation.tables import REGIMES
@@ -70,7 +70,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Answer:
-    """What `of_run` returns.
+    """The result of `of_run`.
 
     conditions: of the measurement, in one sentence
     token:      one_token.times
@@ -120,7 +120,7 @@ def ways(run, M: int = 1) -> pd.DataFrame:
     for way, mine in told.items():
         mine = mine.dropna(subset=["speedup"])
         timed = set(zip(mine["K"], mine["N"], strict=True))
-        missing = ", ".join(f"{K}×{N}" for K, N in STUDY_SHAPES if (K, N) not in timed)
+        missing = ", ".join(shape_name(shape) for shape in STUDY_SHAPES if shape not in timed)
         if 2 * len(timed) > len(STUDY_SHAPES):
             found.append((way, mine["speedup"].min(), mine["speedup"].max(), missing))
     return pd.DataFrame(found, columns=["way", "low", "high", "missing"])
@@ -145,7 +145,7 @@ def findings(found: dict[str, Verdict], causes: dict[str, Verdict]) -> pd.DataFr
 
 
 def sentence(found: Answer) -> str:
-    """Whether INT4 pays off per token, by how much, and up to how many tokens in flight."""
+    """The answer per token: whether INT4 pays off, by how much, and up to how many tokens in flight."""
     rows = found.token.set_index("backend")
     if not {BASELINE, "int4"} <= set(rows.index):
         return "**Open.** This run did not time FP16 and INT4 at the linear layers of Llama 3 8B."
@@ -226,7 +226,7 @@ def caveats_in_short(found: Answer) -> str:
 
 def of_study() -> str:
     """The projections that every way is about."""
-    return f"at {', '.join(f'{K}×{N}' for K, N in STUDY_SHAPES[:-1])} and {'×'.join(map(str, STUDY_SHAPES[-1]))}"
+    return f"at {', '.join(map(shape_name, STUDY_SHAPES[:-1]))} and {shape_name(STUDY_SHAPES[-1])}"
 
 
 def way_name(row) -> str:
@@ -304,7 +304,7 @@ def _lead(speedup: float, m_pays: float, m_most: int, gpu: str) -> str:
 
 
 def _head(head_ms: float) -> str:
-    """What both times hold of lm_head."""
+    """The part of lm_head in both times."""
     if np.isnan(head_ms):
         return "Neither holds `lm_head`."
     return f"Both hold `lm_head` in FP16, {head_ms:.1f} ms as predicted."
@@ -338,7 +338,7 @@ def _peer(case: Case) -> str:
 
 
 def _with_more_tokens() -> str:
-    """How far published kernels lie apart at more tokens, on a GPU like that of the case."""
+    """The spread of published kernels at more tokens, on a GPU like that of the case."""
     rows = published.load()
     rows = rows[
         (rows["gpu"] == SIMILAR_GPU) & (rows["quantity"] == "speedup") & ~rows["method"].str.contains("base clock")
@@ -355,14 +355,14 @@ def _with_more_tokens() -> str:
 
 
 def _worth(share: float) -> str:
-    """Whether a share of a token that is saved is worth the work."""
+    """The verdict on a saved share of a token: is it worth the work?"""
     if share <= 0:
         return "not worth it"
     return "hardly worth it" if share < LITTLE else "worth it"
 
 
 def _trust(case: Case) -> str:
-    """How far to trust a case on a GPU that was not timed."""
+    """The trust in a case on a GPU that was not timed."""
     there = _short(case.advice.gpu)
     return (
         f"Projected from the {_short(case.advice.run_gpu)}: our kernel was not timed on an {there}, and its launch "
@@ -383,7 +383,7 @@ def _x(speedup: float) -> str:
 
 
 def _bytes_decide(numbers: dict[str, float]) -> str:
-    """What the rate of calls in a row says of the wide projection."""
+    """The evidence of calls in a row about the wide projection."""
     if "int4_rate" not in numbers:
         return ""
     sets = "set" if limited_by_bytes(numbers["int4_rate"]) else "do not set"
@@ -394,7 +394,7 @@ def _bytes_decide(numbers: dict[str, float]) -> str:
 
 
 def _profiled(numbers: dict[str, float]) -> str:
-    """What calls in a row say of the bottleneck, and the counters of one call alone beside it."""
+    """The evidence of calls in a row about the bottleneck, and the counters of one call alone beside it."""
     told = []
     if "int4_rate" in numbers:
         limited = {"FP16": limited_by_bytes(numbers["fp16_rate"]), "INT4": limited_by_bytes(numbers["int4_rate"])}

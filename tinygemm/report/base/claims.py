@@ -1,4 +1,4 @@
-"""What a claim is: a state, the sentence that answers it, and the numbers behind the sentence."""
+"""A claim: a state, the sentence that answers it, and the numbers behind the sentence."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def pairs(cases: pd.DataFrame, ends: dict[str, tuple[str, str]]) -> pd.DataFrame
 
 
 def changes(run, cases: pd.DataFrame, ends: dict[str, tuple], name: str, statistic=ratio_of_medians) -> pd.DataFrame:
-    """What each of several changes does to the time, one row per problem and change.
+    """The effect of each of several changes on the time, one row per problem and change.
 
     cases:   timed(run)
     ends:    change -> (before, after), each (backend, launch)
@@ -98,8 +98,8 @@ def contrast(run, frame: pd.DataFrame, operands: list[str], statistic=ratio_of_m
 def resampled(run, frame: pd.DataFrame, operands: list[str], statistic=ratio_of_medians) -> tuple:
     """A statistic for each row of `frame`, and what it would have been in RESAMPLES other runs.
 
-    Cases that were timed in the same rounds are resampled round by round, so that what a whole round shares cancels;
-    cases of different groups (a graph and an eager call) were not, and are resampled independently.
+    Cases that were timed in the same rounds are resampled round by round, so that what a whole round shares cancels.
+    Cases of different groups (a graph and an eager call) are resampled independently.
 
     returns: values [rows], resamples [rows, RESAMPLES]; NaN resamples where a case has fewer than two samples
     """
@@ -140,9 +140,9 @@ def geometric_mean(pairs: pd.DataFrame, matrix: pd.DataFrame) -> dict[str, float
 # --- statistics beside the ratio of two medians -------------------------------------------------------------------
 
 
-def best_fp16_over(cublas: np.ndarray, twin: np.ndarray, int4: np.ndarray, axis: int = -1) -> np.ndarray:
+def best_fp16_over(cublas: np.ndarray, ours: np.ndarray, int4: np.ndarray, axis: int = -1) -> np.ndarray:
     """Speedup over the faster of two FP16 kernels: ratio of medians."""
-    return np.minimum(median(cublas, axis), median(twin, axis)) / median(int4, axis)
+    return np.minimum(median(cublas, axis), median(ours, axis)) / median(int4, axis)
 
 
 def log_share(start: np.ndarray, middle: np.ndarray, end: np.ndarray, axis: int = -1) -> np.ndarray:

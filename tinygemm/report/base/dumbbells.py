@@ -51,7 +51,7 @@ def _dumbbells(table, rows, ends, title, M, shapes, backends, fact) -> tuple[Fig
             place = {"xytext": (9, 0), "textcoords": "offset points", "va": "center", "size": 9}
             ax.annotate(text, (reach, y), **place)
         ax.set_yticks(range(len(shown)), [style.name(backend) for backend in shown])
-        ax.set_title(f"K×N = {K}×{N}", loc="left", size=10.5, weight="bold", pad=4)
+        ax.set_title(f"K×N = {shape_name((K, N))}", loc="left", size=10.5, weight="bold", pad=4)
         ax.set_ylim(len(shown) - 0.5, -0.5)
         ax.margins(x=0.3)
         ax.set_xlim(left=0)

@@ -1,4 +1,4 @@
-"""How fast the host was while each group of a run was timed; a time from Python of a slow one supports nothing."""
+"""The speed of the host while each group of a run was timed; an eager time on a slow host supports nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SLOW = 1.25  # times the median: the host was not what it was in most groups
 
 
 def steadiness(table: pd.DataFrame) -> pd.DataFrame:
-    """What a call from Python took in every group of a run, of a kernel whose work on the host is always alike.
+    """The eager time, in every group of a run, of a kernel whose work on the host is always alike.
 
     table:   cases with latency_us_p50, such as tables.report_table(run)
     returns: M, K, N, latency_us (from Python), ratio (to the median of all), slow; only where the device needs less

@@ -35,7 +35,7 @@ def bootstrap_interval(statistic, *samples: np.ndarray) -> tuple[np.ndarray, np.
     """The 95 % percentile interval of `statistic`, rounds drawn with replacement.
 
     The same rounds are drawn for every case and operand, so what a whole round shares (a clock that moved) cancels in a
-    ratio of two contenders of that round.
+    ratio of two backends of that round.
 
     statistic: median, ratio_of_medians or difference_of_medians
     samples:   one array [cases, rounds] per operand of the statistic; column i was measured in round i
@@ -48,7 +48,7 @@ def bootstrap_interval(statistic, *samples: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def resample(statistic, *samples: np.ndarray, paired: bool = True) -> np.ndarray:
-    """What `statistic` would have been in RESAMPLES other runs, along the last axis.
+    """The values of `statistic` in RESAMPLES other runs, along the last axis.
 
     samples: one array [..., rounds] per operand, of at least two rounds
     paired:  draw the same rounds for every operand; else each operand has rounds of its own

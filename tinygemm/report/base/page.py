@@ -1,4 +1,4 @@
-"""What a chapter puts on its page beside figures: verdict cards, numbered tables, and the numbers its prose quotes."""
+"""The parts of a page beside figures: verdict cards, numbered tables, and the numbers its prose quotes."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def conditions(run, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def facts(run, table: pd.DataFrame) -> dict:
-    """What every chapter may quote about its run: GPU, run id, copy bandwidth, empty node, counts of cases.
+    """The facts that every chapter may quote about its run: GPU, run id, copy bandwidth, empty node, counts of cases.
 
     table: tables.report_table(run)
     """
@@ -98,7 +98,7 @@ def facts(run, table: pd.DataFrame) -> dict:
 
 
 def by_rule(run, suite: str) -> Markdown:
-    """How many cases of the tuned kernel in a suite ran in a launch config that was not searched for them."""
+    """The number of cases of the tuned kernel in a suite that ran in a launch config that was not searched for them."""
     cases = primary_cases(tables.suite(run, suite).cases)
     source = cases.loc[cases["backend"] == "int4", "config_source"]
     asked = {part["name"] for part in run.provenance["parameters"].get("suites", [])}
@@ -112,12 +112,12 @@ def by_rule(run, suite: str) -> Markdown:
 
 
 def lacks(what: str) -> Markdown:
-    """What stands where something would that the run did not time."""
+    """The sentence in place of something that the run did not time."""
     return Markdown(f"*This run did not time {what}.*")
 
 
 def not_timed(*names: str) -> Markdown:
-    """What stands where cases would, for a run that has none of them."""
+    """The sentence in place of cases, for a run that has none of them."""
     return lacks(", ".join(f"`{name}`" for name in names))
 
 

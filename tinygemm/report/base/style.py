@@ -1,4 +1,4 @@
-"""How every figure looks: one colour and name per backend, title and conditions above, files that do not vary."""
+"""The look of every figure: one colour and name per backend, title and conditions above, files that do not vary."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from tinygemm.runs import Run
 BASELINE = "fp16-cublas"
 IDEALS = of_family(CEILING)
 NO_PRODUCT = of_family(CEILING, PART)  # timed beside the products, never compared with them
-GROUP = ["problem", "launch", "l2_state", "operands"]  # contenders of one group were timed in the same rounds
+GROUP = ["problem", "launch", "l2_state", "operands"]  # backends of one group were timed in the same rounds
 SHAPE = ["M", "K", "N"]
 GROUP_SIZE = 128  # of the decode cases; other sizes are a suite of their own
 LAUNCH_CONFIG = ["form", "block_m", "block_n", "block_k", "split_k", "num_warps", "num_stages", "max_registers"]
@@ -87,19 +87,21 @@ def primary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def usual(table: pd.DataFrame) -> pd.DataFrame:
-    """The timed rows on random data, with a scale per 128 weights where they are quantised: one per contender, problem
-    and mode, so that a table by K, N and M has one number in each place."""
+    """The timed rows on random data, with a scale per 128 weights where they are quantised.
+
+    There is one per backend, problem and mode, so a table by K, N and M has one number in each place.
+    """
     ok = (table["status"] == "ok") & (table["operands"] == "random")
     return table[ok & table["group_size"].isin((0, GROUP_SIZE))]
 
 
 def at_shapes(table: pd.DataFrame, shapes) -> np.ndarray:
-    """Which rows are of one of these (K, N)."""
+    """The rows of one of these (K, N), as a mask."""
     return pd.MultiIndex.from_frame(table[["K", "N"]]).isin(list(shapes))
 
 
 def in_mode(table: pd.DataFrame, launch: str = "graph", l2_state: str = "cold") -> pd.Series:
-    """Which rows were timed in this launch mode and cache state, on random operands."""
+    """The rows timed in this launch mode and cache state, on random operands, as a mask."""
     return (table["launch"] == launch) & (table["l2_state"] == l2_state) & (table["operands"] == "random")
 
 
@@ -155,7 +157,7 @@ def empty_node_us(table: pd.DataFrame, launch: str = "graph") -> float:
 
 
 def speedups(cases: pd.DataFrame, samples: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
-    """How many times faster each case is than the baseline of its group, measured in the same rounds.
+    """The speedup of each case over the baseline of its group, measured in the same rounds.
 
     returns: case_id, speedup, speedup_low, speedup_high: ratio of medians with its paired 95 % interval;
              no row for a case that was not timed, or whose baseline was not
@@ -170,7 +172,7 @@ def speedups(cases: pd.DataFrame, samples: pd.DataFrame, baseline: str = BASELIN
 
 
 def breakdown(run, fused: str = "int4", launch: str = "graph", l2_state: str = "cold") -> pd.DataFrame:
-    """Where the time of a fused INT4 kernel goes, one row per problem.
+    """The parts of the time of a fused INT4 kernel, one row per problem.
 
     `int4-no-dequant` is the tuned kernel with the dequantisation left out, so fused - no-dequant is what dequantisation
     costs inside it; where the instructions hide behind the loads, that is nothing, or less than nothing. It is the
@@ -227,7 +229,7 @@ def paired(
 
 
 def launch_cost(table: pd.DataFrame) -> pd.DataFrame:
-    """What launching from Python adds to a call, one row per backend, problem and cache state that was timed both ways.
+    """Eager time beyond that of the graph, one row per backend, problem and cache state that was timed both ways.
 
     returns: graph_us, eager_us, each with _low and _high, and launch_us = eager - graph
     """
@@ -235,7 +237,7 @@ def launch_cost(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def cold_vs_hot(table: pd.DataFrame) -> pd.DataFrame:
-    """What finding the weight in L2 saves, one row per backend, problem and launch mode that was timed both ways.
+    """Time saved by a weight still in L2, one row per backend, problem and launch mode that was timed both ways.
 
     returns: hot_us, cold_us, each with _low and _high, and miss_us = cold - hot
     """
@@ -279,7 +281,7 @@ def problem_of(table: pd.DataFrame) -> pd.Series:
 
 
 def kernels(run) -> str:
-    """Whether the kernels of this checkout are those that were measured, in words that follow "the kernels are"."""
+    """The kernels of this checkout compared with those that were measured, in words that follow "the kernels are"."""
     measured = run.provenance.get("kernel_sha256")
     if measured is None:
         return "those of the run's commit; this checkout may have others"
@@ -288,7 +290,7 @@ def kernels(run) -> str:
 
 
 def origin(run) -> dict[str, str]:
-    """Where the numbers of a recorded run come from; nothing for cases that were only timed."""
+    """The source of the numbers of a recorded run; nothing for cases that were only timed."""
     return {"gpu": run.gpu["name"], "run_id": run.run_id} if isinstance(run, Run) else {}
 
 

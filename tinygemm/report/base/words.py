@@ -1,4 +1,4 @@
-"""How the pages write a shape, an interval and a range of values."""
+"""The text of a shape, an interval and a range of values on the pages."""
 
 from __future__ import annotations
 

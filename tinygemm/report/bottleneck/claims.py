@@ -1,4 +1,4 @@
-"""What the counters say in every regime that was profiled, as claims about a run."""
+"""Claims about a run: the answer of the counters in every regime that was profiled."""
 
 from __future__ import annotations
 

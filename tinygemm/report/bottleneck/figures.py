@@ -1,4 +1,4 @@
-"""What limits a kernel: every counter of every profiled case, what its warps wait for, and what it executes."""
+"""The limits of a kernel: every counter of every profiled case, what its warps wait for, and what it executes."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def limits(rows: pd.DataFrame) -> tuple[Figure, str]:
 
 @style.figure
 def stalls(rows: pd.DataFrame) -> tuple[Figure, str]:
-    """What the resident warps of each profiled case spend their time on.
+    """The time of the resident warps of each profiled case, by what they do.
 
     rows: limiters.readings(run), with columns stall_<reason>
     """
@@ -221,7 +221,7 @@ def _stack(title, where, rows, parts: pd.DataFrame, colours: dict, label: str, m
 
 
 def _places(rows: pd.DataFrame) -> np.ndarray:
-    """Where each case stands: one below the other, with room for a heading above each problem."""
+    """The place of each case: one below the other, with room for a heading above each problem."""
     problem = rows[SHAPE].astype(str).agg("-".join, axis=1)
     return np.arange(len(rows)) + HEADING * (problem != problem.shift()).cumsum().to_numpy()
 
@@ -305,7 +305,7 @@ def percent_of_peak(
         ax.axvline(100 * BOUND, color=style.IDEAL, lw=1.2, ls=(0, (4, 3)), zorder=1)
         ax.set_yticks(range(len(measures)), [COUNTERS[column] for column in measures])
         if not one_problem:
-            ax.set_title(f"K×N = {K}×{N}", loc="left", size=10.5, weight="bold", pad=4)
+            ax.set_title(f"K×N = {shape_name((K, N))}", loc="left", size=10.5, weight="bold", pad=4)
         ax.set(ylim=(len(measures) - 0.5, -0.5), xlim=(0, 100))
         ax.grid(axis="y", visible=False)
     axes[-1, 0].set_xlabel(f"percent of peak (where all stay below {100 * BOUND:.0f}, latency is the limit)")

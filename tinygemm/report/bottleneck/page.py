@@ -1,4 +1,4 @@
-"""What the chapter on limits puts on its page: the rule that names a limiter, and every counter in a table."""
+"""Text and tables of the chapter on limits: the rule that names a limiter, and every counter in a table."""
 
 from __future__ import annotations
 
@@ -119,10 +119,10 @@ def _percents(rows: pd.DataFrame, *columns: str) -> pd.Series:
 
 
 def no_counters() -> Markdown:
-    """What stands where the counters would, for a run that has none."""
+    """The sentence in place of the counters, for a run that has none."""
     return Markdown("*This run has no hardware counters: Nsight Compute was missing, or was not allowed to read them.*")
 
 
 def not_collected(what: str) -> Markdown:
-    """What stands where a figure of counters would, for a run whose profiler did not collect them."""
+    """The sentence in place of a figure of counters, for a run whose profiler did not collect them."""
     return Markdown(f"*The counters of this run do not say: {what}.*")

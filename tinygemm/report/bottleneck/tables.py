@@ -1,4 +1,4 @@
-"""What limits a kernel, by a stated rule from its counters; and its instructions, counted statically and executed."""
+"""The limit of a kernel, by a stated rule from its counters; and its instructions, counted statically and executed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def limiter(busy: dict[str, float], stalls: dict[str, float] | None = None, prog
     1. Of DRAM, L2 and SM the busiest limits it, if it is busy for at least 60 %; DRAM in place of an L2 that is hardly
        busier than it. If it is the SM: its tensor cores or its issue slots, if they are, too.
     2. Otherwise latency does: because there are fewer than 0.9 programs for each SM, or else for the reason for which
-       its warps wait most; with few warps, if less than a quarter of those that an SM can hold are resident.
+       its warps wait most. It is said to have few warps where less than a quarter of those that fit are resident.
 
     busy:            dram, l2, sm, tensor, issue, warps in 0..1, as far as they were read (NaN or absent: not)
     stalls:          reason, as ncu names it -> share of the warps' time in 0..1
@@ -97,7 +97,7 @@ def limiter(busy: dict[str, float], stalls: dict[str, float] | None = None, prog
 
 
 def is_sure(busy: dict[str, float]) -> bool:
-    """Whether the part of the answer before the colon would stand if each counter were off by two points."""
+    """Tell whether the part of the answer before the colon would stand if each counter were off by two points."""
     known = {name: value for name, value in busy.items() if not pd.isna(value)}
     if abs(known.get("l2", np.nan) - known.get("dram", np.nan) - PASSED_ON) < MARGIN and known["l2"] >= BOUND:
         return False
@@ -108,7 +108,7 @@ def is_sure(busy: dict[str, float]) -> bool:
 
 
 def limited_by_bytes(rate: float) -> bool:
-    """Whether its bytes take most of the time of a call among others: the one rule for calls in a row.
+    """Tell whether its bytes take most of the time of a call among others: the one rule for calls in a row.
 
     rate: of the speed of a copy in the same run, in 0..1
     """
@@ -170,7 +170,7 @@ def marked(rows: pd.DataFrame) -> pd.Series:
 
 
 def static_file(gpu_key: str, root: Path = DATA_ROOT) -> Path:
-    """Where `tinygemm static-cost` keeps the counts of a GPU."""
+    """The file in which `tinygemm static-cost` keeps the counts of a GPU."""
     return root / "static" / f"{gpu_key}.csv"
 
 

@@ -44,7 +44,7 @@ def bits_make_wide(shares: pd.DataFrame, M: int = 1) -> Verdict:
 
 def _most(claim: str, rows: pd.DataFrame, confirmed: pd.Series, refuted: pd.Series) -> Verdict:
     if rows.empty:
-        return Verdict(claim, UNDECIDED, "The run did not time cuBLAS, its FP16 twin and INT4 at such a shape.", {})
+        return Verdict(claim, UNDECIDED, "The run did not time cuBLAS, our FP16 kernel and INT4 at such a shape.", {})
     gained = rows["gain_low"] > 1
     state = for_all(confirmed & gained, refuted & gained)
     numbers = {}

@@ -1,4 +1,4 @@
-"""Where the speedup comes from: the path from FP16 to INT4 as a waterfall of factors."""
+"""The sources of the speedup: the path from FP16 to INT4 as a waterfall of factors."""
 
 from __future__ import annotations
 

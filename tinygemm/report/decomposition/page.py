@@ -81,10 +81,10 @@ def which_reads(steps: pd.DataFrame) -> Markdown:
 
 
 def has_path(steps: pd.DataFrame, M: int) -> bool:
-    """Whether any problem of these tokens was timed all the way from FP16 to INT4."""
+    """Tell whether any problem of these tokens was timed all the way from FP16 to INT4."""
     return any(len(decomposition.path(rows)) for _, rows in steps[steps["M"] == M].groupby("problem"))
 
 
 def no_path() -> Markdown:
-    """What stands where the figure would, for a run without such a problem."""
+    """The sentence in place of the figure, for a run without such a problem."""
     return lacks("every step from FP16 to INT4 at any projection of these tokens")

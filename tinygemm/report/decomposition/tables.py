@@ -1,4 +1,4 @@
-"""Where a speedup comes from: the path from FP16 to INT4 as factors, each the effect of one change."""
+"""The sources of a speedup: the path from FP16 to INT4 as factors, each the effect of one change."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def steps(run) -> pd.DataFrame:
 def path(rows: pd.DataFrame) -> pd.DataFrame:
     """The steps of one problem in their order, from the first FP16 time to INT4 in a graph.
 
-    Over the reads that start when the kernel before them has finished, where the run timed them; without the launch
-    step where no eager call was timed; with multiplying and dequantising in one step where the kernel without
-    dequantisation was not timed; empty where the path has another gap.
+    The path leads over the reads that do not overlap, where the run timed them. It has no launch step where no eager
+    call was timed. Multiplying and dequantising are one step where the kernel without dequantisation was not timed.
+    It is empty where the path has another gap.
 
     rows:    those of one problem in steps(run)
     returns: plus the column `label`
@@ -62,10 +62,10 @@ def path(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def shares(run, M: int = 1) -> pd.DataFrame:
-    """How much of the gain over cuBLAS is the kernel's, one row per problem; the rest of it is that of fewer bits.
+    """The kernel's part of the gain over cuBLAS, one row per problem; the rest is that of fewer bits.
 
-    share = log(cuBLAS / FP16 twin) / log(cuBLAS / INT4): above 1/2 the kernel is the larger factor of the two; below 0
-    the FP16 twin is slower than cuBLAS, above 1 fewer bits lose. A share of a gain that may be none is not a number
+    share = log(cuBLAS / our FP16) / log(cuBLAS / INT4): above 1/2 the kernel is the larger factor of the two; below 0
+    our FP16 kernel is slower than cuBLAS, above 1 fewer bits lose. A share of a gain that may be none is not a number
     to read: `gain_low` says whether there is one.
 
     returns: problem, M, K, N, share with _low and _high, gain (cuBLAS / INT4) with _low and _high

@@ -30,8 +30,8 @@ def of_run(run, M: int = 1) -> dict[str, Verdict]:
 def dequantisation_comes_first(rows: pd.DataFrame, regime: str, candidates: tuple[str, ...]) -> Verdict:
     """Of the candidate causes, dequantisation is the one whose removal saves the largest share of the time.
 
-    It holds if dequantisation saves most, its interval excludes zero and those of the others lie below it; it does not
-    hold if another cause saves more with an interval above that of dequantisation and above zero.
+    It holds if dequantisation saves most, its interval excludes zero and those of the others lie below it. It fails if
+    another cause saves more, with an interval above that of dequantisation and above zero.
 
     Called from Python, every removal is timed from Python: the host hides what a kernel saves behind it.
 
@@ -72,7 +72,7 @@ def dequantisation_comes_first(rows: pd.DataFrame, regime: str, candidates: tupl
 
 
 def _answer(here: pd.DataFrame, where: str) -> str:
-    """Which cause it is, by the intervals of the first and of those that reach it."""
+    """The cause, by the intervals of the first and of those that reach it."""
     first = here.iloc[0]
     if first["low"] <= 0:
         return f"So no removal certainly saves time {where}."

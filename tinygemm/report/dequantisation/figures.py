@@ -32,7 +32,7 @@ SWEPT_BACKENDS = (BASELINE, "int4-static", "int4")
 
 @style.figure
 def cause_removed(removals: pd.DataFrame, M: int = 1) -> tuple[Figure, str]:
-    """What happens when one cause is removed: the share of the time it saves, a panel per regime.
+    """The effect of one cause removed: the share of the time it saves, a panel per regime.
 
     removals: causes.removals(run, M)
     """
@@ -96,7 +96,7 @@ def _saved_bar(ax: Axes, y: int, row: pd.Series, colour: str) -> None:
 
 @style.figure
 def cause_along(removals: pd.DataFrame, M: int = 1) -> tuple[Figure, str]:
-    """Which cause moves the time where: the share that each removal saves against N at one K, and against K at one N.
+    """The causes over N and K: the share that each removal saves against N at one K, and against K at one N.
 
     removals: causes.removals(run, M)
     """
@@ -213,7 +213,7 @@ PARTS = {
 def dequant_breakdown(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE)) -> tuple[Figure, str]:
     """Finding C: what dequantisation costs on its own, before a matmul, and inside the fused kernel.
 
-    Below the tuned kernel stand its twins: without dequantisation, and without any arithmetic.
+    Below the tuned kernel stand its ablations: without dequantisation, and without any arithmetic.
 
     table:  report_table(run), the CSV of `tinygemm bench`, or that of `tinygemm breakdown` (one row per problem)
     shapes: (K, N), a panel each; where the table has none of them, the first four that it has
@@ -234,7 +234,7 @@ def dequant_breakdown(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE)) ->
     for ax, (K, N) in zip(axes[:, 0], panels, strict=True):
         at_shape = rows[(rows["K"] == K) & (rows["N"] == N)].drop_duplicates("backend").set_index("backend")
         _breakdown_bars(ax, at_shape, [backend for backend in bars if backend in at_shape.index])
-        ax.set_title(f"K×N = {K}×{N}", loc="left", size=10.5, weight="bold", pad=4)
+        ax.set_title(f"K×N = {shape_name((K, N))}", loc="left", size=10.5, weight="bold", pad=4)
     axes[-1, 0].set_xlabel("latency (µs)")
     shown = rows[at_shapes(rows, panels)]
     times = spans(shown, "latency_us_p50", ".1f", " µs")

@@ -9,7 +9,7 @@ from tinygemm.problem import STUDY_SHAPES, WIDE
 from tinygemm.report.base import tables
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
 from tinygemm.report.base.page import badge
-from tinygemm.report.base.words import shape_names
+from tinygemm.report.base.words import shape_name, shape_names
 from tinygemm.report.dequantisation import tables as causes
 from tinygemm.report.dequantisation.tables import CAUSES, LEFTOVERS, REGIMES
 
@@ -54,7 +54,7 @@ def largest(verdicts: dict) -> Markdown:
 
 
 def savings(removals: pd.DataFrame) -> pd.DataFrame:
-    """What each removal saves at every shape it was timed at, as text with intervals: shape, then one column each.
+    """The saving of each removal at every shape it was timed at, as text with intervals: shape, then one column each.
 
     removals: causes.removals(run); shapes at which only one of the causes was varied are left out
     """
@@ -85,7 +85,7 @@ def splits(run) -> pd.DataFrame:
 
 
 def serial_walk(table: pd.DataFrame, M: int = 1) -> Markdown:
-    """How the time of the simple kernel follows N and K: the experiment on what makes it slow."""
+    """The time of the simple kernel against N and K: the experiment on the cause of its slowness."""
     rows = tables.primary(table)
     rows = rows[(rows["M"] == M) & (rows["backend"] == "int4-static")]
     latency = rows.set_index(["K", "N"])["latency_us_p50"].dropna()
@@ -97,12 +97,12 @@ def serial_walk(table: pd.DataFrame, M: int = 1) -> Markdown:
     return Markdown(
         f"With K at {few[0]}, the simple kernel takes {between.min():.1f} to {between.max():.1f} µs from N = {few[1]} "
         f"to {many[1]}, {many[1] // few[1]} times the weights. With K at {deep[0]}, {deep[0] / few[0]:.1f} times as "
-        f"deep, {deep[0]}×{deep[1]} takes {latency[deep]:.1f} µs."
+        f"deep, {shape_name(deep)} takes {latency[deep]:.1f} µs."
     )
 
 
 def twins(table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
-    """The tuned kernel and its twins, in us, at the projections of the earlier study.
+    """The tuned kernel and its ablations, in us, at the projections of the earlier study.
 
     returns: shape, int4-load-only, int4-no-dequant, int4, and dequant_share = 1 - int4-no-dequant / int4
     """

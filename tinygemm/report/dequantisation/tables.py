@@ -41,7 +41,7 @@ EXPERIMENT = (
 
 
 def removals(run, M: int = 1) -> pd.DataFrame:
-    """What removing one cause saves, everything else as it was, one row per problem and removal.
+    """The saving of one cause removed, everything else as it was, one row per problem and removal.
 
     returns: problem, M, K, N, removal, cause (of CAUSES; empty for LEFTOVERS and FROM_PYTHON), from_python (the cause,
              of FROM_PYTHON, and the launch; else empty), left_us, right_us, value, low, high: the share of the time
@@ -74,7 +74,7 @@ def saved(left: np.ndarray, right: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def programs(run, M: int = 1, launch: str = "graph") -> pd.DataFrame:
-    """How each kernel of the experiment was launched, and the time it took.
+    """The launch of each kernel of the experiment, and the time it took.
 
     returns: problem, M, K, N, backend, split_k, num_warps, programs (of one launch), programs_per_sm, k_per_program,
              steps (of a program along K, one after the other), weights_per_warp (of the tuned kernel, whose warps share

@@ -1,4 +1,4 @@
-"""Which choices of the method change a number, and whether another run gives the same, as claims about a run."""
+"""Claims about a run: the choices of the method that change a number, and the agreement of another run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def of_evidence(
     rows: pd.DataFrame, within: pd.DataFrame, between: pd.DataFrame, beside: pd.DataFrame
 ) -> dict[str, Verdict]:
     """The verdicts of the chapter: one per way of timing, under its name; steady (within the run); beside (in other
-    groups of contenders); repeated (between runs).
+    groups of backends); repeated (between runs).
 
     rows:    evidence.errors(run)
     within:  evidence.halves(run)

@@ -1,4 +1,4 @@
-"""How large each error of the method is, and how far two runs of the same cases lie apart."""
+"""The size of each error of the method, and the distance of two runs of the same cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the chapter on the method's errors puts on its page: every error in a table, and how runs agree."""
+"""Text and tables of the chapter on the method's errors: every error in a table, and how runs agree."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def primed(table: pd.DataFrame) -> Markdown:
 
 
 def orders(run) -> Markdown:
-    """How much the order of a round matters."""
+    """The effect of the order of a round."""
     rows = evidence.orders(run)
     if rows.empty:
         return Markdown("*This run has no group with enough samples to tell what the order of a round matters.*")
@@ -107,7 +107,7 @@ def orders(run) -> Markdown:
 
 
 def beside_scope(run, rows: pd.DataFrame) -> Markdown:
-    """Which groups the comparison beside other contenders reaches.
+    """The groups that the comparison beside other backends reaches.
 
     rows: evidence.beside_others(run)
     """
@@ -122,7 +122,7 @@ def beside_scope(run, rows: pd.DataFrame) -> Markdown:
 
 
 def no_likeness(older: list, between: list[pd.DataFrame]) -> Markdown:
-    """Which older runs have no case that compares like with like.
+    """The older runs that have no comparable case.
 
     older:   evidence.older_runs(run)
     between: evidence.agreement of each
@@ -166,7 +166,7 @@ def by_backend(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def clocks(run) -> Markdown:
-    """What the GPU's clocks, power and temperature did while cases were timed."""
+    """The GPU's clocks, power and temperature while cases were timed."""
     found = evidence.clocks(run)
     parts = {
         "SM clock": (found["sm_low"], found["sm_high"], "MHz"),
@@ -186,7 +186,7 @@ def clocks(run) -> Markdown:
 
 
 def no_older_run() -> Markdown:
-    """What stands where two runs would be compared, while there is one."""
+    """The sentence in place of a comparison of two runs, while there is one."""
     return Markdown("*No older run of this GPU is recorded to compare with.*")
 
 

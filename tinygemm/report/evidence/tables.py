@@ -1,4 +1,4 @@
-"""How large every error of the method is: the same calls timed in other ways, and the same cases in another run."""
+"""The size of every error of the method: the same calls timed in other ways, and the same cases in another run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tinygemm.report.base.words import shape_names
 from tinygemm.runs import Run, load_run, recorded_runs
 
 BACKENDS = (BASELINE, "int4")
-# the primary number is a graph in the settled state, cold, random; each way changes one of these, do_bench two
+# the primary number is a graph with no recent PDL launch, cold, random; each way changes one of these, do_bench two
 WAYS = {
     "hot L2": {"l2_state": "hot"},
     "warm L2": {"l2_state": "warm"},
@@ -37,7 +37,7 @@ WAYS = {
     "primed": {"launch": "primed"},
 }
 PRIMARY = {"launch": "graph", "l2_state": "cold", "operands": "random"}
-# code that this project does not change from run to run: libraries, and the yardsticks
+# code that this project does not change from run to run: libraries, and the references
 UNCHANGED = (BASELINE, *of_family(PEER, CEILING))
 WITHOUT_X = of_family(PART, BOUND)
 # Two medians of one distribution differ by less than the half-width of one's 95 % interval with this probability:
@@ -94,7 +94,7 @@ def halves(run) -> pd.DataFrame:
 
 
 def beside_others(run) -> pd.DataFrame:
-    """One kernel timed in several groups of contenders: the largest time over the smallest, for kernels that read no x
+    """One kernel timed in several groups of backends: the largest time over the smallest, for kernels that read no x
     and so do the same work at every M.
 
     returns: backend, K, N, n (groups), right_us and left_us (least and most), right_contenders and left_contenders
@@ -151,12 +151,12 @@ def primed_words(table: pd.DataFrame) -> str:
 
 
 def group_sizes(run: Run) -> pd.Series:
-    """How many contenders were timed in each group of the primary mode, by problem."""
+    """The number of backends that were timed in each group of the primary mode, by problem."""
     return problem_of(primary_cases(run.cases)).value_counts()
 
 
 def orders(run: Run) -> pd.DataFrame:
-    """What the order of a round matters: in a group of n contenders, rounds have n orders, and take turns.
+    """The effect of the order of a round: in a group of n backends, rounds have n orders, and take turns.
 
     returns: backend, problem, contenders, and how far the medians of n kinds of samples lie apart, largest over
              smallest: by_order (a kind is an order of the round), by_time (a stretch of consecutive rounds: what chance
@@ -201,8 +201,8 @@ def agreement(newer: Run, older: Run) -> pd.DataFrame:
 
 
 def spread(rows: pd.DataFrame) -> dict[str, float]:
-    """How two runs differ: n, inside and overlap (fractions), typical and worst (relative differences: their median and
-    their 95th percentile), shift (the median of new / old, less 1), beyond: the relative standard deviation that each
+    """The difference of two runs: n, inside and overlap (fractions), typical and worst (relative differences: median
+    and 95th percentile), shift (the median of new / old, less 1), beyond: the relative standard deviation that each
     side would need on top of the scatter of its samples to explain the differences, and inside_error: the standard
     error of `inside`, whose cases are not independent where they share a problem.
 
@@ -234,7 +234,7 @@ def wide(table: pd.DataFrame, M: int = 1) -> tuple[int, int]:
 
 
 def clocks(run) -> dict[str, float]:
-    """What the GPU did while timing: sm_low, sm_high (MHz), power_low, power_high (W), temp_low, temp_high (degrees C),
+    """The GPU while timing: sm_low, sm_high (MHz), power_low, power_high (W), temp_low, temp_high (degrees C),
     max_sm (MHz, what it may do); NaN where it was not read."""
     timed = run.cases[run.cases["status"] == "ok"]
     columns = {"sm": "sm_clock_mhz", "power": "power_w", "temp": "temp_c"}

@@ -1,4 +1,4 @@
-"""Whether every step of the ladder makes the kernel faster, and which one gains most, as claims about a run."""
+"""Claims about a run: every step of the ladder makes the kernel faster, and one gains most."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the kernel got fast: a staircase of times per projection, down to the weight-read bound."""
+"""The way to the fast kernel: a staircase of times per projection, down to the weight-read bound."""
 
 from __future__ import annotations
 

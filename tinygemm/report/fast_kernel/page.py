@@ -1,4 +1,4 @@
-"""What the chapter on how the kernel got fast puts on its page beside its figure."""
+"""Text and tables of the chapter on how the kernel got fast."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def whole(rows: pd.DataFrame) -> Markdown:
-    """What all steps make at each M, how near the last is to the weight-read bound, and with which FP16 is passed."""
+    """All steps together at each M, the last one against the weight-read bound, and the step that passes FP16."""
     if rows.empty:
         return MISSING
     sentences = []
@@ -75,7 +75,7 @@ def whole(rows: pd.DataFrame) -> Markdown:
 
 
 def again(rows: pd.DataFrame) -> Markdown:
-    """How far apart two times of one kernel are, where a step of the ladder is none."""
+    """The distance of two times of one kernel, where a step of the ladder is none."""
     if rows.empty:
         return MISSING
     same = rows[rows["same"]]

@@ -1,4 +1,4 @@
-"""How the kernel got fast: the steps from the simple kernel to the tuned one, each with all those before it."""
+"""The way to the fast kernel: the steps from the simple kernel to the tuned one, each with all those before it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def totals(rows: pd.DataFrame) -> pd.DataFrame:
-    """What all steps make together, one row per problem.
+    """The product of all steps, one row per problem.
 
     rows:    rungs(run)
     returns: problem, M, K, N, total = first time / last time, of_reads of the last step, passes (label of the first

@@ -1,4 +1,4 @@
-"""What checks of the kernel said: errors of the run, sanitizers, random products."""
+"""Results of the checks of the kernel: errors of the run, sanitizers, random products."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def errors(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def sanitizers(file: Path = DATA_ROOT / "checks" / "sanitizer.txt") -> Markdown:
-    """What `make sanitize` said when it last ran: the day and the versions, then a line per tool, word for word."""
+    """The last result of `make sanitize`: the day and the versions, then a line per tool, word for word."""
     conditions, *tools = file.read_text(encoding="utf-8").splitlines()
     checked = re.search(r", kernels (\w+)$", conditions)
     if checked is None:
@@ -41,13 +41,13 @@ def sanitizers(file: Path = DATA_ROOT / "checks" / "sanitizer.txt") -> Markdown:
 
 
 def _since(digest: str) -> str:
-    """Whether the kernels' code is still the one of a digest's first letters."""
+    """Tell whether the kernels' code is still the one of a digest's first letters."""
     same = kernel_digest().startswith(digest)
     return f"The kernels' code {'is the same today' if same else 'has changed since'}."
 
 
 def numerics(file: Path = DATA_ROOT / "checks" / "numerics.json") -> Markdown:
-    """What `make numerics` found when it was last recorded: its conditions, then each route's worst error."""
+    """The last recorded result of `make numerics`: its conditions, then each route's worst error."""
     if not file.is_file():
         return Markdown("*No run of this check is recorded.*")
     found = json.loads(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What launching does to the gain of INT4, as claims about a run."""
+"""Claims about a run: the effect of launching on the gain of INT4."""
 
 from __future__ import annotations
 

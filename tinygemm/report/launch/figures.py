@@ -1,4 +1,4 @@
-"""What launching does: the gain with and without it, and the floor that the host puts under every call."""
+"""The effect of launching: the gain with and without it, and the floor that the host puts under every call."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _mark(edge: str, fill: str, label: str) -> Line2D:
 
 @style.figure
 def launch_cost(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE), backends=LADDER) -> tuple[Figure, str]:
-    """What Python adds to each call: device time in a CUDA graph, and launched one by one.
+    """The time that Python adds to each call: device time in a CUDA graph, and launched one by one.
 
     table: report_table(run), or the CSV of `tinygemm bench` with both launch modes
     """

@@ -1,4 +1,4 @@
-"""What the chapter on launching puts on its page beside its figures."""
+"""Text and tables of the chapter on launching."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def host_bound(table: pd.DataFrame, K: int = 4096) -> Markdown:
 
 
 def steadiness(table: pd.DataFrame) -> Markdown:
-    """Whether the host was equally fast in every group, by a kernel whose work on the host is always the same."""
+    """The speed of the host in every group, by a kernel whose work on the host is always the same."""
     rows = hosts.steadiness(table)
     if len(rows) < 2:
         return Markdown("*This run did not time `int4-load-only` from Python in several groups.*")
@@ -91,7 +91,7 @@ def steadiness(table: pd.DataFrame) -> Markdown:
         f"{rows['latency_us'].min():.1f} to {rows['latency_us'].max():.1f} µs in all."
     )
     if len(slow):
-        shapes = [f"{row.K}×{row.N}, M = {row.M}" for row in slow.itertuples()]
+        shapes = [f"{shape_name((row.K, row.N))}, M = {row.M}" for row in slow.itertuples()]
         told += (
             f" In {len(slow)} it took more than {hosts.SLOW:g} times the median, so every time from Python of these "
         )
@@ -109,7 +109,7 @@ def host(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def primed(table: pd.DataFrame) -> Markdown:
-    """What an empty node takes, and what it takes after a dependent launch.
+    """The time of an empty node, and its time after a dependent launch.
 
     table: report_table of the whole run
     """
@@ -131,7 +131,7 @@ def overlaps(run) -> pd.DataFrame:
 
 
 def token(step: pd.DataFrame) -> Markdown:
-    """What the products of a token take in all, from Python and in graphs."""
+    """The time of all products of a token, eager and in graphs."""
     if step.empty:
         return Markdown("*This run did not time every projection of the step.*")
     total = step.iloc[-1]

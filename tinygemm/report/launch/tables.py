@@ -1,4 +1,4 @@
-"""What a call costs besides its bytes: launched from Python, as a node of a graph, overlapping with its neighbours."""
+"""The cost of a call besides its bytes: launched from Python, as a node of a graph, overlapping with its neighbours."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tinygemm.report.base.tables import (
     problem_of,
     usual,
 )
-from tinygemm.report.base.words import shape_names
+from tinygemm.report.base.words import shape_name, shape_names
 
 SPEEDUP = ["speedup_vs_fp16", "speedup_vs_fp16_low", "speedup_vs_fp16_high"]
 # the four matrix products of a layer of Llama-3-8B, joined as inference engines join them, as (K, N); config.json of
@@ -58,7 +58,7 @@ def ends(rows: pd.DataFrame) -> list[tuple[int, int]]:
 
 
 def host_costs(table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
-    """What a call costs the host: its eager time where the device has the least to do.
+    """The cost of a call on the host: its eager time where the device has the least to do.
 
     returns: one row per backend that was timed both ways at the smallest weight of a steady host: backend, K, N,
              host_us (eager), _low, _high, device_us (graph); the host sets the eager time where it exceeds the device's
@@ -99,7 +99,7 @@ def host_bound(table: pd.DataFrame, backend: str = "int4", M: int = 1, K: int = 
 
 
 def decode_step(table: pd.DataFrame, M: int = 1, backends=(BASELINE, "int4")) -> pd.DataFrame:
-    """What the matrix products of one layer of Llama-3-8B cost, and of all its layers; in us.
+    """The time of the matrix products of one layer of Llama-3-8B, and of all its layers; in us.
 
     returns: projection, shape, then <backend>_graph and <backend>_eager, NaN where the host was slow, and so in the
              sums, too; the last two rows are the sum of a layer and that of all layers; empty where a projection was
@@ -110,7 +110,7 @@ def decode_step(table: pd.DataFrame, M: int = 1, backends=(BASELINE, "int4")) ->
     latency = rows.set_index(["backend", "launch", "K", "N"])["latency_us_p50"]
     columns = {f"{backend}_{mode}": (backend, mode) for backend in backends for mode in ("graph", "eager")}
     found = [
-        {"projection": name, "shape": f"{K}×{N}"}
+        {"projection": name, "shape": shape_name((K, N))}
         | {column: latency.get((*key, K, N), float("nan")) for column, key in columns.items()}
         for name, (K, N) in STEP.items()
     ]
@@ -126,7 +126,7 @@ def decode_step(table: pd.DataFrame, M: int = 1, backends=(BASELINE, "int4")) ->
 
 
 def overlaps(run, M: int = 1) -> pd.DataFrame:
-    """What starting a call before the one before has finished gains: backend, problem, M, K, N, left_us (one after the
+    """The gain of calls that overlap: backend, problem, M, K, N, left_us (one after the
     other), right_us (overlapping), value = left / right, low, high."""
     cases = primary_cases(run.cases)
     cases = cases[cases["M"] == M].assign(problem=problem_of(cases))
@@ -152,7 +152,7 @@ def host_comparison(run, backend: str = "int4", other: str = "aten-int4mm", M: i
 
 
 def chain(table: pd.DataFrame, M: int = 1, backends=(BASELINE, "int4-serial", "int4")) -> pd.DataFrame:
-    """What a call in a row of calls pays on the device besides its bytes: K, N, shape, then <backend>_bytes_us (its
+    """The cost of a call in a row of calls besides its bytes, on the device: K, N, shape, then <backend>_bytes_us (its
     bytes at copy bandwidth), <backend>_beside_us (the rest of its time), and empty_us, an empty node of a graph."""
     rows = _cold(table)
     rows = rows[(rows["launch"] == "graph") & (rows["M"] == M) & rows["backend"].isin(backends)]

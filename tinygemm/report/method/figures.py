@@ -12,7 +12,7 @@ from tinygemm.report.base.dumbbells import LADDER, _dumbbells, _required
 
 @style.figure
 def cold_vs_hot(table: pd.DataFrame, M: int = 1, shapes=(NARROW, WIDE), backends=LADDER) -> tuple[Figure, str]:
-    """What a weight that is still in L2 saves: the same call with a hot and with a cold cache.
+    """The time that a weight in L2 saves: the same call with a hot and with a cold cache.
 
     table: report_table(run), or the CSV of `tinygemm bench` with both cache states
     """

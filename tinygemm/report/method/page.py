@@ -9,6 +9,7 @@ from tinygemm.problem import NARROW, STUDY_SHAPES
 from tinygemm.report.base import host, style
 from tinygemm.report.base.page import _sources
 from tinygemm.report.base.tables import BASELINE
+from tinygemm.report.base.words import shape_name
 
 
 def choices(table: pd.DataFrame, M: int = 1) -> dict:
@@ -25,7 +26,7 @@ def choices(table: pd.DataFrame, M: int = 1) -> dict:
     latency = rows.set_index(["launch", "l2_state"])["latency_us_p50"]
     modes = {"graph_us": ("graph", "cold"), "eager_us": ("eager", "cold"), "cold_us": ("graph", "cold")}
     modes |= {"hot_us": ("graph", "hot")}
-    return {name: latency.get(mode, float("nan")) for name, mode in modes.items()} | {"shape": f"{K}×{N}"}
+    return {name: latency.get(mode, float("nan")) for name, mode in modes.items()} | {"shape": shape_name((K, N))}
 
 
 def contenders(run) -> pd.DataFrame:

@@ -31,12 +31,12 @@ LM_HEAD = "lm_head"
 
 @dataclass(frozen=True)
 class Advice:
-    """What `advise` returns.
+    """The result of `advise`.
 
     rows:   one per projection, then lm_head, which stays in FP16 as checkpoints have it: layer, K, N, group_size (NaN:
-            not quantised), calls (per token), fp16_us, int4_us, speedup, speedup_low, speedup_high, limiter (of INT4),
-            quantise (yes, no, tie, cannot, kept in FP16), kind (measured or predicted)
-    totals: of all calls of a token, in us, lm_head included: fp16, int4 (all that can be), advised (only where the
+            not quantised), calls (per step), tokens (rows of x of each call), fp16_us, int4_us, speedup, speedup_low,
+            speedup_high, limiter (of INT4), quantise (yes, no, tie, cannot, kept in FP16), kind (measured, predicted)
+    totals: of all calls of a step, in us, lm_head included: fp16, int4 (all that can be), advised (only where the
             answer is yes); and speedup, speedup_low, speedup_high of the advised over FP16
     """
 
@@ -65,28 +65,25 @@ def advise(
     spec:       the GPU; None: the one of the run
     tp:         tensor-parallel degree; group_size: largest wanted, see models.projections
     launch:     "graph" or "eager"
-    raises:     ValueError where the degree does not divide the model, or the run did not time what is asked for
+    raises:     ValueError where the degree does not divide the model, the kernels do not run on the GPU, or the run
+                did not time what is asked for
     """
     spec = spec or fitted.spec
+    if spec.obstacle:
+        raise ValueError(spec.obstacle)
     for name in (BASELINE, INT4):
         if launch not in getattr(fitted.backends.get(name), "spread", {}):
             raise ValueError(f"run {fitted.run_id} did not time {name} with launch {launch} at enough shapes to advise")
-    layers = projections(model, tp, group_size)
-    head = (LM_HEAD, model.hidden, -(-model.vocab // tp), None, 1)
-    parts = [*((each.layer, each.K, each.N, each.group_size, model.layers) for each in layers), head]
-    table = pd.DataFrame(parts, columns=["layer", "K", "N", "group_size", "calls"])
-    problems = [GemmProblem(M, N, K, size or -1) for _, K, N, size, _ in parts]
+    layers = zip(model.weights, projections(model, tp, group_size), strict=True)
+    head = (LM_HEAD, model.hidden, -(-model.vocab // tp), None, 1, M)
+    parts = [(w.layer, each.K, each.N, each.group_size, w.calls(M), w.tokens(M)) for w, each in layers]
+    table = pd.DataFrame([*parts, head], columns=["layer", "K", "N", "group_size", "calls", "tokens"])
+    problems = [GemmProblem(tokens, N, K, size or -1) for _, K, N, size, _, tokens in [*parts, head]]
     quantised = table["group_size"].notna()
-    table["fp16_us"], table["int4_us"] = (
-        costmodel.predict(fitted, problems, spec, (name,), (launch,))["latency_us"] for name in (BASELINE, INT4)
-    )
-    table = pd.concat([table, bands(fitted, problems, spec, launch)], axis=1)
-    table = table.assign(limiter=_limiters(fitted, problems, spec, launch), kind=costmodel.PREDICTED)
-    if spec.key == fitted.spec.key:
-        measured = _measured(fitted.run, problems, launch)
-        table.loc[measured.index, measured.columns] = measured
-        if launch == "graph":
-            table["limiter"] = _by_the_clock(fitted, table, problems)
+    table = pd.concat([table, compared(fitted, problems, spec, launch)], axis=1)
+    table["limiter"] = _limiters(fitted, problems, spec, launch)
+    if spec.key == fitted.spec.key and launch == "graph":
+        table["limiter"] = _by_the_clock(fitted, table, problems)
     numbers = ["int4_us", "speedup", "speedup_low", "speedup_high"]
     table[numbers] = table[numbers].where(quantised)
     table["limiter"] = table["limiter"].where(quantised, "–")
@@ -96,8 +93,20 @@ def advise(
     return Advice(model, spec.name, M, tp, launch, fitted.run_id, fitted.spec.name, table, _totals(table))
 
 
+def compared(fitted: costmodel.CostModel, problems, spec: GpuSpec, launch: str = "graph") -> pd.DataFrame:
+    """FP16 and INT4 of problems: fp16_us, int4_us, speedup, speedup_low, speedup_high, kind; one row per problem."""
+    table = bands(fitted, problems, spec, launch).assign(kind=costmodel.PREDICTED)
+    table["fp16_us"], table["int4_us"] = (
+        costmodel.predict(fitted, problems, spec, (name,), (launch,))["latency_us"] for name in (BASELINE, INT4)
+    )
+    if spec.key == fitted.spec.key:
+        measured = _measured(fitted.run, problems, launch)
+        table.loc[measured.index, measured.columns] = measured
+    return table
+
+
 def heading(found: Advice) -> list[str]:
-    """What was asked, and from which run the answer comes."""
+    """The question, and the run that the answer comes from."""
     gpus = "1 GPU" if found.tp == 1 else f"{found.tp} GPUs"
     how = {"graph": "CUDA graph", "eager": "launched from Python"}[found.launch]
     where = f"{found.model.key} on {gpus}, {found.gpu}, M = {found.M}, {how}, cold L2"

@@ -1,4 +1,4 @@
-"""What a user with a model sees: every projection against the best FP16."""
+"""The figure for a user with a model: every projection against the best FP16."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the chapter on a user's model puts on its page: advice, and every case in one table."""
+"""Text and tables of the chapter on a user's model: advice, and every case in one table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from tinygemm.hardware import gpu_spec
-from tinygemm.models import model_named
+from tinygemm.model_config import model_named
 from tinygemm.report.base.page import table
 from tinygemm.report.base.tables import GROUP_SIZE
 from tinygemm.report.base.words import shape_names
@@ -70,7 +70,7 @@ def _grouped(group_size: float) -> str:
 
 
 def _advice_row(row) -> dict[str, str]:
-    """What stands in the table: predicted numbers in italics, a group size where it is not the usual one."""
+    """The cells of the table: predicted numbers in italics, a group size where it is not the usual one."""
     numbers = {
         "fp16": f"{row.fp16_us:,.1f}",
         "int4": "–" if pd.isna(row.int4_us) else f"{row.int4_us:,.1f}",

@@ -54,7 +54,7 @@ def against_best_fp16(run, backend: str = "int4") -> pd.DataFrame:
     cases = cases.assign(problem=problem_of(cases))
     ids = cases.pivot(index="problem", columns="backend", values="case_id").reindex(columns=[*FP16, backend])
     pairs = ids.astype("string").dropna(subset=[BASELINE, backend]).reset_index().rename_axis(columns=None)
-    pairs[FP16[1]] = pairs[FP16[1]].fillna(pairs[BASELINE])  # a run without our FP16 kernel has one contender
+    pairs[FP16[1]] = pairs[FP16[1]].fillna(pairs[BASELINE])  # a run without our FP16 kernel has one FP16 backend
     matrix = sample_matrix(cases, run.samples)
     operands = [*FP16, backend]
     result = interval_table(pairs, matrix, best_fp16_over, operands)

@@ -71,7 +71,7 @@ def faster_than_peers(run, rows: pd.DataFrame, how: str = "") -> Verdict:
     if quoted := int((best["kind"] == "quoted").sum()):
         sentence += f" In {quoted} of the cases the best peer is Marlin by its quoted time, not by this run."
     if absent:
-        sentence += f" Not a contender in all {cases} cases: {', '.join(absent)}."
+        sentence += f" Not compared in all {cases} cases: {', '.join(absent)}."
     numbers = {"mean": mean["value"], "mean_low": mean["low"], "mean_high": mean["high"], "least": row["value"]}
     numbers |= {"n": len(best), "n_quoted": quoted}
     return Verdict(claim, state, sentence, {name: float(value) for name, value in numbers.items()})

@@ -19,7 +19,7 @@ LIMIT = {"color": style.IDEAL, "lw": 1.2, "ls": (0, (4, 3)), "zorder": 1}
 
 @style.figure
 def peer_times(rows: pd.DataFrame, mean: dict[str, float], origin: pd.DataFrame) -> tuple[Figure, str]:
-    """How many times as long every other INT4 kernel takes as ours, one line per case; quoted times are hollow.
+    """The time of every other INT4 kernel as a multiple of ours, one line per case; quoted times are hollow.
 
     rows:   peers.contest(run)
     mean:   peers.mean_over_peers, the geometric mean over the best peer of each case
@@ -66,7 +66,7 @@ def peer_times(rows: pd.DataFrame, mean: dict[str, float], origin: pd.DataFrame)
 
 @style.figure
 def fraction_of_reads(by_reads: dict[str, pd.DataFrame], origin: pd.DataFrame) -> tuple[Figure, str]:
-    """How much of the weight-read bound the tuned kernel reaches, per shape, with the target.
+    """The share of the weight-read bound that the tuned kernel reaches, per shape, with the target.
 
     by_reads: backend of the reads -> peers.fraction_of_reads(run, backend); empty ones are left out
     origin:   report_table(run), for the GPU and the run

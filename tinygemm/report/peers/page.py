@@ -1,4 +1,4 @@
-"""What the chapter on peers and targets puts on its page: every case in a table, with quoted times marked."""
+"""Text and tables of the chapter on peers and targets: every case in a table, with quoted times marked."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def contest(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def quoted(rows: pd.DataFrame) -> Markdown | None:
-    """What a quoted time is, for a run that has any; None, of which a notebook shows nothing, without one.
+    """The meaning of a quoted time, for a run that has any; None, of which a notebook shows nothing, without one.
 
     rows: peers.contest(run)
     """
@@ -119,7 +119,7 @@ def machine_code(run) -> Markdown:
 
 
 def sixteen(run) -> pd.DataFrame:
-    """What M = 16 takes beyond M = 8, as it is and with one row of activations, where both were timed: shape, right_us
+    """The time of M = 16 beyond M = 8, as it is and with one row of activations, where both were timed: shape, right_us
     (M = 8), left_us (M = 16) and interval (of their ratio), and the last three of rows alike with `alike_` before."""
     rows, alike = (ratio_rows(peers.sixteen_over_eight(run, name)) for name in ("int4", "int4-one-row"))
     alike = alike[["K", "N", "right_us", "left_us", "interval"]]

@@ -25,7 +25,7 @@ QUOTED = DATA_ROOT / "earlier" / "marlin-h200.csv"  # measured before runs were 
 
 
 def contest(run, quoted: Path | None = QUOTED, ours: str = "int4") -> pd.DataFrame:
-    """`int4` against the others at the projections of the earlier study, M 1 to 8: one row per problem and contender.
+    """`int4` against the others at the projections of the earlier study, M 1 to 8: one row per problem and backend.
 
     quoted:  Marlin's times of an earlier measurement, which stand where the run has the GPU they are of and no Marlin
     ours:    what stands for `int4`, as int4_us: `int4-serial` overlaps the call before it no more than they do
@@ -68,7 +68,7 @@ def mean_over_peers(run, best: pd.DataFrame) -> dict[str, float]:
 
 
 def fraction_of_reads(run, reads: str = OVERLAPPING) -> pd.DataFrame:
-    """How much of the weight-read bound the tuned kernel reaches: problem, M, K, N, value = reads / READS[reads],
+    """The share of the weight-read bound that the tuned kernel reaches: problem, M, K, N, value = reads / READS[reads],
     low, high, with left_us (reads) and right_us (kernel); every problem of the run at the group size of the peers for
     whose weight the reads were tuned."""
     cases = _primary(run)
@@ -138,7 +138,7 @@ def machine_code(run, file: Path) -> pd.DataFrame:
 
 
 def beyond_reads(run, M: int = 1) -> dict[str, float]:
-    """How the time of the kernel follows that of its reads over the shapes of a run at one M, calls overlapping.
+    """The fit of the kernel's time to that of its reads over the shapes of a run at one M, calls overlapping.
 
     returns: n shapes; least_us and most_us, by which the kernel exceeds its reads; reads_least_us and reads_most_us;
              fixed_us and times of the line kernel = fixed_us + times * reads by least squares; empty for fewer than 3

@@ -57,7 +57,7 @@ def scores(
 
 
 def project(model: CostModel, row: dict, backend: str, spec: GpuSpec) -> tuple[str, float, float, float]:
-    """What the model says of a published latency or speedup, launched as its source launched it.
+    """The model's value for a published latency or speedup, launched as its source launched it.
 
     row:     of published.load()
     spec:    the GPU of the source

@@ -1,4 +1,4 @@
-"""Whether the latency model predicts: shapes left out of the fit, and GPUs that others, or other runs, measured."""
+"""Claims about the latency model: shapes left out of the fit, and GPUs that others, or other runs, measured."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def projects(compared: pd.DataFrame) -> Verdict:
     sentence = (
         f"Of {len(rows)} published values of backends that the run timed, {(rows['result'] == HIT).sum()} lie within "
         f"their band; the median projection is off by {rows['off'].abs().median():.0%}, the worst by "
-        f"{worst['off']:+.0%} ({worst['backend']} on {worst['gpu']}, M = {worst['M']}, {worst['K']}×{worst['N']}). "
+        f"{worst['off']:+.0%} ({worst['backend']} on {worst['gpu']}, M = {worst['M']}, {shape_name(worst)}). "
         f"The claim asks for {COVERED:.0%}; the median band reaches from its lower end to "
         f"{(rows['high'] / rows['low']).median():.1f} times that."
     )
@@ -78,7 +78,7 @@ def projects_to_runs(compared: pd.DataFrame) -> Verdict:
     sentence = (
         f"Of {len(compared)} cases on {' and '.join(compared['gpu'].unique())}, {hits.sum()} lie within their band; "
         f"the median projection is off by {compared['off'].abs().median():.1%}, the worst by {worst['off']:+.0%} "
-        f"({worst['backend']}, M = {worst['M']}, {worst['K']}×{worst['N']}). The claim asks for {COVERED:.0%}; the "
+        f"({worst['backend']}, M = {worst['M']}, {shape_name(worst)}). The claim asks for {COVERED:.0%}; the "
         f"median band reaches from its lower end to {(compared['high'] / compared['low']).median():.1f} times "
         f"that."
     )

@@ -77,7 +77,7 @@ def predicted_vs_measured(left_out: pd.DataFrame, launch: str = "graph") -> tupl
 
 @style.figure
 def terms_vs_n(model, K: int = 4096, M: int = 1, backends=(BASELINE, "int4-static", "int4")) -> tuple[Figure, str]:
-    """Which term decides where: the terms of the model over N, one panel per backend, and what was measured.
+    """The terms that decide: those of the model over N, one panel per backend, and what was measured.
 
     model: costmodel.fit(run)
     """
@@ -147,7 +147,7 @@ def projected_speedups(speedups: pd.DataFrame, shapes=(NARROW, WIDE)) -> tuple[F
         ax.axvline(1, color=style.colour(BASELINE), lw=1.4, zorder=1)
         ax.set_yticks(range(len(gpus)), [gpu.removeprefix("NVIDIA ").removeprefix("GeForce ") for gpu in gpus])
         ax.set_ylim(len(gpus) - 0.4, -0.6)
-        ax.set_title(f"K×N = {K}×{N}", loc="left", size=10.5, weight="bold", pad=4)
+        ax.set_title(f"K×N = {shape_name((K, N))}", loc="left", size=10.5, weight="bold", pad=4)
         ax.grid(axis="y", visible=False)
     axes[-1, 0].set_xlim(0, 1.12 * speedups["high"].max())
     axes[-1, 0].set_xlabel("speedup of INT4 over FP16 (cuBLAS)")
@@ -238,7 +238,7 @@ def published_vs_projected(compared: pd.DataFrame) -> tuple[Figure, str]:
 
 
 def _from(gpu: str | None, run_id: str) -> pd.DataFrame:
-    """Where numbers come from, as style.conditions reads it."""
+    """The source of the numbers, as style.conditions reads it."""
     return pd.DataFrame({"gpu": [gpu], "run_id": [run_id or None]})
 
 

@@ -31,7 +31,7 @@ TRUST = 0.05  # one standard deviation of a prior weighs as much as one case tha
 
 @dataclass(frozen=True)
 class CostModel:
-    """What `fit` returns.
+    """The result of `fit`.
 
     spec:         the GPU of the run            run_id: the run, or ""
     clock_mhz:    its SM clock while timing
@@ -197,7 +197,7 @@ def _with_measured(model: CostModel, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _overlap_us(rows: pd.DataFrame) -> float:
-    """How much longer the tuned kernel takes that waits for the one ahead of it, in us: a median over problems."""
+    """The time that the tuned kernel loses when it waits for the one ahead of it, in us: a median over problems."""
     graph = rows[rows["launch"] == "graph"]
     sides = (graph[graph["backend"] == name].set_index(SHAPE)["latency_us"] for name in ("int4-serial", "int4"))
     gains = next(sides).sub(next(sides)).dropna()

@@ -1,4 +1,4 @@
-"""What the chapter on the latency model puts on its page: its terms, projections to other GPUs, and their tables."""
+"""Text and tables of the chapter on the latency model: its terms, projections to other GPUs, and their tables."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ from tinygemm.report.predict.terms import META
 
 PROJECTED = "projected"
 SHOWN_FIRST = "a10g"
+DRAWN = (  # one of each kind: a GPU left out is near one of these in bandwidth and SMs
+    "a10g", "l4", "a10", "l40s", "rtx-3090", "rtx-4090", "rtx-5090", "a100-pcie-40gb", "a100-sxm4-80gb",
+    "h100-80gb-hbm3", "h200", "b200",
+)  # fmt: skip
 IN_TABLE = (BASELINE, "dequant-fp16", "int4-static", "int4", "aten-int4mm")
 
 
@@ -36,7 +40,7 @@ def model_of(run) -> CostModel | None:
 
 
 def no_model() -> Markdown:
-    """What stands where the model would, for a run that does not allow it."""
+    """The sentence in place of the model, for a run that does not allow it."""
     return Markdown(f"*This run did not time {costmodel.MIN_SHAPES} shapes of every backend that this needs.*")
 
 
@@ -54,7 +58,7 @@ def elsewhere(model: CostModel | None, run) -> pd.DataFrame:
 
 
 def no_other_run() -> Markdown:
-    """What stands where other runs would be compared, where there are none."""
+    """The sentence in place of the comparison with other runs, where there are none."""
     return Markdown("*No run of another GPU with the same libraries or kernels is recorded beside this one.*")
 
 
@@ -64,7 +68,7 @@ def other_gpu(model: CostModel | None) -> str:
 
 
 def facts(model: CostModel | None, left_out: pd.DataFrame) -> dict:
-    """What the prose quotes: counts of cases and shapes, of fitted backends, the covered share, the bandwidth share."""
+    """Numbers for the prose: counts of cases and shapes, of fitted backends, the covered share, the bandwidth share."""
     graph = left_out[left_out["launch"] == "graph"]
     efficiency = next(iter(model.backends.values())).terms.efficiency if model else np.nan
     return {
@@ -79,7 +83,7 @@ def facts(model: CostModel | None, left_out: pd.DataFrame) -> dict:
 
 
 def meanings() -> pd.DataFrame:
-    """What the fitted terms mean: term, unit, meaning."""
+    """The meaning of the fitted terms: term, unit, meaning."""
     return pd.DataFrame([(name, about["unit"], about["meaning"]) for name, about in META.items()],
                         columns=["term", "unit", "meaning"])  # fmt: skip
 
@@ -108,7 +112,7 @@ def errors(left_out: pd.DataFrame) -> pd.DataFrame:
 
 
 def configs_of_misses(run, left_out: pd.DataFrame, backend: str = "int4") -> Markdown:
-    """Whether the cases that the model misses by more than 25 % ran in launch configs that nobody had tuned for them.
+    """The cases that the model misses by more than 25 %, and the share of them in untuned launch configs.
 
     left_out: costmodel.leave_one_out(run)
     """
@@ -131,7 +135,7 @@ def configs_of_misses(run, left_out: pd.DataFrame, backend: str = "int4") -> Mar
 
 
 def speedups(model: CostModel | None, table: pd.DataFrame, M: int = 1, shapes=STUDY_SHAPES) -> pd.DataFrame:
-    """INT4 over FP16 on every GPU that is known: measured on the run's own where timed, projected on the others.
+    """INT4 over FP16 on DRAWN GPUs: measured on the run's own where timed, projected on the others.
 
     table:   tables.report_table(run)
     returns: gpu, gpu_key, M, K, N, speedup, low, high, fp16_us, int4_us, kind (measured, predicted, projected), base
@@ -140,7 +144,7 @@ def speedups(model: CostModel | None, table: pd.DataFrame, M: int = 1, shapes=ST
     columns = ["gpu", "gpu_key", *SHAPE, "speedup", "low", "high", "fp16_us", "int4_us", "kind"]
     if model is None or not {BASELINE, "int4"} <= set(model.backends):
         return pd.DataFrame(columns=columns)
-    others = [spec for spec in GPUS.values() if spec.key != model.spec.key]
+    others = [GPUS[key] for key in DRAWN if key != model.spec.key]
     others.sort(key=_a10g_first)
     rows = pd.concat([_on(model, spec, M, shapes) for spec in (model.spec, *others)], ignore_index=True)
     timed = primary(table)

@@ -1,4 +1,4 @@
-"""What the chapter on published numbers puts on its page: latencies beside ours, what the method does, all values."""
+"""Text and tables of the chapter on published numbers: latencies beside ours, what the method does, all values."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def method_moves_it(rows: pd.DataFrame, K: int = 4096, N: int = 4096, M: int = 1
     rows: literature.by_method(table), at this M, K and N
     """
     if len(rows) < 2:
-        return Markdown(f"*This run timed {K}×{N} in one way only.*")
+        return Markdown(f"*This run timed {shape_name((K, N))} in one way only.*")
     spans = [
         f"{row.speedup:.2f}× ({row.low:.2f} to {row.high:.2f}) {LAUNCH.get(row.launch, row.launch)} with "
         f"{L2.get(row.l2_state, row.l2_state)}"
         for row in rows.itertuples()
     ]
     return Markdown(
-        f"In this run the same two kernels, FP16 by cuBLAS and our INT4, at {K}×{N} and M = {M} give a speedup of "
-        f"{', '.join(spans[:-1])} and {spans[-1]}."
+        f"In this run the same two kernels, FP16 by cuBLAS and our INT4, at {shape_name((K, N))} and M = {M} give a "
+        f"speedup of {', '.join(spans[:-1])} and {spans[-1]}."
     )
 
 

@@ -110,7 +110,7 @@ def latencies(table: pd.DataFrame, model: CostModel | None, published: pd.DataFr
 
 
 def by_method(table: pd.DataFrame, backend: str = OURS, M: int = 1, K: int = 4096, N: int = 4096) -> pd.DataFrame:
-    """What the choice of method alone does to one speedup of this run: launch, l2_state, speedup, low, high; not what a
+    """The effect of the method alone on one speedup of this run: launch, l2_state, speedup, low, high; not what a
     slow host made of it."""
     table = steady(table)
     rows = table[(table["backend"] == backend) & (table[SHAPE] == [M, K, N]).all(axis=1) & (table["status"] == "ok")]

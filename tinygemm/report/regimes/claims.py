@@ -1,4 +1,4 @@
-"""Where INT4 pays off, as claims: everywhere on the map of K and N, and never on the wrong side of the crossover."""
+"""Claims: INT4 pays off everywhere on the map of K and N, and never on the wrong side of the crossover."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where INT4 pays off: speedup maps over K and N with their break-even line, and the crossover in tokens."""
+"""Speedup maps over K and N with their break-even line, and the crossover in tokens."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from tinygemm.report.regimes import tables as regimes
 
 
 def has_map(rows: pd.DataFrame, m_list=(1, 8)) -> bool:
-    """Whether the run timed a grid of K and N at any of these tokens.
+    """Tell whether the run timed a grid of K and N at any of these tokens.
 
     rows: regimes.speedups(run)
     """
@@ -17,7 +17,7 @@ def has_map(rows: pd.DataFrame, m_list=(1, 8)) -> bool:
 
 
 def reclaimed(rows: pd.DataFrame, m_list=(1, 8)) -> pd.DataFrame:
-    """How many points of the map each kernel wins: M, against, points, simple_wins, tuned_wins, reclaimed, lost.
+    """Points of the map that each kernel wins: M, against, points, simple_wins, tuned_wins, reclaimed, lost.
 
     rows: regimes.speedups(run)
     """
@@ -49,7 +49,7 @@ def point_columns() -> dict[str, tuple[str, str]]:
 
 
 def crossings(rows: pd.DataFrame) -> pd.DataFrame:
-    """Where the fused kernel stops paying, in words: shape, fp16, dequant.
+    """The token count at which the fused kernel stops paying, in words: shape, fp16, dequant.
 
     rows: regimes.by_tokens(report_table(run))
     """

@@ -1,4 +1,4 @@
-"""Where INT4 pays off: speedups over a grid of K and N, and the number of tokens at which the fused kernel stops."""
+"""Speedups over a grid of K and N, and the number of tokens at which the fused kernel stops paying."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tinygemm.report.base.intervals import median
 from tinygemm.report.base.tables import BASELINE, at_shapes, in_mode, origin
 
 KERNELS = ("int4-static", "int4")
-AGAINST = ("cuBLAS", "best FP16")  # the faster of cuBLAS and our FP16 twin
+AGAINST = ("cuBLAS", "best FP16")  # the faster of cuBLAS and our FP16 kernel
 FEWEST = 3  # values of K and of N below which a map is no map
 CONTENDERS = (BASELINE, "dequant-fp16", "int4-fused", "int4")
 LEEWAY = 1.10  # how much slower than the better of two paths the selected one may be
 
 
 def speedups(run) -> pd.DataFrame:
-    """How much faster each INT4 kernel is than FP16, one row per problem, kernel and baseline.
+    """The speedup of each INT4 kernel over FP16, one row per problem, kernel and baseline.
 
     returns: problem, M, K, N, kernel (of KERNELS), against (of AGAINST), value, low, high (paired 95 % interval), gpu,
              run_id; no rows for what was not timed
@@ -101,7 +101,7 @@ def crossings(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def selection(run, shapes=STUDY_SHAPES) -> pd.DataFrame:
-    """How much longer `int4` takes than the better of its two paths, one row per problem that was timed on both.
+    """The time of `int4` over that of the better of its two paths, one row per problem that was timed on both.
 
     returns: problem, M, K, N, value (1 = as fast), low, high (paired 95 % interval)
     """
@@ -117,7 +117,7 @@ def selected_over_better(fused: np.ndarray, dequant: np.ndarray, selected: np.nd
 
 
 def crossing(advantage: pd.Series) -> float:
-    """Where an advantage, by M, last falls through 1."""
+    """The M at which an advantage last falls through 1."""
     advantage = advantage.dropna().sort_index()
     logs, tokens = np.log(advantage.to_numpy()), np.log(advantage.index.to_numpy(dtype=float))
     falls = np.flatnonzero((logs[:-1] > 0) & (logs[1:] <= 0))

@@ -69,7 +69,7 @@ def bottleneck_shifts(
     counters: counters_table(run), or None for a run without counters
     table:    report_table(run), for the rate at which timed calls move their bytes
     """
-    claim = f"The bottleneck shifts: the bytes limit FP16, something else limits INT4, M = {M}, {K}×{N}"
+    claim = f"The bottleneck shifts: the bytes limit FP16, something else limits INT4, M = {M}, {shape_name((K, N))}"
     rates = _rates(table, backend, (M, K, N))
     pair = _counter_pair(counters, backend, (M, K, N))
     numbers = {}
@@ -78,7 +78,7 @@ def bottleneck_shifts(
             numbers |= {f"{name}_{part}": float(row[f"frac_{part}"]) for part in ("dram", "sm")}
         numbers["dram_shift"] = numbers["fp16_dram"] - numbers["int4_dram"]
     if rates is None:
-        missing = f"The run did not time {BASELINE}, {backend} and a copy at {K}×{N}."
+        missing = f"The run did not time {BASELINE}, {backend} and a copy at {shape_name((K, N))}."
         return Verdict(claim, UNDECIDED, missing, numbers)
     fp16, int4 = (rates.loc[name] for name in (BASELINE, backend))
     margins = [(fp16["low"] - COPY_FRACTION, fp16["high"] - COPY_FRACTION)]
@@ -159,7 +159,7 @@ def dequantisation_decides(parts: pd.DataFrame, tuned: pd.DataFrame, backend: st
 def fewer_bits_help_narrow(run, M: int = 1) -> Verdict:
     """D: at every narrow projection of the run, fewer bits alone make the kernel faster.
 
-    What is gained over cuBLAS may be the kernel's doing; against `fp16-triton`, the FP16 twin of the tuned kernel, only
+    What is gained over cuBLAS may be the kernel's doing; against `fp16-triton`, its FP16 reference, only
     the number of bits differs.
     """
     claim = f"On narrow projections INT4 is faster than FP16 weights in the same kernel structure, M = {M}"
@@ -190,7 +190,7 @@ def narrow_loses_to_dequantisation(loses: Verdict, cause: Verdict) -> Verdict:
 
 
 def _dequantisation(row: pd.Series) -> str:
-    """What leaving the dequantisation out does to the tuned kernel."""
+    """The effect of leaving the dequantisation out of the tuned kernel."""
     times = f"{row['no_dequant_us']:.2f} µs instead of {row['fused_us_tuned']:.2f} µs"
     if row["dequant_in_kernel_us_low"] > 0:
         return f"Without dequantisation the tuned kernel takes {times}, {row['dequant_share']:.0%} less"
@@ -214,7 +214,7 @@ def _cause(row: pd.Series) -> tuple[str, str]:
 
 
 def _by_naive_dequantisation(row: pd.Series, now: str) -> tuple[str, str]:
-    """Where the tuned kernel wins: does unpacking as the simple one does make it lose?"""
+    """The test of naive dequantisation where the tuned kernel wins: does it make the kernel lose?"""
     times = f"{row['naive_us']:.2f} µs against {row['fp16_us']:.2f} µs of FP16"
     if pd.isna(row["speedup_naive_low"]):
         untimed = "the tuned kernel wins with its own dequantisation, and the run did not time it with the naive one"
@@ -271,7 +271,7 @@ def _rates(table: pd.DataFrame | None, backend: str, shape: tuple[int, int, int]
 
 
 def _limited(fp16: pd.Series, int4: pd.Series) -> str:
-    """What limits the two, in words."""
+    """The limits of the two, in words."""
     bytes_limit = {"FP16": limited_by_bytes(fp16["rate"]), "INT4": limited_by_bytes(int4["rate"])}
     limited = [name for name, yes in bytes_limit.items() if yes]
     return f"the bytes limit {' and '.join(limited)}" if limited else "the bytes limit neither"

@@ -1,4 +1,4 @@
-"""How fast: speedups, latencies and their distance from the ideal, per projection and against N."""
+"""Speedups, latencies and their distance from the ideal, per projection and against N."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def decode_latency(
 def frac_of_floor(
     table: pd.DataFrame, K: int = 4096, M: int = 1, backends=(BASELINE, *CONTENDERS)
 ) -> tuple[Figure, str]:
-    """How near each backend comes to its own floor (its bytes at copy bandwidth, plus one empty graph node), against N.
+    """Distance of each backend from its own floor (its bytes at copy bandwidth, plus one empty graph node), against N.
 
     table: report_table(run)
     """
@@ -203,7 +203,7 @@ def _name_shapes(ax: Axes, shapes) -> None:
 
 
 def _ideal(rows: pd.DataFrame) -> float:
-    """What fewer bits alone allow: 16 bits over those stored per quantised weight."""
+    """The speedup that fewer bits alone allow: 16 bits over those stored per quantised weight."""
     quantised = rows.loc[rows["bits_per_weight"].between(0, 16, inclusive="neither"), "bits_per_weight"]
     return 16 / quantised.min()
 

@@ -7,7 +7,7 @@ import pandas as pd
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import tables
 from tinygemm.report.base.tables import BASELINE
-from tinygemm.report.base.words import shape_names
+from tinygemm.report.base.words import shape_name, shape_names
 
 
 def projections(table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
@@ -19,7 +19,7 @@ def projections(table: pd.DataFrame, M: int = 1) -> pd.DataFrame:
         one = rows.loc[(K, N)] if (K, N) in rows.index.droplevel("backend") else rows.iloc[:0].droplevel(["K", "N"])
         latency, speedup = (one[name].get for name in ("latency_us_p50", "speedup_vs_fp16"))
         result.append({
-            "shape": f"{K}×{N}",
+            "shape": shape_name((K, N)),
             "fp16_us": latency(BASELINE, float("nan")),
             "static_us": latency("int4-static", float("nan")),
             "static_speedup": speedup("int4-static", float("nan")),

@@ -51,7 +51,7 @@ class CounterFileError(ValueError):
 
 @dataclass(frozen=True)
 class Target:
-    """What to profile: one case of a run.
+    """A case of a run that is to be profiled.
 
     variant: config_source of the case, where the backend has several variants; "" takes the first
     """
@@ -133,12 +133,13 @@ def collect(
 
 
 def _profile(ncu: str, target: Target, metrics: tuple[str, ...], kernel_name: str | None, say: Callable):
-    """What ncu wrote about a target, and the metrics that it knows: those it refuses are not asked for again."""
+    """The output of ncu about a target, and the metrics that it knows; those it refuses are not asked for again."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "ncu.csv"
         command = ncu_command(target, log, metrics, kernel_name, ncu)
-        settings = {"env": os.environ | C_LOCALE, "encoding": "utf-8", "errors": "replace"}
-        done = subprocess.run(command, capture_output=True, check=False, **settings)
+        done = subprocess.run(
+            command, capture_output=True, env=os.environ | C_LOCALE, encoding="utf-8", errors="replace", check=False
+        )
         text = read_unicode(log, errors="replace") if log.is_file() else ""
     output = text + done.stdout + done.stderr
     if done.returncode and "ERR_NVGPUCTRPERM" not in output:
@@ -154,7 +155,7 @@ def _profile(ncu: str, target: Target, metrics: tuple[str, ...], kernel_name: st
 
 
 def _refused(metric: str, output: str) -> bool:
-    """Whether a message of ncu names the metric."""
+    """Tell whether a message of ncu names the metric."""
     messages = [line for line in output.splitlines() if line.startswith("==") or "metric" in line.lower()]
     return any(re.search(rf"(?<![\w.]){re.escape(metric)}(?![\w.])", line) for line in messages)
 
@@ -223,7 +224,7 @@ def read_text(text: str, name: str, case_id: str, calls: int | None = None) -> l
             Counter(case_id, index, first // per_call, launch.name, metric, value, unit)
             for index, launch in enumerate(kernels, start=first)
             for metric, (value, unit) in launch.metrics.items()
-            if metric in there
+            if metric in there and value is not None
         ]
     if not rows:
         raise CounterFileError(f"{name}: no metric is available in any call; {RAW_PAGE_HELP}")
@@ -262,7 +263,7 @@ def _table(text: str, name: str) -> list[tuple[int, list[str]]]:
 
     Whatever starts without a quote is a message of ncu (`==PROF==`) or of the profiled program; it may stand anywhere.
     """
-    rows = []
+    rows: list[tuple[int, list[str]]] = []
     for number, line in enumerate(text.splitlines(), start=1):
         line = line.lstrip("\ufeff")  # of a report that was appended to another
         if not line.startswith('"'):
@@ -315,7 +316,8 @@ def _wide_layout(rows: list, columns: list[str], name: str, header_line: int) ->
     (units_line, units), *rows = rows or [(header_line, columns)]
     if units[columns.index("ID")]:
         raise CounterFileError(f"{name}:{units_line}: the row of units below the header is missing")
-    launches, lines = [], {}
+    launches: list[KernelLaunch] = []
+    lines: dict[tuple, int] = {}
     for line, cells in rows:
         row = dict(zip(columns, cells, strict=True))
         _refuse_repeat(lines, (row.get("Process ID"), row["ID"]), name, line, f"launch {row['ID']}")
@@ -325,7 +327,7 @@ def _wide_layout(rows: list, columns: list[str], name: str, header_line: int) ->
 
 
 def _is_metric(text: str) -> bool:
-    """Whether a name is a metric's, such as dram__bytes_read.sum; `Memory Throughput` is a label of a section."""
+    """Tell whether a name is a metric's, such as dram__bytes_read.sum; `Memory Throughput` is a label of a section."""
     return "__" in text
 
 

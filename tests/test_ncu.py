@@ -13,8 +13,8 @@ import pytest
 from fake_gpu import FakeClock, fake_backend
 
 from tinygemm import metrics
-from tinygemm.harness import counters, registry
-from tinygemm.harness.counters import CounterFileError, CountersUnavailableError, Target, ncu_command, read_file
+from tinygemm.harness import ncu, registry
+from tinygemm.harness.ncu import CounterFileError, CountersUnavailableError, Target, ncu_command, read_file
 from tinygemm.metrics import BASIC_METRICS, COLUMNS, METRICS
 from tinygemm.problem import GemmProblem
 from tinygemm.report.bottleneck import counters as report_counters
@@ -69,7 +69,7 @@ def test_the_profiled_config_is_the_one_of_the_format_that_was_timed(monkeypatch
     monkeypatch.setitem(registry.BACKENDS, "int4", backend)
     for symmetric in (True, False):
         with pytest.raises(ValueError, match="int4 has no variant 'table'"):
-            counters.run_profiled(replace(TARGET, symmetric=symmetric, variant="table"), "h200", 1)
+            ncu.run_profiled(replace(TARGET, symmetric=symmetric, variant="table"), "h200", 1)
     assert asked == [(TARGET.problem, "h200", True), (TARGET.problem, "h200", False)]
 
 
@@ -103,7 +103,7 @@ def test_what_ncu_writes_is_collected_per_target(tmp_path, monkeypatch):
     text = WIDE.read_text(encoding="utf-8").replace("(python3.12)", "(/usr/bin/python3.12)", 1)
     fake_ncu(tmp_path, monkeypatch, text)
     said = []
-    rows, raw = counters.collect([TARGET], say=said.append)
+    rows, raw = ncu.collect([TARGET], say=said.append)
     assert said == ["profiling int4/M2-K4096-N1024-g64/graph-cold"]
     assert {row.case_id for row in rows} == {TARGET.case_id}
     assert len(rows) == 3 * len(BASIC_METRICS)
@@ -127,7 +127,7 @@ def test_ncu_prints_numbers_as_they_are_read_whatever_the_language_of_the_machin
     )
     (tmp_path / "bin" / "ncu").write_text(program.replace("import sys\n", f"import sys\n{german}"), encoding="utf-8")
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
-    rows, _ = counters.collect([TARGET], say=lambda text: None)
+    rows, _ = ncu.collect([TARGET], say=lambda text: None)
     assert value(rows, 0, "gpu__time_duration.sum") == 13504
 
 
@@ -155,7 +155,7 @@ def test_metrics_that_ncu_does_not_know_are_left_out_and_named(tmp_path, monkeyp
     unknown = [METRICS[-1], "sm__inst_executed_pipe_fp16.sum"]
     picky_ncu(tmp_path, monkeypatch, unknown, "Failed to find metric {0}")
     said = []
-    rows, _ = counters.collect([TARGET, replace(TARGET, case_id="other")], say=said.append)
+    rows, _ = ncu.collect([TARGET, replace(TARGET, case_id="other")], say=said.append)
     assert {row.case_id for row in rows} == {TARGET.case_id, "other"}
     told = [text for text in said if "does not know" in text]
     assert sorted(told) == sorted(f"ncu does not know {metric} here" for metric in unknown), "and each is told once"
@@ -164,13 +164,13 @@ def test_metrics_that_ncu_does_not_know_are_left_out_and_named(tmp_path, monkeyp
 def test_an_ncu_that_refuses_without_a_name_is_asked_for_the_basic_metrics(tmp_path, monkeypatch):
     picky_ncu(tmp_path, monkeypatch, list(METRICS[10:]), "Option '--metrics' cannot be parsed")
     said = []
-    rows, _ = counters.collect([TARGET], say=said.append)
+    rows, _ = ncu.collect([TARGET], say=said.append)
     assert rows
     assert said[-1] == "ncu ended with code 9; asking for the 7 basic metrics only"
 
 
 def test_a_target_that_cannot_be_read_leaves_the_others_alone(tmp_path, monkeypatch):
-    read = counters.read_text
+    read = ncu.read_text
 
     def some(text, name, case_id, calls):
         if case_id == "bad":
@@ -178,27 +178,27 @@ def test_a_target_that_cannot_be_read_leaves_the_others_alone(tmp_path, monkeypa
         return read(text, name, case_id, calls)
 
     fake_ncu(tmp_path, monkeypatch, WIDE.read_text(encoding="utf-8"))
-    monkeypatch.setattr(counters, "read_text", some)
+    monkeypatch.setattr(ncu, "read_text", some)
     said = []
-    rows, raw = counters.collect([replace(TARGET, case_id="bad"), TARGET], say=said.append)
+    rows, raw = ncu.collect([replace(TARGET, case_id="bad"), TARGET], say=said.append)
     assert {row.case_id for row in rows} == {TARGET.case_id}
-    assert list(raw) == [counters.log_name(TARGET)]
+    assert list(raw) == [ncu.log_name(TARGET)]
     assert "no counters of bad: bad.csv:3: cut off" in said
     with pytest.raises(CounterFileError, match="cut off"):
-        counters.collect([replace(TARGET, case_id="bad")], say=said.append)
+        ncu.collect([replace(TARGET, case_id="bad")], say=said.append)
 
 
 def test_a_machine_without_ncu_is_told_where_it_comes_from(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CountersUnavailableError, match="ncu is not on the PATH; it comes with Nsight Compute"):
-        counters.collect([TARGET], say=lambda text: None)
+        ncu.collect([TARGET], say=lambda text: None)
 
 
 def test_a_user_without_permission_is_told_how_to_get_it(tmp_path, monkeypatch):
     message = "==ERROR== ERR_NVGPUCTRPERM - The user does not have permission to access NVIDIA GPU Performance Counters"
     fake_ncu(tmp_path, monkeypatch, f"==PROF== Connected to process 1\n{message} on the target device 0.\n", code=1)
     with pytest.raises(CountersUnavailableError, match=r"NVreg_RestrictProfilingToAdminUsers=0.*") as caught:
-        counters.collect([TARGET], say=lambda text: None)
+        ncu.collect([TARGET], say=lambda text: None)
     assert "CAP_SYS_ADMIN" in str(caught.value).replace("cap-add=SYS_ADMIN", "CAP_SYS_ADMIN")
     assert "root" in str(caught.value)
 
@@ -214,7 +214,7 @@ def test_a_user_without_permission_is_told_how_to_get_it(tmp_path, monkeypatch):
 def test_a_failing_ncu_is_quoted(tmp_path, monkeypatch, log, stdout, message):
     fake_ncu(tmp_path, monkeypatch, log, stdout, code=9)
     with pytest.raises(CountersUnavailableError, match=rf"ncu ended with code 9: .*{re.escape(message)}"):
-        counters.collect([TARGET], say=lambda text: None)
+        ncu.collect([TARGET], say=lambda text: None)
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def test_setup_kernels_are_left_out_by_name():
     ],
 )
 def test_a_setup_kernel_is_known(name):
-    assert counters.SETUP_KERNEL.search(name)
+    assert ncu.SETUP_KERNEL.search(name)
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_a_setup_kernel_is_known(name):
     ],
 )
 def test_a_kernel_of_a_product_is_no_setup_kernel(name):
-    assert not counters.SETUP_KERNEL.search(name)
+    assert not ncu.SETUP_KERNEL.search(name)
 
 
 def test_kernels_are_counted_into_calls():
@@ -620,7 +620,7 @@ def test_real_counters_agree_with_the_bytes_that_must_move(backend):
     problem = GemmProblem(1, 14336, 4096)
     target = Target(f"{backend}/{problem}/graph-cold", backend, problem)
     try:
-        rows, _ = counters.collect([target])
+        rows, _ = ncu.collect([target])
     except CountersUnavailableError as error:
         pytest.skip(f"no counters on this machine: {error}")
     summary = summarize_counters(table(rows)).iloc[0]
@@ -634,7 +634,7 @@ def test_real_counters_agree_with_the_bytes_that_must_move(backend):
 def test_a_real_ncu_file_is_imported_as_the_run_that_kept_it_did(file):
     run = load_run(file.parents[1])
     case_id = file.stem.replace("_", "/")
-    rows = table(read_file(file, case_id, counters.PROFILED_CALLS))
+    rows = table(read_file(file, case_id, ncu.PROFILED_CALLS))
     kept = run.counters[run.counters["case_id"] == case_id].reset_index(drop=True)
     assert len(kept) > 0
     pd.testing.assert_frame_equal(rows, kept, check_dtype=False)

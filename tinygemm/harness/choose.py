@@ -1,4 +1,4 @@
-"""One group of a sweep: verify its contenders, time them against each other, describe what came out."""
+"""The choice that stands before a time: backends verified on a problem, and the fastest variant of each."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from tinygemm import problem, runs
+from tinygemm import runs
 from tinygemm.harness import registry, timing, verify
-from tinygemm.harness.contender import Backend, Variant
 from tinygemm.harness.plan import Group, SweepPlan
+from tinygemm.harness.variant import Backend, Variant
 from tinygemm.harness.weights import Weights
 from tinygemm.problem import GemmProblem
-from tinygemm.runs import Case, Sample
+
+if TYPE_CHECKING:
+    import torch
 
 # cold samples that decide between the variants of one backend; the measurement itself is taken afresh
 CHOICE_ROUNDS = 7
@@ -28,7 +31,7 @@ class SweepStoppedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Bench:
-    """What stays the same throughout a sweep.
+    """The surroundings of a sweep, which stay the same throughout.
 
     gpu:      hardware.snapshot(), of which `key` and `l2_bytes` are used
     clock:    timing.CudaClock, or what a test puts in its place
@@ -37,23 +40,24 @@ class Bench:
 
     plan: SweepPlan
     gpu: Mapping
-    clock: object
+    clock: timing.CudaClock
     device: str = "cuda"
     backends: Mapping[str, Backend] = field(default_factory=lambda: registry.BACKENDS)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What the backends of one problem are verified with, and how their variants are compared.
+    """The operands that the backends of one problem are verified with, and the way their variants are compared.
 
-    x, reference: activations, and the float64 product; None where nothing is verified
+    x:            activations [M, K]
+    reference:    the product [M, N] float64; None where nothing is verified
     launch:       how variants are timed against each other
     l2_state:     the cache state whose copies the problem's groups need
     """
 
     problem: GemmProblem
-    x: object
-    reference: object
+    x: torch.Tensor
+    reference: torch.Tensor | None
     weights: Weights
     launch: str
     l2_state: str
@@ -67,7 +71,7 @@ class Ready:
     """
 
     variant: Variant
-    x: object
+    x: torch.Tensor
     errors: verify.Errors
     message: str = ""
 
@@ -81,14 +85,11 @@ class Refused:
     errors: verify.Errors = field(default_factory=verify.Errors)
 
 
-NOTHING_TO_PRIME = Refused("unsupported", "this GPU has no dependent launch, and so no other state to time graphs in")
-
-
 def make_weights(bench: Bench, group: Group) -> Weights | Refused:
     """The weight of a group, which all groups of equal `weight` share."""
 
     def make():
-        packed = registry.operands(group.problem, bench.plan.symmetric, bench.device, bench.plan.seed)
+        packed = registry.operands(group.product, bench.plan.symmetric, bench.device, bench.plan.seed)
         if group.operands == "zeros":
             packed = registry.zeroed(packed)
         return Weights(packed, bench.gpu["l2_bytes"])
@@ -99,61 +100,17 @@ def make_weights(bench: Bench, group: Group) -> Weights | Refused:
 def make_ready(bench: Bench, groups: Sequence[Group], weights: Weights | Refused) -> dict[str, Ready | Refused]:
     """Verify the backends of all groups of one problem and choose their variants; serves every one of the groups."""
     names = dict.fromkeys(name for group in groups for name in group.backends)
-    operands = weights if isinstance(weights, Refused) else guarded(bench.clock, _operands, bench, groups[0], weights)
+    if isinstance(weights, Refused):
+        return dict.fromkeys(names, weights)
+    operands = guarded(bench.clock, _operands, bench, groups[0], weights)
     if isinstance(operands, Refused):
         return dict.fromkeys(names, operands)
+    x, reference = operands
     launch = "graph" if any(group.launch in timing.GRAPHS for group in groups) else "eager"
     rotations = [group.rotation for group in groups]
     l2_state = min(rotations, key=runs.L2_STATES.index)  # the most copies that any group rotates over
-    trial = Trial(groups[0].problem, *operands, weights, launch, l2_state)
+    trial = Trial(groups[0].product, x, reference, weights, launch, l2_state)
     return {name: guarded(bench.clock, _ready, bench, bench.backends[name], trial) for name in names}
-
-
-def measure_group(
-    bench: Bench, group: Group, ready: Mapping[str, Ready | Refused], weights: Weights
-) -> tuple[list[Case], list[Sample]]:
-    """Time the backends of a group that are ready, interleaved; one Case for each, timed or not."""
-    can_launch = _can_launch(bench, group)
-    outcomes = {name: ready[name] if can_launch else NOTHING_TO_PRIME for name in group.backends}
-    for name, state in list(outcomes.items()):
-        if isinstance(state, Ready):
-            outcomes[name] = guarded(bench.clock, _replay, bench, group, state, weights)
-    outcomes, samples, readings = _interleave(bench, group, outcomes)
-    cases = [
-        Case(
-            case_id=case_id,
-            **_describe(bench.backends[name], group, bench.plan.symmetric),
-            **_describe_config(ready[name]),
-            **_describe_outcome(outcomes[name], samples.get(name, []), readings, ready[name].message),
-            **dataclasses.asdict(ready[name].errors),
-        )
-        for name, case_id in zip(group.backends, group.case_ids, strict=True)
-    ]
-    return cases, _sample_rows(group, samples)
-
-
-def measure_ceiling(bench: Bench, group: Group) -> tuple[list[Case], list[Sample]]:
-    """Time the copy or the empty node."""
-    (name,) = group.backends
-    ceiling = registry.CEILINGS[name]
-
-    def replay():
-        call = ceiling.make()
-        ceiling.check(call)
-        return timing.prepare([call], group.launch, bench.clock, ceiling.min_calls)
-
-    outcome = guarded(bench.clock, replay) if _can_launch(bench, group) else NOTHING_TO_PRIME
-    outcomes, samples, readings = _interleave(bench, group, {name: outcome})
-    case = Case(
-        case_id=group.case_ids[0], backend=name, model="", layer="", M=0, N=0, K=0, group_size=0, dtype="",
-        bits_per_weight=0, l2_state=group.l2_state, launch=group.launch, bytes_min=ceiling.bytes_min,
-        **_describe_outcome(outcomes[name], samples.get(name, []), readings),
-    )  # fmt: skip
-    return [case], _sample_rows(group, samples)
-
-
-def _can_launch(bench: Bench, group: Group) -> bool:
-    return group.launch != "primed" or bench.clock.can_prime()
 
 
 def guarded(clock, work: Callable, *arguments):
@@ -192,7 +149,7 @@ def _operands(bench: Bench, group: Group, weights: Weights):
     """(x, reference) of a problem."""
     from tinygemm.kernel import quant
 
-    x = registry.activations(group.problem, bench.device, bench.plan.seed + 1)
+    x = registry.activations(group.product, bench.device, bench.plan.seed + 1)
     if group.operands == "zeros":
         x.zero_()
     return x, quant.reference_gemm(x, weights.packed) if bench.plan.verify else None
@@ -222,7 +179,7 @@ def _ready(bench: Bench, backend: Backend, trial: Trial):
 def _check(plan: SweepPlan, backend: Backend, variant: Variant, trial: Trial):
     """Verify with the first and the last copy that will be timed; unverified, call once to compile."""
     x, packed = trial.x, trial.weights.packed
-    copies = trial.weights.copies(variant.form, variant.build, trial.l2_state)
+    copies = trial.weights.copies(variant.layout, variant.build, trial.l2_state)
     if not plan.verify:
         variant.bind(x, copies[0])()
         return verify.Errors()
@@ -240,7 +197,7 @@ def _fastest(bench: Bench, variants: list[Variant], trial: Trial) -> int:
         replays = {}
         for index in indices:
             variant = variants[index]
-            copies = trial.weights.copies(variant.form, variant.build, "cold")
+            copies = trial.weights.copies(variant.layout, variant.build, "cold")
             replays[index] = timing.prepare(
                 [variant.bind(trial.x, weight) for weight in copies], trial.launch, bench.clock
             )
@@ -250,88 +207,12 @@ def _fastest(bench: Bench, variants: list[Variant], trial: Trial) -> int:
     candidates = list(range(len(variants)))
     if len(candidates) > FINALISTS:
         alone = {index: medians([index], SCREEN_ROUNDS)[index] for index in candidates}
-        candidates = sorted(alone, key=alone.get)[:FINALISTS]
+        candidates = sorted(alone, key=alone.__getitem__)[:FINALISTS]
     together = medians(candidates, CHOICE_ROUNDS)
-    return min(together, key=together.get)
-
-
-# --- time -----------------------------------------------------------------------------------------------------------
-
-
-def _replay(bench: Bench, group: Group, state: Ready, weights: Weights) -> timing.Replay:
-    copies = weights.copies(state.variant.form, state.variant.build, group.rotation)
-    return timing.prepare([state.variant.bind(state.x, weight) for weight in copies], group.launch, bench.clock)
-
-
-def _interleave(bench: Bench, group: Group, outcomes: dict) -> tuple[dict, dict, list[timing.Reading]]:
-    """Time what is a Replay: outcomes, samples, readings. A failure here is nobody's own: it is everybody's."""
-    replays = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, timing.Replay)}
-    warmup = bench.plan.warmup
-    result = guarded(bench.clock, timing.interleave, replays, group.launch, group.rep, warmup, bench.clock)
-    if isinstance(result, Refused):
-        failed = dataclasses.replace(result, message=f"while timing the group: {result.message}")
-        return outcomes | dict.fromkeys(replays, failed), {}, []
-    return outcomes, *result
-
-
-# --- describe -------------------------------------------------------------------------------------------------------
-
-
-def _describe(backend: Backend, group: Group, symmetric: bool) -> dict:
-    each = group.problem
-    bits = backend.bits_per_weight(each, symmetric)
-    layer = problem.LAYER_OF_SHAPE.get((each.K, each.N))
-    return {
-        "backend": backend.name,
-        "model": layer.model if layer else "",
-        "layer": layer.layer if layer else "",
-        "M": each.M,
-        "N": each.N,
-        "K": each.K,
-        "group_size": each.group_size if backend.quantised else 0,
-        "dtype": backend.dtype,
-        "bits_per_weight": bits,
-        "l2_state": group.l2_state,
-        "launch": group.launch,
-        "operands": group.operands,
-        "flops": backend.flops(each),
-        "bytes_min": backend.bytes_min(each, bits),
-    }
-
-
-def _describe_config(state: Ready | Refused) -> dict:
-    if isinstance(state, Refused):
-        return {}
-    config = dataclasses.asdict(state.variant.config) if state.variant.config else {}
-    return {**config, "config_source": state.variant.source}
-
-
-def _describe_outcome(outcome, latencies: list[float], readings: list[timing.Reading], message: str = "") -> dict:
-    """message: of a case that was timed"""
-    if isinstance(outcome, Refused):
-        return {"status": outcome.status, "message": outcome.message}
-    names = [f.name for f in dataclasses.fields(timing.Reading)]
-    medians = {name: _median_or_none([getattr(reading, name) for reading in readings]) for name in names}
-    counts = {"n_calls": outcome.n_calls, "n_copies": outcome.n_copies, "n_samples": len(latencies)}
-    return {"status": "ok", "message": message, **counts, **medians}
-
-
-def _sample_rows(group: Group, samples: dict[str, list[float]]) -> list[Sample]:
-    """Rows of samples.csv; 0.1 ns is far below what a CUDA event resolves."""
-    ids = dict(zip(group.backends, group.case_ids, strict=True))
-    return [
-        Sample(ids[name], i, round(latency_us, 4))
-        for name, latencies in samples.items()
-        for i, latency_us in enumerate(latencies)
-    ]
+    return min(together, key=together.__getitem__)
 
 
 def _one_line(error: Exception) -> str:
     """First line of a message, without the folders of any path in it: a run names no machine."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     return runs.without_folders(text)[:300]
-
-
-def _median_or_none(values: list) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None

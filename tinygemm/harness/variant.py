@@ -1,4 +1,4 @@
-"""What a contender is: the ways to run it, what it needs, how its weight is stored, and how it is checked."""
+"""A backend: the ways to run it, what it needs, how its weight is stored, and how it is checked."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tinygemm.harness import verify
 from tinygemm.harness.verify import FP16_TOLERANCE, Tolerance
+from tinygemm.kernel.configs import LaunchConfig
 from tinygemm.problem import GemmProblem
 
 
@@ -16,18 +17,18 @@ class Variant:
 
     source: recorded as config_source: where the launch config, or the choice between variants, comes from; no two
             variants of a backend share it
-    form:   name of the stored form of the weight; equal names share copies
-    build:  PackedInt4 -> the weight in that form
+    layout: name of the layout in which the weight is stored; equal names share copies
+    build:  PackedInt4 -> the weight in that layout
     bind:   (x, weight) -> a function of no arguments that computes the product; what a user would set up once
             (workspace, quantisation state) is set up here, outside the timed call
     config: LaunchConfig of our own kernels, None for others
     """
 
     source: str
-    form: str
+    layout: str
     build: Callable
     bind: Callable
-    config: object | None = None
+    config: LaunchConfig | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Our own kernels and the FP16 products as contenders: which launch config each takes, and how it is called.
+"""Our own kernels and the FP16 products as backends: the launch config that each takes, and its call.
 
 All `..._variants` take the problem, the key of the GPU and whether the weight is symmetric, which decides the config.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from tinygemm.harness.contender import Variant
+from tinygemm.harness.variant import Variant
 from tinygemm.kernel.configs import FORMS, select
 from tinygemm.problem import GemmProblem
 
 # tuning candidates that `int4-searched` races; the model that ranks them is rough, so far more than one
 SEARCHED = 16
 ASYMMETRIC_SEED = 2
-FUSED_FORMS = tuple(form for form in FORMS if form != "static")
+FUSED_KERNELS = tuple(kernel for kernel in FORMS if kernel != "static")
 ONE_WARP_TILES = (16, 32, 64)  # block_n that `int4-no-split` races
 UNSPILLED = 168  # registers with which `int4-no-dequant` spills nothing in any config of up to 8 warps that is searched
 REGISTERS = 65536  # of an SM, on every GPU since Volta
@@ -51,11 +51,11 @@ def fp16_triton_variants(problem: GemmProblem, gpu: str, symmetric: bool = True)
 # --- int4 -----------------------------------------------------------------------------------------------------------
 
 
-def packed_form(packed):
+def packed_weight(packed):
     return packed
 
 
-def asymmetric_form(packed):
+def asymmetric_weight(packed):
     """The same codes and scales with a random zero per group: another weight, stored as asymmetric ones are."""
     import torch
 
@@ -70,11 +70,11 @@ def asymmetric_form(packed):
 
 
 def selected_variants(problem: GemmProblem, gpu: str, symmetric: bool = True, half: bool = True) -> list[Variant]:
-    """What a model gets: gemm selects, and its selection is on the clock when it is called from Python."""
+    """The call of a model: gemm selects the config, and in eager mode the selection is on the clock."""
     from tinygemm.kernel import gemm
 
     config, source = select(problem, gpu, symmetric=symmetric, half=half)
-    return [Variant(source, "packed", packed_form, lambda x, w: lambda: gemm.gemm(x, w), config)]
+    return [Variant(source, "packed", packed_weight, lambda x, w: lambda: gemm.gemm(x, w), config)]
 
 
 def one_row_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
@@ -95,9 +95,9 @@ def bf16_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> lis
 
 
 def asymmetric_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
-    """`int4` with zeros, whatever the other contenders store."""
+    """`int4` with zeros, whatever the other backends store."""
     (selected,) = selected_variants(problem, gpu, symmetric=False)
-    return [dataclasses.replace(selected, form="packed-asymmetric", build=asymmetric_form)]
+    return [dataclasses.replace(selected, layout="packed-asymmetric", build=asymmetric_weight)]
 
 
 def fused_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
@@ -105,37 +105,39 @@ def fused_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> li
     from tinygemm.kernel import gemm
 
     config, source = select(problem, gpu, form="fused", symmetric=symmetric)
-    return [Variant(source, "packed", packed_form, lambda x, w: lambda: gemm.fused_gemm(x, w), config)]
+    return [Variant(source, "packed", packed_weight, lambda x, w: lambda: gemm.fused_gemm(x, w), config)]
 
 
 def serial_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
     """The same kernel as `int4`, started only when the one before has finished, as every peer is.
 
-    What `int4` takes was searched with overlap, so it races the best config of each fused form that serves the problem:
-    the fastest without overlap may be another one.
+    The config of `int4` was searched with overlap. Without it another may be the fastest: the best config of each fused
+    kernel that serves the problem is timed.
     """
     selected, source = select(problem, gpu, symmetric=symmetric)
     sources = {selected: source}
-    for form in FUSED_FORMS:
+    for kernel in FUSED_KERNELS:
         try:
-            config, source = select(problem, gpu, form, symmetric)
-        except ValueError:  # a ring does not serve every problem
+            config, source = select(problem, gpu, kernel, symmetric)
+        except ValueError:  # the pipelined kernel does not serve every problem
             continue
-        sources.setdefault(config, f"{source}, {form}")
+        sources.setdefault(config, f"{source}, {kernel}")
     return [_with_config(config, source, dependent_launch=False) for config, source in sources.items()]
 
 
-def form_variants(form: str):
+def kernel_variants(kernel: str):
     """One of our kernels with its config from the table."""
 
     def variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
-        return [_with_config(*select(problem, gpu, form, symmetric))]
+        return [_with_config(*select(problem, gpu, kernel, symmetric))]
 
     return variants
 
 
-def twin_variants(dequant: str = "fast", dependent_launch: bool = True, add_warps: bool = True, form: str = "fused"):
-    """The tuned kernel with something done otherwise, in the launch config of `int4`, or of its splitk form.
+def ablation_variants(
+    dequant: str = "fast", dependent_launch: bool = True, add_warps: bool = True, kernel: str = "fused"
+):
+    """The tuned kernel with something done otherwise, in the launch config of `int4` or of splitk.
 
     Without dequantisation other values are alive at once, and the limit of registers may be one that keeps some of them
     in memory: there the kernel races itself under the highest limit worth trying.
@@ -144,7 +146,7 @@ def twin_variants(dequant: str = "fast", dependent_launch: bool = True, add_warp
     def variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
         from tinygemm.kernel import reference
 
-        config, source = select(problem, gpu, form, symmetric)
+        config, source = select(problem, gpu, kernel, symmetric)
         configs = {config: source}
         if dequant == "none" and config.max_registers:
             limit = min(UNSPILLED, REGISTERS // (32 * config.num_warps))
@@ -152,7 +154,7 @@ def twin_variants(dequant: str = "fast", dependent_launch: bool = True, add_warp
 
         def variant(config, source: str) -> Variant:
             bind = lambda x, w: lambda: reference.ablated_gemm(x, w, config, dequant, dependent_launch, add_warps)  # noqa: E731
-            return Variant(source, "packed", packed_form, bind, config)
+            return Variant(source, "packed", packed_weight, bind, config)
 
         return [variant(config, source) for config, source in configs.items()]
 
@@ -162,8 +164,8 @@ def twin_variants(dequant: str = "fast", dependent_launch: bool = True, add_warp
 def no_split_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
     """The tuned kernel with K split over neither warps nor programs: one warp walks all of it, for the same bytes.
 
-    One for each width of its tile that divides N, with as many words requested at once as in the tuned kernel: which
-    tile suits a split says nothing about which suits none, and another tuning would be another experiment.
+    One for each width of its tile that divides N, with as many words requested at once as in the tuned kernel. The best
+    tile without a split may be another one than with it, and another tuning would be another experiment.
     """
     config, source = select(problem, gpu, "splitk", symmetric)
     steps = config.block_k // (128 * config.num_warps)
@@ -192,21 +194,21 @@ def searched_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) ->
     from tinygemm.harness import candidates
 
     spec = hardware.gpu_spec(gpu)
-    found = [config for form in FUSED_FORMS for config in candidates.candidates_of(form, problem, spec.sm_count)]
+    found = [config for kernel in FUSED_KERNELS for config in candidates.candidates_of(kernel, problem, spec.sm_count)]
     found.sort(key=lambda config: (candidates.predicted_us(config, problem, spec), config))
     configs = list(dict.fromkeys([select(problem, gpu, symmetric=symmetric)[0], *found]))[:SEARCHED]
     return [_with_config(config, f"searched {'-'.join(map(str, dataclasses.astuple(config)))}") for config in configs]
 
 
 def load_only_variants(dependent_launch: bool):
-    """What reading alone takes; without dependent launch, no call overlaps the one before."""
+    """The weight-read bound: a kernel that only reads; without dependent launch, no call overlaps the one before."""
 
     def variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
         from tinygemm.kernel import reference
 
         config, source = select(problem, gpu, form="load-only")
         bind = lambda x, w: lambda: reference.load_only(w, config, dependent_launch)  # noqa: E731
-        return [Variant(source, "packed", packed_form, bind, config)]
+        return [Variant(source, "packed", packed_weight, bind, config)]
 
     return variants
 
@@ -214,7 +216,7 @@ def load_only_variants(dependent_launch: bool):
 def dequant_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
     from tinygemm.kernel import gemm
 
-    return [Variant("", "packed", packed_form, lambda x, w: lambda: gemm.dequantize_fp16(w))]
+    return [Variant("", "packed", packed_weight, lambda x, w: lambda: gemm.dequantize_fp16(w))]
 
 
 def dequant_fp16_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
@@ -225,14 +227,14 @@ def dequant_fp16_variants(problem: GemmProblem, gpu: str, symmetric: bool = True
     def bind(x, w):
         return lambda: torch.nn.functional.linear(x, gemm.dequantize_fp16(w))
 
-    return [Variant("", "packed", packed_form, bind)]
+    return [Variant("", "packed", packed_weight, bind)]
 
 
 def _with_config(config, source: str, dependent_launch: bool = True) -> Variant:
     from tinygemm.kernel import gemm
 
     bind = lambda x, w: lambda: gemm.gemm(x, w, config, dependent_launch)  # noqa: E731
-    return Variant(source, "packed", packed_form, bind, config)
+    return Variant(source, "packed", packed_weight, bind, config)
 
 
 def _bind_mm(x, weight):

@@ -1,0 +1,94 @@
+"""The suite of decode steps: cases in the order of their importance, written one by one, within a budget of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tinygemm import hardware, runs
+from tinygemm.harness import timing
+from tinygemm.runs import RunWriter
+from tinygemm.step import measure
+from tinygemm.step.cases import StepCase
+from tinygemm.step_rows import Step, StepKernel, StepSample
+
+LAST = 6  # cases that say how long the next one may take
+
+
+@dataclass
+class Rows:
+    """What was measured: rows of the three tables."""
+
+    steps: list[Step] = field(default_factory=list)
+    samples: list[StepSample] = field(default_factory=list)
+    kernels: list[StepKernel] = field(default_factory=list)
+    not_started: list[StepCase] = field(default_factory=list)
+    profile_fault: str = ""
+
+
+def bench_of_this_gpu() -> measure.Bench:
+    import torch
+
+    free, _ = torch.cuda.mem_get_info()
+    return measure.Bench(timing.CudaClock(), memory_bytes=free)
+
+
+def parameters(wanted: list[StepCase]) -> dict:
+    """What decides which steps are measured, as it stands in provenance.json."""
+    return {"steps": [case.case_id for case in wanted], "rep": measure.REP}
+
+
+def open_run(wanted: list[StepCase], root: Path, resume: Path | None, command: str) -> RunWriter:
+    """A new run of decode steps, or an unfinished one of the same cases, GPU and commit."""
+    gpu, asked = hardware.snapshot(), parameters(wanted)
+    resume = resume or RunWriter.unfinished(gpu["key"], asked, root)
+    if resume:
+        return RunWriter.resume(resume, gpu, asked)
+    return RunWriter.create(gpu, asked, runs.without_folders(command), root)
+
+
+def run(
+    bench: measure.Bench,
+    wanted: list[StepCase],
+    budget_s: float = 0,
+    writer: RunWriter | None = None,
+    seen: Callable[[Step, list[StepSample]], None] = lambda step, samples: None,
+) -> Rows:
+    """Measure the cases that are not on disk yet, the copy first.
+
+    budget_s: no case is started that would end later than this, if it took as long as the longest of the last few;
+              0: no end
+    writer:   each case is on disk before the next one starts
+    seen:     told of each row
+    """
+    rows, done = Rows(), writer.done_steps() if writer else set()
+    began = bench.now()
+    if measure.COPY not in done:
+        _keep(rows, writer, seen, [measure.measure_copy(bench)])
+    left = [case for case in wanted if case.case_id not in done]
+    took: list[float] = []
+    for i, case in enumerate(left):
+        started = bench.now()
+        if budget_s and started - began + max(took[-LAST:], default=0) > budget_s:
+            rows.not_started = left[i:]
+            break
+        _keep(rows, writer, seen, measure.measure(bench, case))
+        took.append(bench.now() - started)
+    rows.profile_fault = bench.profile_fault
+    return rows
+
+
+def _keep(rows: Rows, writer: RunWriter | None, seen: Callable, measured: Iterable) -> None:
+    for each in measured:
+        if isinstance(each, list):
+            rows.kernels += each
+            if writer:
+                writer.append_step_kernels(each)
+            continue
+        step, samples = each
+        rows.steps.append(step)
+        rows.samples += samples
+        if writer:
+            writer.append_step(step, samples)
+        seen(step, samples)

@@ -1,0 +1,39 @@
+"""The table of a user's question: what a token takes, from the recorded rows of decode steps; needs no torch."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+COPY = "copy"
+
+
+def table(steps: pd.DataFrame, samples: pd.DataFrame, kernels: pd.DataFrame) -> pd.DataFrame:
+    """One row per case that was timed, in measured order.
+
+    steps, samples, kernels: tables with the columns of step_rows.Step, StepSample and StepKernel
+    returns: case_id, model, backend, batch, context and
+        ms, tokens_per_s:        of a step (median), and of all its sequences
+        speedup, low, high:      the FP16 library's step over it: median and middle 80 % of the rounds' ratios
+        gb_per_s, of_copy:       bytes that a step must read over its time, and as a fraction of the measured copy
+        product, attention, rest: fractions of the profiled step;  kernels: launches per step
+        memory_gb, rel_err, argmax_agreement: as recorded
+    """
+    timed = steps[steps["status"] == "ok"].set_index("case_id")
+    us = samples.groupby("case_id")["step_us"].median().reindex(timed.index)
+    ratios = (samples["fp16_us"] / samples["step_us"]).groupby(samples["case_id"])
+    read = timed["weight_bytes"] + timed["lm_head_bytes"] + timed["kv_bytes"]
+    out = timed[["model", "backend", "batch", "context"]].copy()
+    out["ms"] = us / 1000
+    out["tokens_per_s"] = timed["batch"] / us * 1e6
+    for name, quantile in (("speedup", 0.5), ("low", 0.1), ("high", 0.9)):
+        out[name] = ratios.quantile(quantile).reindex(timed.index)
+    out["gb_per_s"] = read / us / 1000
+    out["of_copy"] = out["gb_per_s"] / out["gb_per_s"].get(COPY, float("nan"))
+    added = kernels.pivot_table(index="case_id", columns="kind", values="added_us", aggfunc="sum")
+    shares = added.div(added.sum(axis=1), axis=0)
+    for kind in ("product", "attention", "rest"):
+        out[kind] = shares[kind].reindex(timed.index) if kind in shares else float("nan")
+    out["kernels"] = kernels.groupby("case_id")["calls"].sum().reindex(timed.index)
+    out["memory_gb"] = timed["memory_bytes"] / 1e9
+    out[["rel_err", "argmax_agreement"]] = timed[["rel_err", "argmax_agreement"]]
+    return out.drop(index=COPY, errors="ignore").reset_index()
