@@ -9,13 +9,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tinygemm.checkpoints.files import CONFIG, Checkpoint
+from tinygemm.checkpoints.files import CONFIG, GENERATION, Checkpoint
 from tinygemm.checkpoints.formats import QuantizedCheckpoint
-from tinygemm.checkpoints.integers import LayerWeight
-from tinygemm.checkpoints.reordered import ReorderedInt4Linear
 from tinygemm.kernel.linear import Int4Linear
+from tinygemm.kernel.reordered import layer_of
 
-GENERATION = "generation_config.json"
 NAMED = 5  # tensors in a message
 OLD_BUFFERS = (".rotary_emb.inv_freq", ".masked_bias")  # stored by old programs, computed by every model
 
@@ -23,7 +21,7 @@ OLD_BUFFERS = (".rotary_emb.inv_freq", ".masked_bias")  # stored by old programs
 def load_checkpoint(
     path: str | Path, model: nn.Module | None = None, *, device: torch.device | str | None = None
 ) -> nn.Module:
-    """Load a GPTQ, AWQ, compressed-tensors or `tinygemm convert` checkpoint: codes, scales and zeros bit for bit.
+    """Load a GPTQ, AWQ or compressed-tensors checkpoint, or one of our own: codes, scales and zeros bit for bit.
 
     path:    a folder with config.json and safetensors files; they are read one layer at a time
     model:   takes the weights: each nn.Linear that is quantised there becomes an Int4Linear, and all else is loaded as
@@ -103,15 +101,7 @@ def _layer(checkpoint: QuantizedCheckpoint, path: str, linear: nn.Linear, device
         raise checkpoint.error(path, f"comes without {path}.bias, which the model wants")
     if bias is not None:  # old programs store a bias of zeros for layers that have none
         bias = bias.to(linear.weight.dtype) if linear.bias is not None or bias.any() else None
-    return _int4_linear(weight, bias).train(linear.training)
-
-
-def _int4_linear(weight: LayerWeight, bias: torch.Tensor | None) -> Int4Linear:
-    if weight.order is None:
-        return Int4Linear.from_packed(weight.packed, bias)
-    layer = ReorderedInt4Linear.from_packed(weight.packed, bias)
-    layer.register_buffer("order", weight.order)
-    return layer
+    return layer_of(weight.packed, bias, weight.order).train(linear.training)
 
 
 def _targets(model: nn.Module, checkpoint: QuantizedCheckpoint) -> dict[str, Target]:
