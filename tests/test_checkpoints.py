@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
-from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operands import assert_close, make_operands
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from stored import (
+    FORMATS,
+    TOKENS,
+    Small,
+    awq,
+    compressed,
+    gptq,
+    layer,
+    llama,
+    scheme,
+    settings_of,
+    small,
+    stored_llama,
+    write,
+)
 from torch import nn
 
 import tinygemm
@@ -35,82 +49,6 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(launches, "INTERPRETED", False)
     with torch.no_grad():
         yield
-
-
-# --- the layouts, written from their documentation -------------------------------------------------------------------
-
-
-def words(nibbles: np.ndarray) -> torch.Tensor:
-    """[rows, 8 n] -> [rows, n] int32, the first of eight in the lowest bits."""
-    parts = nibbles.astype(np.uint32).reshape(len(nibbles), -1, 8)
-    return torch.from_numpy((parts << (4 * np.arange(8, dtype=np.uint32))).sum(-1, dtype=np.uint32).view(np.int32))
-
-
-def gptq(codes, scales, zeros, version=2, g_idx=None) -> dict[str, torch.Tensor]:
-    stored = zeros.numpy() - (version == 1)
-    tensors = {"qweight": words(codes.numpy()).t().contiguous(), "qzeros": words(stored), "scales": scales}
-    return tensors if g_idx is None else tensors | {"g_idx": g_idx.int()}
-
-
-def awq(codes, scales, zeros) -> dict[str, torch.Tensor]:
-    def shuffled(columns):
-        rows = columns.numpy().reshape(len(columns), -1, 8)
-        return words(rows[..., [0, 2, 4, 6, 1, 3, 5, 7]].reshape(len(columns), -1))
-
-    return {"qweight": shuffled(codes.t().contiguous()), "qzeros": shuffled(zeros), "scales": scales}
-
-
-def compressed(codes, scales, zeros, group_size=32, dtype=torch.float16) -> dict[str, torch.Tensor]:
-    """A layer as compressed-tensors packs it; symmetric where zeros are None."""
-    scale = scales.t().to(dtype).contiguous()
-    points = None if zeros is None else (zeros.t().to(torch.int8) - 8).contiguous()
-    shift = 8 if zeros is None else zeros.t().repeat_interleave(codes.shape[1] // len(scales), 1)
-    weight = (codes.double() - shift) * scale.double().repeat_interleave(codes.shape[1] // len(scales), 1)
-    state = {"weight": weight.float(), "weight_scale": scale} | (
-        {} if points is None else {"weight_zero_point": points}
-    )
-    return PackedQuantizationCompressor.compress(state, scheme(group_size, zeros is None))
-
-
-def scheme(group_size: int, symmetric: bool) -> QuantizationScheme:
-    size = {"strategy": "channel"} if group_size == -1 else {"strategy": "group", "group_size": group_size}
-    return QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(num_bits=4, symmetric=symmetric, **size))
-
-
-def settings_of(method: str, group_size: int = 32, **more) -> dict:
-    if method == "compressed-tensors":
-        weights = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group", "group_size": group_size}
-        if group_size == -1:
-            weights |= {"strategy": "channel", "group_size": None}
-        more = {
-            "format": "pack-quantized",
-            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
-        } | more
-        return {"quant_method": method} | more
-    version = {"gptq": {"checkpoint_format": "gptq_v2"}, "awq": {"version": "gemm"}}[method]
-    return {"quant_method": method, "bits": 4, "group_size": group_size} | version | more
-
-
-def write(folder: Path, tensors: dict, quantization: dict | None, config: dict | None = None, shards: int = 1) -> Path:
-    """A checkpoint; in several shards the tensors of a layer lie in different files."""
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(
-        json.dumps((config or {}) | {"quantization_config": quantization}), encoding="utf-8"
-    )
-    tensors = {name: each.contiguous().clone() for name, each in tensors.items()}
-    if shards == 1:
-        save_file(tensors, folder / "model.safetensors")
-        return folder
-    names = [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
-    homes = {name: names[i % shards] for i, name in enumerate(sorted(tensors))}
-    for file in names:
-        save_file({name: each for name, each in tensors.items() if homes[name] == file}, folder / file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": homes}), encoding="utf-8")
-    return folder
-
-
-def layer(path: str, parts: dict) -> dict:
-    return {f"{path}.{part}": tensor for part, tensor in parts.items()}
 
 
 def weight_of(read) -> torch.Tensor:
@@ -194,54 +132,10 @@ def test_zero_points_of_older_compressed_tensors_are_bytes(tmp_path):
 
 # --- a model ---------------------------------------------------------------------------------------------------------
 
-TOKENS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
-FORMATS = ("gptq", "gptq act-order", "awq", "compressed-tensors")
-
-
-@pytest.fixture(scope="module")
-def llama():
-    """A tiny model with random weights, and operands for each layer that is quantised."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    torch.manual_seed(0)
-    shape = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = LlamaConfig(**shape, num_hidden_layers=2, vocab_size=64, max_position_embeddings=64, attention_bias=True)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float16).eval()
-    operands = {
-        path: make_operands(1, *module.weight.shape, 32, symmetric=False, seed=seed)
-        for seed, (path, module) in enumerate(model.named_modules())
-        if isinstance(module, nn.Linear) and path != "lm_head"
-    }
-    return model, operands
-
-
-def stored_llama(llama, folder: Path, method: str, shards: int = 2) -> tuple[Path, nn.Module]:
-    """The model in a format, and the same in float64 with the weights that the format stores."""
-    model, operands = llama
-    reference = copy.deepcopy(model).double()
-    tensors = {name: each for name, each in model.state_dict().items() if name.removesuffix(".weight") not in operands}
-    for path, each in operands.items():
-        groups = torch.arange(each.codes.shape[1]) // 32
-        g_idx = groups[torch.randperm(len(groups))] if method == "gptq act-order" else groups
-        zeros = each.zeros.clamp_min(1)
-        if method.startswith("gptq"):
-            tensors |= layer(path, gptq(each.codes, each.scales, zeros, 1, g_idx))
-        else:
-            make = {"awq": awq, "compressed-tensors": compressed}[method]
-            tensors |= layer(path, make(each.codes, each.scales, zeros))
-        weight = (each.codes.double() - zeros[g_idx].t().double()) * each.scales[g_idx].t().double()
-        reference.get_submodule(path).weight.copy_(weight)
-    quantization = settings_of(method.split()[0])
-    if quantization["quant_method"] == "gptq":
-        quantization["checkpoint_format"] = "gptq"
-    write(folder, tensors, quantization, model.config.to_dict(), shards)
-    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
-    return folder, reference
-
 
 @pytest.mark.parametrize("method", FORMATS)
-def test_a_model_computes_what_its_checkpoint_says_before_and_after_convert(llama, tmp_path, method):
-    folder, reference = stored_llama(llama, tmp_path / "theirs", method)
+def test_a_model_computes_what_its_checkpoint_says_before_and_after_convert(tmp_path, method):
+    folder, reference = stored_llama(tmp_path / "theirs", method)
     convert(folder, tmp_path / "ours")
     assert (tmp_path / "ours" / "tokenizer.json").is_file()
     theirs, ours = tinygemm.load_checkpoint(folder), tinygemm.load_checkpoint(tmp_path / "ours")
@@ -249,24 +143,33 @@ def test_a_model_computes_what_its_checkpoint_says_before_and_after_convert(llam
     assert_close(theirs(TOKENS).logits.view(10, -1), expected, max_err=3e-2, rms_err=8e-3)
     assert type(theirs.lm_head) is nn.Linear
     packed = [path for path, module in theirs.named_modules() if isinstance(module, Int4Linear)]
-    assert packed == list(llama[1])
+    assert packed == list(llama()[1])
     assert not theirs.training
     theirs, ours = theirs.state_dict(), ours.state_dict()
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[name], ours[name]) and theirs[name].dtype == ours[name].dtype for name in theirs)
 
 
-def test_a_model_that_is_given_takes_the_weights(llama, tmp_path):
-    folder, reference = stored_llama(llama, tmp_path / "awq", "awq", shards=1)
-    model = copy.deepcopy(llama[0])
+def test_a_model_that_is_given_takes_the_weights(tmp_path):
+    folder, reference = stored_llama(tmp_path / "awq", "awq", shards=1)
+    model = copy.deepcopy(llama()[0])
     for weight in model.parameters():
         weight.fill_(0.5)
     assert tinygemm.load_checkpoint(folder, model) is model
     assert_close(model(TOKENS).logits.view(10, -1), reference(TOKENS).logits.view(10, -1), max_err=3e-2, rms_err=8e-3)
 
 
-def test_tied_embeddings_stay_tied(llama, tmp_path):
-    folder, _ = stored_llama(llama, tmp_path / "tied", "gptq", shards=1)
+@pytest.mark.parametrize("package", ["transformers", "accelerate"])
+def test_a_model_is_wanted_where_none_can_be_made(package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    folder = write(tmp_path / "m", *small())
+    with pytest.raises(ModuleNotFoundError, match=f"{package} is not installed.*pass a model"):
+        tinygemm.load_checkpoint(folder)
+    tinygemm.load_checkpoint(folder, Small())
+
+
+def test_tied_embeddings_stay_tied(tmp_path):
+    folder, _ = stored_llama(tmp_path / "tied", "gptq", shards=1)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {"tie_word_embeddings": True}
     tensors = load_file(folder / "model.safetensors")
     del tensors["lm_head.weight"]
@@ -277,22 +180,6 @@ def test_tied_embeddings_stay_tied(llama, tmp_path):
 
 
 # --- small models ----------------------------------------------------------------------------------------------------
-
-
-class Small(nn.Module):
-    def __init__(self, bias: bool = False):
-        super().__init__()
-        self.proj, self.norm = nn.Linear(128, 32, bias).half(), nn.LayerNorm(128).half()
-        self.norm.weight.copy_(torch.arange(128))
-
-
-def small(method: str = "gptq", **more) -> tuple[dict, dict]:
-    """The tensors of a Small and the quantization_config."""
-    given = make_operands(1, 32, 128, 32, symmetric=False)
-    zeros = given.zeros.clamp_min(1)
-    make = {"gptq": gptq, "awq": awq, "compressed-tensors": compressed}[method]
-    tensors = layer("proj", make(given.codes, given.scales, zeros))
-    return tensors | layer("norm", Small().norm.state_dict()), settings_of(method, **more)
 
 
 @pytest.mark.parametrize(("stored", "kept"), [(0.0, False), (0.5, True)])
@@ -314,7 +201,7 @@ def test_tensors_without_a_place_are_named(tmp_path):
 
 def test_a_meta_model_gets_values_and_a_meta_buffer_is_refused(tmp_path):
     folder = write(tmp_path / "m", *small())
-    model = tinygemm.load_checkpoint(folder, Small().to("meta"))
+    model = tinygemm.load_checkpoint(folder, Small().to("meta"), device="cpu")
     assert torch.equal(model.norm.weight, torch.arange(128).half())
     model = Small().to("meta")
     model.register_buffer("angles", torch.ones(3, device="meta"), persistent=False)
@@ -418,6 +305,7 @@ REFUSED = {  # what is wrong with a checkpoint, and what the sentence names
         lambda tensors, quantization: tensors.update({"proj.g_idx": torch.zeros(128, dtype=torch.int32)}),
         [FILE, "proj.g_idx", "32 of the 128"],
     ),
+    "a list in the place of an object": ("gptq", said(dynamic=["proj"]), ["config.json", "gptq"]),
     "another order of awq": ("awq", said(version="gemv"), ["config.json", "gemv"]),
     "awq of 3 bits": ("awq", said(bits=3), ["config.json", "bits must be 4, got 3"]),
     "activations quantised": ("compressed-tensors", group_of(input_activations={"num_bits": 8}), ["input_activations"]),

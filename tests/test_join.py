@@ -15,6 +15,7 @@ transformers = pytest.importorskip("transformers")
 from tinygemm.kernel import join, launches  # noqa: E402
 from tinygemm.kernel.linear import Int4Linear, quantize_model  # noqa: E402
 from tinygemm.kernel.quant import dequantize  # noqa: E402
+from tinygemm.kernel.reordered import layer_of  # noqa: E402
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -324,3 +325,34 @@ def test_a_bar_is_shown_on_a_terminal_only(progress, terminal, monkeypatch):
     monkeypatch.setattr("sys.stderr", stream)
     quantize_model(float_model(), 32, progress=progress)
     assert ("14/14" in stream.getvalue()) == (progress and terminal)
+
+
+def reordered(model, *names, seed):
+    """The projections of the first layer as GPTQ's act-order leaves them: columns in another order."""
+    attention = model.model.layers[0].self_attn
+    order = torch.randperm(128, generator=torch.Generator().manual_seed(seed))
+    for name in names:
+        part = getattr(attention, name)
+        setattr(attention, name, layer_of(part.weight, part.bias, order))
+
+
+def test_projections_in_one_order_of_columns_are_joined_bit_for_bit():
+    model = int4_model()
+    reordered(model, "q_proj", "k_proj", "v_proj", seed=1)
+    expected = logits(model)
+    assert not torch.equal(expected, logits(int4_model()))
+    assert join.join_projections(model) == JOINED
+    assert torch.equal(logits(model), expected)
+    assert torch.equal(logits(copy.deepcopy(model)), expected)
+
+
+@pytest.mark.parametrize("others", [{"k_proj": 2, "v_proj": 1}, {"v_proj": 1}])
+def test_projections_in_several_orders_of_columns_stay_apart(others):
+    model = int4_model()
+    reordered(model, "q_proj", seed=1)
+    for name, seed in others.items():
+        reordered(model, name, seed=seed)
+    expected = logits(model)
+    with pytest.warns(UserWarning, match=r"order of their columns: model\.layers\.0\.self_attn\.qkv_proj"):
+        assert join.join_projections(model) == JOINED[1:]
+    assert torch.equal(logits(model), expected)

@@ -18,6 +18,7 @@ _HOME = {
     "parallelize": "kernel.parallel",
     "shard": "kernel.parallel",
     "load_checkpoint": "checkpoints.load",
+    "save_checkpoint": "checkpoints.save",
 }
 __all__ = [
     "ColwiseInt4",
@@ -31,6 +32,7 @@ __all__ = [
     "parallelize",
     "quantize",
     "quantize_model",
+    "save_checkpoint",
     "shard",
 ]
 

@@ -25,6 +25,7 @@ NAMES = (
     ("RowwiseInt4", "kernel/parallel.py", ()),
     ("shard", "kernel/parallel.py", ()),
     ("load_checkpoint", "checkpoints/load.py", ()),
+    ("save_checkpoint", "checkpoints/save.py", ()),
 )
 HEAD = """# Every name
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from tinygemm.checkpoints import native
 from tinygemm.checkpoints.files import CONFIG, INDEX, OLD_GPTQ_CONFIG, SINGLE
+from tinygemm.checkpoints.folder import new_folder, write_json, write_tensors
 from tinygemm.checkpoints.formats import QuantizedCheckpoint
 
 LEFT = (CONFIG, INDEX, OLD_GPTQ_CONFIG, "quant_config.json")  # they describe the weights of the source
@@ -27,21 +24,11 @@ def convert(source: str | Path, target: str | Path) -> list[str]:
     returns: the paths of the layers that were converted
     raises:  ValueError as `load_checkpoint`, or where the target exists; OSError naming the file
     """
-    target = Path(target)
-    if target.exists() or target.is_symlink():
-        raise ValueError(f"{target} exists; name a folder that does not")
-    if not target.absolute().parent.is_dir():
-        raise ValueError(f"{target}: the folder {target.absolute().parent} does not exist")
-    checkpoint = QuantizedCheckpoint(source)
-    if checkpoint.method == native.METHOD:
-        raise ValueError(f"{source} is in our own format already")
-    aside = target.absolute().with_name(f".{os.getpid()}-{target.name}")
-    try:
-        aside.mkdir()
-        _write(checkpoint, aside)
-        aside.replace(target)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with new_folder(target) as folder:
+        checkpoint = QuantizedCheckpoint(source)
+        if checkpoint.method == native.METHOD:
+            raise ValueError(f"{source} is in our own format already")
+        _write(checkpoint, folder)
     return checkpoint.layers
 
 
@@ -55,15 +42,14 @@ def _write(checkpoint: QuantizedCheckpoint, folder: Path) -> None:
         weight_map |= dict.fromkeys(tensors, name)
         total += sum(tensor.nbytes for tensor in tensors.values())
         if tensors:
-            _save(tensors, folder / name)
-            shutil.copymode(file, folder / name)  # a new safetensors file is its owner's alone
+            write_tensors(tensors, folder / name)
     if len(files) > 1:
-        _write_json({"metadata": {"total_size": total}, "weight_map": weight_map}, folder / INDEX)
+        write_json({"metadata": {"total_size": total}, "weight_map": weight_map}, folder / INDEX)
     for file in stored.folder.iterdir():
         if file.is_file() and file.name not in LEFT and file.suffix not in WEIGHTS:
             shutil.copyfile(file, folder / file.name)
     kept = {key: value for key, value in stored.config.items() if key != "compression_config"}
-    _write_json(kept | {"quantization_config": native.settings_of(described)}, folder / CONFIG)
+    write_json(kept | {"quantization_config": native.settings_of(described)}, folder / CONFIG)
 
 
 def _converted(checkpoint: QuantizedCheckpoint, file: Path, described: dict[str, dict]) -> dict[str, torch.Tensor]:
@@ -78,14 +64,3 @@ def _converted(checkpoint: QuantizedCheckpoint, file: Path, described: dict[str,
         tensors |= {f"{path}.{part}": tensor for part, tensor in native.tensors(weight).items()}
     as_it_is = here - {name for path in checkpoint.layers for name in checkpoint.parts(path)}
     return tensors | {name: checkpoint.stored.tensor(name) for name in sorted(as_it_is)}
-
-
-def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:
-    try:
-        save_file(tensors, file, {"format": "pt"})
-    except SafetensorError as error:  # a full disk, say
-        raise OSError(f"{file}: {error}") from error
-
-
-def _write_json(content: dict, file: Path) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 OLD_GPTQ_CONFIG = "quantize_config.json"  # beside a config.json that says nothing of the quantisation
 FLOATS = ("F16", "BF16", "F32", "F64")  # as safetensors writes them
 

@@ -39,6 +39,8 @@ class QuantizedCheckpoint:
             self._reader.check(self.stored.settings)
         except ValueError as error:
             raise ValueError(f"{file}: quantization_config.{error}") from None
+        except (AttributeError, TypeError) as error:  # a list, say, where the format has an object
+            raise ValueError(f"{file}: quantization_config is not laid out as {self.method} has it: {error}") from error
         mark, names = f".{self._reader.MARK}", self.stored.homes
         self.layers = [name.removesuffix(mark) for name in names if name.endswith(mark)]
         if not self.layers:

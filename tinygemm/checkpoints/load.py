@@ -9,13 +9,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tinygemm.checkpoints.files import CONFIG, Checkpoint
+from tinygemm.checkpoints.files import CONFIG, GENERATION, Checkpoint
 from tinygemm.checkpoints.formats import QuantizedCheckpoint
-from tinygemm.checkpoints.integers import LayerWeight
-from tinygemm.checkpoints.reordered import ReorderedInt4Linear
 from tinygemm.kernel.linear import Int4Linear
+from tinygemm.kernel.reordered import layer_of
 
-GENERATION = "generation_config.json"
 NAMED = 5  # tensors in a message
 OLD_BUFFERS = (".rotary_emb.inv_freq", ".masked_bias")  # stored by old programs, computed by every model
 
@@ -23,7 +21,7 @@ OLD_BUFFERS = (".rotary_emb.inv_freq", ".masked_bias")  # stored by old programs
 def load_checkpoint(
     path: str | Path, model: nn.Module | None = None, *, device: torch.device | str | None = None
 ) -> nn.Module:
-    """Load a GPTQ, AWQ, compressed-tensors or `tinygemm convert` checkpoint: codes, scales and zeros bit for bit.
+    """Load a GPTQ, AWQ or compressed-tensors checkpoint, or one of our own: codes, scales and zeros bit for bit.
 
     path:    a folder with config.json and safetensors files; they are read one layer at a time
     model:   takes the weights: each nn.Linear that is quantised there becomes an Int4Linear, and all else is loaded as
@@ -39,11 +37,11 @@ def load_checkpoint(
     """
     checkpoint = QuantizedCheckpoint(path)
     model = _empty_model(checkpoint.stored) if model is None else model
-    linears = {path: _linear(model, checkpoint, path) for path in checkpoint.layers}
+    linears = {name: _linear(model, checkpoint, name) for name in checkpoint.layers}
     targets = _targets(model, checkpoint)
-    layers = {path: _layer(checkpoint, path, linear, device) for path, linear in linears.items()}
-    for path, layer in layers.items():
-        _put(model, path, layer)
+    layers = {name: _layer(checkpoint, name, linear, device) for name, linear in linears.items()}
+    for name, layer in layers.items():
+        _put(model, name, layer)
     for name, target in targets.items():
         _fill(model, target, checkpoint.stored.tensor(name, _place(target.tensor, device)))
     return model if device is None else model.to(device)
@@ -103,15 +101,7 @@ def _layer(checkpoint: QuantizedCheckpoint, path: str, linear: nn.Linear, device
         raise checkpoint.error(path, f"comes without {path}.bias, which the model wants")
     if bias is not None:  # old programs store a bias of zeros for layers that have none
         bias = bias.to(linear.weight.dtype) if linear.bias is not None or bias.any() else None
-    return _int4_linear(weight, bias).train(linear.training)
-
-
-def _int4_linear(weight: LayerWeight, bias: torch.Tensor | None) -> Int4Linear:
-    if weight.order is None:
-        return Int4Linear.from_packed(weight.packed, bias)
-    layer = ReorderedInt4Linear.from_packed(weight.packed, bias)
-    layer.register_buffer("order", weight.order)
-    return layer
+    return layer_of(weight.packed, bias, weight.order).train(linear.training)
 
 
 def _targets(model: nn.Module, checkpoint: QuantizedCheckpoint) -> dict[str, Target]:

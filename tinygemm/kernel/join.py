@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Iterator
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -17,6 +19,7 @@ from torch import nn
 from tinygemm.kernel import cut
 from tinygemm.kernel.linear import HOOKS, Int4Linear, listed, unchanged_on_failure
 from tinygemm.kernel.quant import TILE_N
+from tinygemm.kernel.reordered import layer_of, order_of
 
 JOINTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3")  # Phi-3 is joined from the start
@@ -28,8 +31,9 @@ def join_projections(model: nn.Module) -> list[str]:
     """Replace q_proj, k_proj and v_proj by one qkv_proj, and gate_proj and up_proj by one gate_up_proj, in place.
 
     Works on the Llama, Mistral, Qwen2, Qwen3, Gemma, Gemma 2 and Gemma 3 models of transformers, where the projections
-    are Int4Linear of one group size; Phi-3 models are joined from the start. On a CPU the outputs keep every bit. On a
-    GPU another launch config may serve the joined product, and sums are rounded in another order.
+    are Int4Linear of one group size and one order of columns; Phi-3 models are joined from the start. On a CPU the
+    outputs keep every bit. On a GPU another launch config may serve the joined product, and sums are rounded in another
+    order.
 
     returns: the paths of the joined layers, Int4Linear with the sizes of their parts in `parts`
     warns:   where projections stay apart, with the reasons
@@ -71,19 +75,51 @@ def _reason_against(owner: nn.Module, parts: list[Int4Linear]) -> str | None:
     ):
         if len(values) > 1:
             return f"projections differ in their {what}"
+    if not _have_one_order(parts):
+        return "projections differ in the order of their columns"
     if any(part.out_features % TILE_N for part in parts[:-1]):
         return f"the outputs of a projection are no multiple of {TILE_N}, the rows of a tile"
     return None
 
 
+def _have_one_order(parts: list[Int4Linear]) -> bool:
+    first, *others = (order_of(part) for part in parts)
+    if first is None:
+        return all(other is None for other in others)
+    return all(other is not None and torch.equal(first, other) for other in others)
+
+
 def _joined(parts: list[Int4Linear]) -> Int4Linear:
     biases = [part.bias for part in parts if part.bias is not None]
     bias = torch.cat(biases) if biases else None
-    layer = Int4Linear.from_packed(cut.join([part.weight for part in parts]), bias)
+    layer = layer_of(cut.join([part.weight for part in parts]), bias, order_of(parts[0]))
     layer.parts = tuple(part.out_features for part in parts)
     for part, words in zip(parts, layer.qweight.split([part.qweight.shape[0] for part in parts]), strict=True):
         part.qweight = words  # whoever still holds a part, to undo this say, holds no second copy of the codes
     return layer.train(parts[0].training)
+
+
+def layers_apart(model: nn.Module) -> Iterator[tuple[str, Int4Linear]]:
+    """Every Int4Linear of a model with its path; for a joined one its projections, which share its codes."""
+    for path, layer in model.named_modules(remove_duplicate=False):
+        if isinstance(layer, Int4Linear):
+            place, _, name = path.rpartition(".")
+            owner = model.get_submodule(place)
+            if isinstance(owner, _Joined) and name == owner.joint:
+                for projection, part in zip(JOINTS[name], _split(layer), strict=True):
+                    yield f"{place}.{projection}".lstrip("."), part
+            else:
+                yield path, layer
+
+
+def _split(layer: Int4Linear) -> list[Int4Linear]:
+    """The layers of which `_joined` made this one."""
+    w, order = layer.weight, order_of(layer)
+    biases = [None] * len(layer.parts) if layer.bias is None else layer.bias.split(layer.parts)
+    return [
+        layer_of(cut.rows(w, last - size, last), bias, order)
+        for size, last, bias in zip(layer.parts, accumulate(layer.parts), biases, strict=True)
+    ]
 
 
 def _join(owner: nn.Module, joint: str, layer: Int4Linear) -> None:
