@@ -139,10 +139,14 @@ def package(tmp_path, monkeypatch):
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="word1").save_pretrained(model)
     site = tmp_path / "site"
     (site / quality_model.MODULE).mkdir(parents=True)
-    (site / quality_model.MODULE / "__init__.py").write_text("raise ImportError('is read, not run')\n")
+    (site / quality_model.MODULE / "__init__.py").write_text(
+        "raise ImportError('is read, not run')\n", encoding="utf-8"
+    )
     about = site / f"{quality_model.MODULE}_model-9.9.dist-info"
     about.mkdir()
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {quality_model.PACKAGE}\nVersion: 9.9\n")
+    (about / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {quality_model.PACKAGE}\nVersion: 9.9\n", encoding="utf-8"
+    )
     with zipfile.ZipFile(site / quality_model.MODULE / quality_model.ARCHIVE, "w") as archive:
         for file in model.iterdir():
             archive.write(file, file.name)
@@ -152,7 +156,9 @@ def package(tmp_path, monkeypatch):
     for i in range(8):
         said = "\n\n".join(f"word{i} word{2 * i + 5} word{(7 * i + j) % 60} long enough" for j in range(6))
         text = f'def public():\n    """Say word{i} word{2 * i + 5} well.\n\n{said}\n    """\n'
-        (library / f"module{i}.py").write_text(text + text.replace("public", "_private").replace("Say", "Hide"))
+        (library / f"module{i}.py").write_text(
+            text + text.replace("public", "_private").replace("Say", "Hide"), encoding="utf-8"
+        )
     return library
 
 
@@ -161,7 +167,7 @@ def test_a_shipped_model_is_measured_row_by_row(package, tmp_path, monkeypatch):
     monkeypatch.setattr(quality_model, "GROUP_SIZES", (32, -1))
     file = tmp_path / "model.csv"
     quality_model.write(file, package)
-    about = json.loads(file.with_suffix(".json").read_text())
+    about = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
     assert (about["package"], about["version"]) == (quality_model.PACKAGE, "9.9")
     assert (about["pairs"], about["linear_layers"], about["weights"]) == (8, 6, 4 * 32 * 32 + 2 * 32 * 64)
     rows = pd.read_csv(file)
@@ -179,7 +185,7 @@ def test_a_shipped_model_is_measured_row_by_row(package, tmp_path, monkeypatch):
     quality_model.write(file, package)
     again = pd.read_csv(file)
     assert again["recall_percent"].tolist() == [rows["recall_percent"][0], -1, *rows["recall_percent"][2:]]
-    file.with_suffix(".json").write_text("{}")  # made from something else: every row is measured
+    file.with_suffix(".json").write_text("{}", encoding="utf-8")  # made from something else: every row is measured
     quality_model.write(file, package)
     assert pd.read_csv(file)["recall_percent"].tolist() == rows["recall_percent"].tolist()
 

@@ -200,7 +200,7 @@ def test_a_killed_run_is_resumed_where_it_was(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         suite.run(bench(), wanted, 0, suite.open_run(wanted, tmp_path, None, "tinygemm step"), kill)
     (partial,) = tmp_path.glob("h200/*.partial")
-    with (partial / "step_samples.csv").open("a") as stream:
+    with (partial / "step_samples.csv").open("a", encoding="utf-8") as stream:
         stream.write("tiny/b2/c8/lean/int4-serial/equations/eager,0,4")
     writer = suite.open_run(wanted, tmp_path, None, "tinygemm step")
     assert writer.path == partial
