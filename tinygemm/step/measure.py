@@ -20,9 +20,11 @@ from tinygemm.step_rows import Step, StepKernel, StepSample
 
 REP, WARMUP = 25, 3
 STEPS_PER_SAMPLE = 4  # back to back, as a model decodes
-# norm of the logits' error over their norm. Rounding costs 0.01 in FP16 and eight times that in BF16; a wrong group,
-# head or position is off by 0.3 or more
-MAX_REL_ERR = {torch.float32: 0.02, torch.float16: 0.05, torch.bfloat16: 0.25}
+# norm of the logits' error over their norm. With 24 layers and a context of 64, rounding costs 0.0017 in FP16 and 0.015
+# in BF16. Faults of one layer cost, in the first and in the last: two KV heads' values swapped 0.070 and 0.048, their
+# keys 0.054 and 0.036, two groups' scales of o_proj 0.068 and 0.044, of qkv_proj 0.055 and 0.038, of down_proj 0.20 and
+# 0.14; a position off by one 0.061. A fault of a kernel is one of all layers, and costs more
+MAX_REL_ERR = {torch.float32: 0.01, torch.float16: 0.01, torch.bfloat16: 0.06}
 TOKENS_SEED = 3
 COPY = "copy"
 NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
