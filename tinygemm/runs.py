@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -367,7 +368,7 @@ class RunWriter:
             writer = csv.writer(stream, lineterminator="\n")
             if new:
                 writer.writerow(columns_of(row_type))
-            writer.writerows(dataclasses.astuple(row) for row in rows)
+            writer.writerows(_cells(row) for row in rows)
             stream.flush()
             os.fsync(stream.fileno())
 
@@ -442,6 +443,13 @@ def require_clean_tree(otherwise: str) -> None:
     """
     if git_state()[1]:
         raise RunError(f"the tree has uncommitted changes, so the run could not be traced; commit them or {otherwise}")
+
+
+def _cells(row) -> list:
+    """The values of a row; one that is not finite is no number that could be read again, and its cell stays empty."""
+    return [
+        None if isinstance(value, float) and not math.isfinite(value) else value for value in dataclasses.astuple(row)
+    ]
 
 
 def _write_atomically(file: Path, text: str) -> None:

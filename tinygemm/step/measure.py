@@ -54,9 +54,12 @@ class Captured:
 
 
 class StepMismatchError(ValueError):
-    """A step whose logits are not those of the reference; not timed. errors: relative error, agreement of argmax."""
+    """A step whose logits are not those of the reference; not timed.
 
-    def __init__(self, message: str, errors: tuple[float, float]):
+    errors: relative error, agreement of argmax; None where there is no such number
+    """
+
+    def __init__(self, message: str, errors: tuple[float | None, float | None] = (None, None)):
         super().__init__(message)
         self.errors = errors
 
@@ -232,12 +235,15 @@ def capture(bench: Bench, case: StepCase) -> Captured:
 def _check(bench: Bench, case: StepCase, logits: torch.Tensor) -> tuple[float, float]:
     """Relative error of logits and agreement of argmax with the reference."""
     logits, dtype = logits.float(), BACKENDS[case.backend].dtype
+    for name, values in (("the reference's logits", bench.reference), ("logits", logits)):
+        if wrong := int((~values.isfinite()).sum()):
+            raise StepMismatchError(f"{wrong} of {values.numel()} of {name} are not finite")
     error = float((logits - bench.reference).norm() / bench.reference.norm())
     agreement = float((logits.argmax(-1) == bench.reference.argmax(-1)).float().mean())
     if not error < MAX_REL_ERR[dtype]:
         raise StepMismatchError(
-            f"logits differ from FP16 by {error:.1%} of their norm (allowed below {MAX_REL_ERR[dtype]:.0%}); "
-            f"{agreement:.0%} of the next tokens agree",
+            f"logits differ from those of the reference by {error:.2%} of their norm, where rounding to "
+            f"{NAMES[dtype]} costs less than {MAX_REL_ERR[dtype]:.0%}; {agreement:.0%} of the next tokens agree",
             (error, agreement),
         )
     return error, agreement
