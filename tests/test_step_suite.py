@@ -256,6 +256,26 @@ def test_a_value_that_is_not_finite_is_an_empty_cell_of_a_run_that_can_be_sealed
     assert found["argmax_agreement"] == 0.5
 
 
+def test_the_newest_run_with_steps_is_found_among_full_runs_and_those_of_steps_alone(tmp_path, monkeypatch):
+    def write(root, minute: str, steps: bool):
+        writer = RunWriter.create(GPU, {}, "tinygemm step", root)
+        writer.header["run_id"] = f"2026-12-01T{minute}Z-3fa9c1e"
+        if steps:
+            writer.append_step(measure._row(bench(), case(), "ok", ""), [])
+        return writer.finish()
+
+    with pytest.raises(runs.RunError, match="data/steps"):
+        runs.latest_steps(root=tmp_path)
+    full = write(tmp_path, "0100", steps=True)
+    write(tmp_path, "0300", steps=False)
+    assert runs.latest_steps("h200", tmp_path).path == full
+    alone = write(tmp_path / "steps", "0200", steps=True)
+    assert runs.latest_steps(root=tmp_path).path == alone
+    assert alone not in runs.recorded_runs(root=tmp_path)
+    with pytest.raises(runs.RunError, match="a10g"):
+        runs.latest_steps("a10g", tmp_path)
+
+
 # --- the profile and the table ----------------------------------------------------------------------------------------
 
 

@@ -33,6 +33,7 @@ L2_STATES = ("cold", "warm", "hot")
 LAUNCHES = ("graph", "primed", "eager", "do_bench")
 OPERANDS = ("random", "zeros")
 PARTIAL = ".partial"
+STEPS = "steps"  # folder of runs that hold decode steps alone, which the report does not take for its runs
 
 
 class RunError(ValueError):
@@ -212,6 +213,21 @@ def recorded_runs(gpu: str | None = None, root: Path = DATA_ROOT) -> list[Path]:
     """Finished runs, oldest first; of one GPU, or of all."""
     found = [p.parent for p in root.glob("*/*/provenance.json") if not p.parent.name.endswith(PARTIAL)]
     return sorted((p for p in found if gpu in (None, p.parent.name)), key=lambda p: p.name)
+
+
+def latest_steps(gpu: str | None = None, root: Path = DATA_ROOT, *, allow_dirty: bool = False) -> Run:
+    """The newest run of a GPU that holds decode steps: a run of the report, or one of steps alone in <root>/steps.
+
+    raises: RunError that says how to record one
+    """
+    found = [*recorded_runs(gpu, root), *recorded_runs(gpu, root / STEPS)]
+    for path in sorted(found, key=lambda path: path.name, reverse=True):
+        if (path / "steps.csv").is_file() and (allow_dirty or not path.name.endswith("-dirty")):
+            return load_run(path, allow_dirty=allow_dirty)
+    raise RunError(
+        f"no recorded decode steps of {gpu or 'any GPU'} in {root}; on a machine with that GPU, "
+        f"run `tinygemm step --out-dir data/{STEPS}`"
+    )
 
 
 def latest_run(gpu: str | None = None, root: Path = DATA_ROOT, *, allow_dirty: bool = False) -> Run:
