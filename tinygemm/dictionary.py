@@ -28,7 +28,8 @@ version stay readable: what they lack is filled in ({later}).
 cases.csv and samples.csv are empty, and the report does not take them for runs of products.
 
 An empty cell means that the value does not apply, is not finite or could not be read. `status` says what became of a
-case: only `ok` has samples; a `mismatch` computes something else and was therefore not timed; `unsupported` says why in `message`.
+case: only `ok` has samples; a `mismatch` computes something else and was therefore not timed; `unsupported` says why in
+`message`.
 """
 
 ROWS = {
