@@ -132,64 +132,80 @@ def model_of(backend: products.StepBackend, name: str = "equations", batch: int 
 DEEP = Model("deep", hidden=256, intermediate=256, layers=24, heads=4, kv_heads=2, head_dim=64, vocab=320, source="")
 
 
-def swapped_groups(shared, name: str) -> None:
-    w = shared.packed(9, name)
-    shared.held["packed"][9, name] = dataclasses.replace(w, scales=w.scales.flip(0))
+def change(shared, name: str, changed) -> None:
+    """Put another weight in the place of one of layer 9."""
+    shared.held["packed"][9, name] = changed(shared.packed(9, name))
+    shared.held["float32"].pop((9, name))
 
 
-def wrong_q(shared) -> None:
-    shared.held["packed"][9, "qkv_proj"] = cut.join(
-        [cut.rows(shared.packed(9, "qkv_proj"), first, first + 64) for first in (64, 0, 128, 192, 256, 320, 384, 448)]
-    )
+def swapped_groups(w):
+    return dataclasses.replace(w, scales=w.scales.flip(0))
+
+
+def swapped_heads(w):
+    return cut.join([cut.rows(w, 64, 128), cut.rows(w, 0, 64), cut.rows(w, 128, w.N)])
 
 
 FAULTS = {  # what is done to weights, cache or position of one layer among many
     "values of two heads": lambda shared, cache, position: cache[9][1].copy_(cache[9][1].flip(1)),
     "keys of two heads": lambda shared, cache, position: cache[9][0].copy_(cache[9][0].flip(1)),
-    "groups of o_proj": lambda shared, cache, position: swapped_groups(shared, "o_proj"),
-    "groups of qkv_proj": lambda shared, cache, position: swapped_groups(shared, "qkv_proj"),
-    "heads of q": lambda shared, cache, position: wrong_q(shared),
+    "groups of o_proj": lambda shared, cache, position: change(shared, "o_proj", swapped_groups),
+    "groups of qkv_proj": lambda shared, cache, position: change(shared, "qkv_proj", swapped_groups),
+    "heads of q": lambda shared, cache, position: change(shared, "qkv_proj", swapped_heads),
     "position": lambda shared, cache, position: position.sub_(1),
 }
 
 
 @pytest.fixture(scope="module")
-def deep_logits():
-    return logits_of_deep(lambda *whole: None, torch.float32)
+def deep():
+    """The weights of a deep model, dequantised once, and its logits in float32."""
+    shared = weights.Weights(Architecture(DEEP, 1e4), "cpu")
+    return shared, deep_logits(shared)
 
 
-def logits_of_deep(fault, dtype: torch.dtype) -> torch.Tensor:
-    arch = Architecture(DEEP, 1e4)
-    shared = weights.Weights(arch, "cpu")
-    cache, position = weights.random_cache(arch, 2, 40, dtype, "cpu"), torch.tensor([39])
-    fault(shared, cache, position)
-    return build.reference_model(shared, cache, dtype)(INPUTS[0], position)[0].float()
+def deep_logits(shared, fault=None) -> torch.Tensor:
+    if fault:
+        shared = dataclasses.replace(shared, held={form: dict(held) for form, held in shared.held.items()})
+    cache, position = weights.random_cache(shared.arch, 2, 40, torch.float32, "cpu"), torch.tensor([39])
+    if fault:
+        fault(shared, cache, position)
+    return build.lean_model(shared, FLOAT32, cache, "equations")(INPUTS[0], position)[0]
 
 
 def off(logits: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((logits - expected).norm() / expected.norm())
+    return float((logits.float() - expected).norm() / expected.norm())
 
 
-def test_rounding_stays_below_the_bound_on_the_logits(deep_logits):
-    for dtype in (torch.float16, torch.bfloat16):
-        assert 0 < off(logits_of_deep(lambda *whole: None, dtype), deep_logits) < measure.MAX_REL_ERR[dtype] / 2
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_stays_below_the_bound_on_the_logits(deep, dtype):
+    shared, expected = deep
+    model = build.reference_model(shared, weights.random_cache(shared.arch, 2, 40, dtype, "cpu"), dtype)
+    assert 0 < off(model(*INPUTS)[0], expected) < measure.MAX_REL_ERR[dtype] / 2
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_of_one_layer_is_seen_in_the_logits(deep_logits, fault):
-    assert off(logits_of_deep(FAULTS[fault], torch.float32), deep_logits) > 2 * measure.MAX_REL_ERR[torch.float16]
+def test_a_fault_of_one_layer_is_seen_in_the_logits(deep, fault):
+    shared, expected = deep
+    assert off(deep_logits(shared, FAULTS[fault]), expected) > 2 * measure.MAX_REL_ERR[torch.float16]
 
 
 def test_the_residual_stream_of_a_deep_model_stays_small():
-    arch = Architecture(dataclasses.replace(DEEP, layers=80), 1e4, qkv_bias=True)
-    shared = weights.Weights(arch, "cpu")
-    model = build.reference_model(shared, weights.random_cache(arch, 2, 40, torch.float16, "cpu"))
-    seen = []
-    model.run_head = lambda head, x, delta: seen.append(x + delta) or head(x, delta)
+    small = Model(
+        "deeper", hidden=128, intermediate=128, layers=80, heads=2, kv_heads=1, head_dim=64, vocab=64, source=""
+    )
+    arch = Architecture(small, 1e4, qkv_bias=True)
+    model = build.reference_model(weights.Weights(arch, "cpu"), weights.random_cache(arch, 2, 40, torch.float16, "cpu"))
+    seen, run_head = [], model.run_head
+
+    def noting(head, x, delta):
+        seen.append(x + delta)
+        return run_head(head, x, delta)
+
+    model.run_head = noting
     logits, _ = model(*INPUTS)
     assert logits.isfinite().all()
     assert seen[0].abs().max() < 20
-    assert off(logits[0].float(), logits[1].float()) > 1, "tokens decide about logits"
+    assert off(logits[0], logits[1].float()) > 1, "tokens decide about logits"
 
 
 INPUTS = (torch.tensor([3, 7]), torch.tensor([39]))
