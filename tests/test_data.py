@@ -195,7 +195,15 @@ def test_a_value_that_is_quoted_twice_is_refused(tmp_path):
 
 
 def test_only_runs_and_the_dictionary_lie_in_data():
-    known = {path.parent.name for path in RUNS} | {"published", "static", "earlier", "checks", "quality", "README.md"}
+    known = {path.parent.name for path in RUNS} | {
+        "published",
+        "static",
+        "earlier",
+        "checks",
+        "quality",
+        "steps",
+        "README.md",
+    }
     known |= {"equivalent.csv"}
     found = {path.name for path in DATA_ROOT.iterdir() if not any(path.glob("*.partial"))}
     assert found <= known

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from ptx import emulated
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from tinygemm.kernel import launches
+from tinygemm.kernel import cut, launches
 from tinygemm.kernel.quant import dequantize
 from tinygemm.models import Model
-from tinygemm.step import attention, build, lean, packed, products, weights
+from tinygemm.step import attention, build, lean, measure, packed, products, weights
 from tinygemm.step.architecture import ARCHITECTURES, Architecture, architecture_named
 
 TINY = Model("tiny", hidden=256, intermediate=512, layers=2, heads=4, kv_heads=2, head_dim=64, vocab=320, source="")
@@ -125,6 +127,85 @@ def model_of(backend: products.StepBackend, name: str = "equations", batch: int 
     arch = Architecture(TINY, 1e4, **facts)
     shared = weights.Weights(arch, "cpu")
     return build.lean_model(shared, backend, weights.random_cache(arch, batch, 40, backend.dtype, "cpu"), name)
+
+
+DEEP = Model("deep", hidden=256, intermediate=256, layers=24, heads=4, kv_heads=2, head_dim=64, vocab=320, source="")
+
+
+def change(shared, name: str, changed) -> None:
+    """Put another weight in the place of one of layer 9."""
+    shared.held["packed"][9, name] = changed(shared.packed(9, name))
+    shared.held["float32"].pop((9, name))
+
+
+def swapped_groups(w):
+    return dataclasses.replace(w, scales=w.scales.flip(0))
+
+
+def swapped_heads(w):
+    return cut.join([cut.rows(w, 64, 128), cut.rows(w, 0, 64), cut.rows(w, 128, w.N)])
+
+
+FAULTS = {  # what is done to weights, cache or position of one layer among many
+    "values of two heads": lambda shared, cache, position: cache[9][1].copy_(cache[9][1].flip(1)),
+    "keys of two heads": lambda shared, cache, position: cache[9][0].copy_(cache[9][0].flip(1)),
+    "groups of o_proj": lambda shared, cache, position: change(shared, "o_proj", swapped_groups),
+    "groups of qkv_proj": lambda shared, cache, position: change(shared, "qkv_proj", swapped_groups),
+    "heads of q": lambda shared, cache, position: change(shared, "qkv_proj", swapped_heads),
+    "position": lambda shared, cache, position: position.sub_(1),
+}
+
+
+@pytest.fixture(scope="module")
+def deep():
+    """The weights of a deep model, dequantised once, and its logits in float32."""
+    shared = weights.Weights(Architecture(DEEP, 1e4), "cpu")
+    return shared, deep_logits(shared)
+
+
+def deep_logits(shared, fault=None) -> torch.Tensor:
+    if fault:
+        shared = dataclasses.replace(shared, held={form: dict(held) for form, held in shared.held.items()})
+    cache, position = weights.random_cache(shared.arch, 2, 40, torch.float32, "cpu"), torch.tensor([39])
+    if fault:
+        fault(shared, cache, position)
+    return build.lean_model(shared, FLOAT32, cache, "equations")(INPUTS[0], position)[0]
+
+
+def off(logits: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((logits.float() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_stays_below_the_bound_on_the_logits(deep, dtype):
+    shared, expected = deep
+    model = build.reference_model(shared, weights.random_cache(shared.arch, 2, 40, dtype, "cpu"), dtype)
+    assert 0 < off(model(*INPUTS)[0], expected) < measure.MAX_REL_ERR[dtype] / 2
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_one_layer_is_seen_in_the_logits(deep, fault):
+    shared, expected = deep
+    assert off(deep_logits(shared, FAULTS[fault]), expected) > 2 * measure.MAX_REL_ERR[torch.float16]
+
+
+def test_the_residual_stream_of_a_deep_model_stays_small():
+    small = Model(
+        "deeper", hidden=128, intermediate=128, layers=80, heads=2, kv_heads=1, head_dim=64, vocab=64, source=""
+    )
+    arch = Architecture(small, 1e4, qkv_bias=True)
+    model = build.reference_model(weights.Weights(arch, "cpu"), weights.random_cache(arch, 2, 40, torch.float16, "cpu"))
+    seen, run_head = [], model.run_head
+
+    def noting(head, x, delta):
+        seen.append(x + delta)
+        return run_head(head, x, delta)
+
+    model.run_head = noting
+    logits, _ = model(*INPUTS)
+    assert logits.isfinite().all()
+    assert seen[0].abs().max() < 20
+    assert off(logits[0], logits[1].float()) > 1, "tokens decide about logits"
 
 
 INPUTS = (torch.tensor([3, 7]), torch.tensor([39]))

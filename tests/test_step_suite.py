@@ -112,6 +112,22 @@ def test_wrong_logits_are_recorded_and_not_timed(monkeypatch):
     assert row.rel_err > 0.1
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_a_row_of_a_run_that_is_sealed(monkeypatch, tmp_path, value):
+    class Overflows(Dense):
+        def forward(self, x):
+            return super().forward(x) * value
+
+    monkeypatch.setitem(BACKENDS, "fp16-triton", dataclasses.replace(BACKENDS["fp16-triton"], module=Overflows))
+    wanted = [case("fp16-triton"), case("int4")]
+    writer = RunWriter.create(GPU, {}, "tinygemm step", tmp_path)
+    suite.run(bench(), wanted, writer=writer)
+    wrong = runs.load_run(writer.finish()).steps.set_index("case_id").loc[wanted[0].case_id]
+    assert wrong["status"] == "mismatch"
+    assert pd.isna(wrong["rel_err"])
+    assert "not finite" in wrong["message"]
+
+
 def test_a_step_that_does_not_compile_is_timed_eager_and_says_why(monkeypatch):
     def fail(*arguments, **settings):
         raise RuntimeError("no compiler here")
@@ -227,6 +243,37 @@ def test_rows_come_back_as_they_were_written(tmp_path):
     for frame, row in ((run.steps, step), (run.step_samples, sample), (run.step_kernels, kernel)):
         (found,) = frame.to_dict("records")
         assert {name: None if pd.isna(value) else value for name, value in found.items()} == dataclasses.asdict(row)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_value_that_is_not_finite_is_an_empty_cell_of_a_run_that_can_be_sealed(tmp_path, value):
+    writer = RunWriter.create(GPU, {}, "tinygemm step", tmp_path)
+    row = measure._row(bench(), case(), "mismatch", "overflow", rel_err=value, argmax_agreement=0.5)
+    writer.append_step(row, [])
+    assert writer.done_steps() == {row.case_id}
+    (found,) = runs.load_run(writer.finish()).steps.to_dict("records")
+    assert pd.isna(found["rel_err"])
+    assert found["argmax_agreement"] == 0.5
+
+
+def test_the_newest_run_with_steps_is_found_among_full_runs_and_those_of_steps_alone(tmp_path, monkeypatch):
+    def write(root, minute: str, steps: bool):
+        writer = RunWriter.create(GPU, {}, "tinygemm step", root)
+        writer.header["run_id"] = f"2026-12-01T{minute}Z-3fa9c1e"
+        if steps:
+            writer.append_step(measure._row(bench(), case(), "ok", ""), [])
+        return writer.finish()
+
+    with pytest.raises(runs.RunError, match="data/steps"):
+        runs.latest_steps(root=tmp_path)
+    full = write(tmp_path, "0100", steps=True)
+    write(tmp_path, "0300", steps=False)
+    assert runs.latest_steps("h200", tmp_path).path == full
+    alone = write(tmp_path / "steps", "0200", steps=True)
+    assert runs.latest_steps(root=tmp_path).path == alone
+    assert alone not in runs.recorded_runs(root=tmp_path)
+    with pytest.raises(runs.RunError, match="a10g"):
+        runs.latest_steps("a10g", tmp_path)
 
 
 # --- the profile and the table ----------------------------------------------------------------------------------------

@@ -24,8 +24,12 @@ is refused, and so is one measured from uncommitted code (`-dirty`). Rates, spee
 The schema is version {version}. This page is generated from it: `python -m tinygemm.dictionary`. Runs of an older
 version stay readable: what they lack is filled in ({later}).
 
-An empty cell means that the value does not apply or could not be read. `status` says what became of a case: only `ok`
-has samples; a `mismatch` computes something else and was therefore not timed; `unsupported` says why in `message`.
+`steps/<gpu>/<run_id>/` holds runs of decode steps alone, which `tinygemm step --out-dir data/steps` writes: their
+cases.csv and samples.csv are empty, and the report does not take them for runs of products.
+
+An empty cell means that the value does not apply, is not finite or could not be read. `status` says what became of a
+case: only `ok` has samples; a `mismatch` computes something else and was therefore not timed; `unsupported` says why in
+`message`.
 """
 
 ROWS = {

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -32,6 +33,7 @@ L2_STATES = ("cold", "warm", "hot")
 LAUNCHES = ("graph", "primed", "eager", "do_bench")
 OPERANDS = ("random", "zeros")
 PARTIAL = ".partial"
+STEPS = "steps"  # folder of runs that hold decode steps alone, which the report does not take for its runs
 
 
 class RunError(ValueError):
@@ -213,6 +215,21 @@ def recorded_runs(gpu: str | None = None, root: Path = DATA_ROOT) -> list[Path]:
     return sorted((p for p in found if gpu in (None, p.parent.name)), key=lambda p: p.name)
 
 
+def latest_steps(gpu: str | None = None, root: Path = DATA_ROOT, *, allow_dirty: bool = False) -> Run:
+    """The newest run of a GPU that holds decode steps: a run of the report, or one of steps alone in <root>/steps.
+
+    raises: RunError that says how to record one
+    """
+    found = [*recorded_runs(gpu, root), *recorded_runs(gpu, root / STEPS)]
+    for path in sorted(found, key=lambda path: path.name, reverse=True):
+        if (path / "steps.csv").is_file() and (allow_dirty or not path.name.endswith("-dirty")):
+            return load_run(path, allow_dirty=allow_dirty)
+    raise RunError(
+        f"no recorded decode steps of {gpu or 'any GPU'} in {root}; on a machine with that GPU, "
+        f"run `tinygemm step --out-dir data/{STEPS}`"
+    )
+
+
 def latest_run(gpu: str | None = None, root: Path = DATA_ROOT, *, allow_dirty: bool = False) -> Run:
     """The newest recorded run of a GPU; raises RunError that says how to record one."""
     runs = [p for p in recorded_runs(gpu, root) if allow_dirty or not p.name.endswith("-dirty")]
@@ -367,7 +384,7 @@ class RunWriter:
             writer = csv.writer(stream, lineterminator="\n")
             if new:
                 writer.writerow(columns_of(row_type))
-            writer.writerows(dataclasses.astuple(row) for row in rows)
+            writer.writerows(_cells(row) for row in rows)
             stream.flush()
             os.fsync(stream.fileno())
 
@@ -442,6 +459,13 @@ def require_clean_tree(otherwise: str) -> None:
     """
     if git_state()[1]:
         raise RunError(f"the tree has uncommitted changes, so the run could not be traced; commit them or {otherwise}")
+
+
+def _cells(row) -> list:
+    """The values of a row; one that is not finite is no number that could be read again, and its cell stays empty."""
+    return [
+        None if isinstance(value, float) and not math.isfinite(value) else value for value in dataclasses.astuple(row)
+    ]
 
 
 def _write_atomically(file: Path, text: str) -> None:

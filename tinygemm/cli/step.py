@@ -29,7 +29,11 @@ FORMATS = {
 @click.option("--rep", type=click.IntRange(min=1), default=25, help="Samples per case.")
 @click.option("--budget", type=click.FloatRange(min=0), default=0, help="Seconds after which no case starts; 0: none.")
 @click.option("--csv", type=OUTPUT_FILE, help="Where to write one row per case.")
-@click.option("--out-dir", type=FOLDER, help="Record a run in <out-dir>/<gpu>/<run_id>/; a killed one is resumed.")
+@click.option(
+    "--out-dir",
+    type=FOLDER,
+    help="Record a run in <out-dir>/<gpu>/<run_id>/, as in data/steps; a killed one is resumed.",
+)
 @click.option("--resume", type=FOLDER, help="Unfinished run to go on with; one of equal terms is found by itself.")
 @click.option("--seal", is_flag=True, help="Finish the run when the budget ends, rather than leave it to be resumed.")
 @click.option("--allow-dirty", is_flag=True, help="Record uncommitted code; the book refuses such a run.")

@@ -40,7 +40,7 @@ def kernel_decode_attention(
     capacity,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, HAS_NORM: tl.constexpr, EPS: tl.constexpr,
     SCALE_LOG2: tl.constexpr, ROWS: tl.constexpr, BLOCK_L: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr,
-    STAGES: tl.constexpr, PDL: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """out[b, h] = softmax(q[b, h] @ keys[b, kv].T * scale) @ values[b, kv], the new token included.
 
@@ -101,7 +101,7 @@ def kernel_decode_attention(
     acc = tl.zeros((ROWS, D), dtype=tl.float32) + tl.where(mine, new_v.to(tl.float32), 0.0)[None, :]
     if first < last:
         peak, total, acc = attend(q16, k, v, seen, peak, total, acc, SCALE_LOG2)
-        for token in tl.range(first + BLOCK_L, last, BLOCK_L, num_stages=STAGES):
+        for token in tl.range(first + BLOCK_L, last, BLOCK_L, num_stages=3 if PDL else 2):
             more = token + l < last
             k_next = tl.load(keys_ptr + token * D + offsets, mask=more[:, None], other=0.0)
             v_next = tl.load(values_ptr + token * D + offsets, mask=more[:, None], other=0.0)
@@ -144,8 +144,7 @@ def cut(B: int, kv_heads: int, capacity: int, sm_count: int) -> tuple[int, int, 
     return block, tokens, -(-capacity // tokens)
 
 
-@torch.library.custom_op("tinygemm::decode_attention", mutates_args=("keys", "values"))
-def decode_attention(
+def launch(
     qkv: torch.Tensor,
     rotary: torch.Tensor,
     q_norm: torch.Tensor | None,
@@ -168,9 +167,12 @@ def decode_attention(
         qkv, rotary, q_norm, k_norm, position, keys, values, out, sums, counters, capacity,
         HEADS=heads, KV_HEADS=kv_heads, D=D, HAS_NORM=q_norm is not None, EPS=norm_eps,
         SCALE_LOG2=D**-0.5 * 1.4426950408889634, ROWS=rows, BLOCK_L=block, TOKENS=tokens, SPLITS=splits,
-        STAGES=3 if pdl else 2, PDL=pdl, num_warps=4, enable_fp_fusion=True, **({"launch_pdl": True} if pdl else {}),
+        PDL=pdl, num_warps=4, enable_fp_fusion=True, **({"launch_pdl": True} if pdl else {}),
     )  # fmt: skip
     return out
+
+
+decode_attention = torch.library.custom_op("tinygemm::decode_attention", launch, mutates_args=("keys", "values"))
 
 
 @decode_attention.register_fake

@@ -11,16 +11,19 @@ GROUP_SIZE = 128
 DENSE_AT_ONCE = 2**26  # weights: 256 MiB in float32
 
 
-def random_words(N: int, K: int, device, seed: int) -> PackedInt4:
+def random_words(N: int, K: int, device, seed: int, size: float = 1.0) -> PackedInt4:
     """A random packed weight whose words are drawn as they are stored, which takes no memory beside them.
 
-    N, K: multiples of the packed tile; scales are those of `quant.random_packed`: outputs of order one
+    N, K: multiples of the packed tile
+    size: of the outputs for inputs of order one. Scales have random signs, since codes have a mean of -1/2: with
+          scales of one sign all outputs would share it, and a deep model would forget what went into it
     """
     generator = torch.Generator(device).manual_seed(seed)
     shape = (N // TILE_N, K // TILE_K, TILE_N, WORDS)
     words = torch.randint(-(2**31), 2**31, shape, dtype=torch.int32, device=device, generator=generator)
-    spread = torch.rand(K // GROUP_SIZE, N, device=device, generator=generator)
-    return PackedInt4(words, ((0.5 + spread) * K**-0.5 / 4).half(), None, N, K, GROUP_SIZE)
+    spread = 2 * torch.rand(K // GROUP_SIZE, N, device=device, generator=generator) - 1
+    scales = (spread + 0.5 * torch.where(spread < 0, -1, 1)) * (size * K**-0.5 / 4)  # 0.5 to 1.5, or the negative
+    return PackedInt4(words, scales.half(), None, N, K, GROUP_SIZE)
 
 
 def dense(w: PackedInt4, dtype: torch.dtype) -> torch.Tensor:

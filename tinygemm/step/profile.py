@@ -55,7 +55,7 @@ def profiled(replay: Callable[[], object]) -> list[Launch]:
 
     replay()
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:  # without it, torch warns
         for _ in range(REPLAYS):
             replay()
         torch.cuda.synchronize()

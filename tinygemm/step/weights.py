@@ -12,6 +12,8 @@ from tinygemm.step.packed import dense, random_words
 from tinygemm.step.products import StepBackend
 
 LM_HEAD = "lm_head"
+# what these add to the residual stream is small in deep models, here as in trained ones: the stream stays of order one
+RESIDUAL = ("o_proj", "down_proj")
 
 
 @dataclass
@@ -32,7 +34,8 @@ class Weights:
             names = [*self.arch.projections(), LM_HEAD]
             N, K = (self.arch.projections() | {LM_HEAD: (self.arch.model.vocab, self.arch.model.hidden)})[name]
             seed = (self.seed * 1000 + layer + 1) * len(names) + names.index(name)
-            held[layer, name] = random_words(N, K, self.device, seed)
+            size = (2 * self.arch.model.layers) ** -0.5 if name in RESIDUAL else 1.0
+            held[layer, name] = random_words(N, K, self.device, seed, size)
         return held[layer, name]
 
     def form(self, backend: StepBackend, layer: int, name: str):
