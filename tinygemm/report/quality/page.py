@@ -20,3 +20,9 @@ def by_group_size() -> Markdown:
     """FP16, then each group size by the default rule and by a search."""
     caption = "A small text encoder with its linear layers rounded, against FP16"
     return page.table(tables.by_group_size(), COLUMNS, "tab-quality", caption)
+
+
+def by_rule() -> Markdown:
+    """FP16, then each rounding rule at groups of 128."""
+    caption = "The same encoder in groups of 128, by rounding rule"
+    return page.table(tables.by_rule(), COLUMNS, "tab-rules", caption)
