@@ -62,7 +62,7 @@ def small_plan(**settings) -> SweepPlan:
 # --- what a group measures ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["NVIDIA H200 MIG 1g.18gb", "NVIDIA Graphics Device", "NVIDIA GeForce RTX 5090"])
+@pytest.mark.parametrize("name", ["NVIDIA H200 MIG 1g.18gb", "NVIDIA Graphics Device", "NVIDIA GeForce RTX 5070"])
 def test_a_gpu_whose_peaks_are_not_known_is_recorded_under_its_own_key_and_told_so(lab, tmp_path, monkeypatch, name):
     key = sweep.hardware.gpu_key(name, (9, 0))
     monkeypatch.setattr(sweep.hardware, "snapshot", lambda: GPU | {"key": key, "name": name})

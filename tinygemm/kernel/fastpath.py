@@ -169,3 +169,15 @@ def traced(x: torch.Tensor) -> bool:
 def has_tangent(x: torch.Tensor) -> bool:
     """Tell whether torch follows x for a derivative in forward mode."""
     return getattr(forward_ad, "_current_level", 0) >= 0 and forward_ad.unpack_dual(x).tangent is not None
+
+
+# --- torch: its compiler ----------------------------------------------------------------------------------------------
+
+
+def compiler_options(overlap: bool) -> dict[str, bool]:
+    """Options of `torch.compile`; overlap: dependent launch in the compiler's own kernels.
+
+    Many models compile in one process, one layer each, and torch would give up after eight: its limit is lifted.
+    """
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
+    return {"triton.enable_pdl": True} if overlap else {}

@@ -12,6 +12,7 @@ import torch
 
 from tinygemm.harness import registry, timing
 from tinygemm.harness.choose import SweepStoppedError
+from tinygemm.kernel import fastpath
 from tinygemm.step import build, cases, profile
 from tinygemm.step.cases import BASELINE, StepCase
 from tinygemm.step.products import BACKENDS
@@ -214,7 +215,7 @@ def capture(bench: Bench, case: StepCase) -> Captured:
     compiled, message = case.compiled, ""
     if case.compiled:
         try:
-            model.compile(options=_options(bench, case))
+            model.compile(options=fastpath.compiler_options(_overlaps(bench, case)))
             call()
         except torch.OutOfMemoryError:
             raise
@@ -247,13 +248,6 @@ def _check(bench: Bench, case: StepCase, logits: torch.Tensor) -> tuple[float, f
             (error, agreement),
         )
     return error, agreement
-
-
-def _options(bench: Bench, case: StepCase) -> dict:
-    """Options of torch's compiler: dependent launch in its own kernels, where the GPU has it."""
-    # each case compiles one layer once more, and torch would give up after eight
-    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
-    return {"triton.enable_pdl": True} if _overlaps(bench, case) else {}
 
 
 def _overlaps(bench: Bench, case: StepCase) -> bool:

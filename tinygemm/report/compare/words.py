@@ -52,8 +52,8 @@ def verdicts(found: pd.DataFrame) -> str:
         int(counts.get(outcome, 0)) for outcome in (compared.CHANGED, compared.SAME, compared.ONE_DECIDES)
     )
     return (
-        f"Claims that both runs judge: {len(found)}. Decided differently: {changed}. The same: {same}. "
-        f"Decided by one run only: {one}."
+        f"Of {len(found)} claims both runs decide {changed + same}: {same} alike, {changed} differently. "
+        f"One run alone decides {one}."
     )
 
 
