@@ -25,4 +25,4 @@ def by_group_size() -> Markdown:
 def by_rule() -> Markdown:
     """FP16, then each rounding rule at groups of 128."""
     caption = "The same encoder in groups of 128, by rounding rule"
-    return page.table(tables.by_rule(), COLUMNS, "tab-rules", caption)
+    return page.table(tables.by_rule(), COLUMNS, "tab-quality-rules", caption)
