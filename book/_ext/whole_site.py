@@ -7,6 +7,7 @@ import base64
 import html
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -290,6 +291,8 @@ def subset(weight: str, letters: frozenset[str]) -> str:
     from fontTools import subset as fonts
     from matplotlib import font_manager
 
+    # it tells of every table, and a warning of the book would drown in that
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
     path = font_manager.findfont(font_manager.FontProperties(family="DejaVu Sans", weight=weight))
     options = fonts.Options(flavor="woff", hinting=False, layout_features=["kern"], desubroutinize=True)
     font = fonts.load_font(path, options)
