@@ -17,7 +17,7 @@ from pathlib import Path
 WORKERS = 2
 LIMIT_S = 300  # of one run of the tests: a fault may make a test wait for ever
 PASSED, FAILED = 0, 1  # what pytest exits with; any other code is of a run that decides nothing
-NOT_COPIED = shutil.ignore_patterns(".*", "_build", "executed", "data", "__pycache__", "*.egg-info")
+NOT_COPIED = shutil.ignore_patterns(".*", "_build", "executed", "__pycache__", "*.egg-info")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,12 @@ def run_all(faults: Sequence[Fault], root: Path, say=print) -> bool:
 
 def copy_of(root: Path, folder: Path) -> Path:
     """A copy of a checkout in which files may be changed; the recorded data are only linked."""
-    copy = Path(shutil.copytree(root, folder / "checkout", ignore=NOT_COPIED))
+
+    def left_out(where: str, names: list[str]) -> set[str]:
+        """The recorded data lie at the top; what tests read from `tests/data` is copied."""
+        return NOT_COPIED(where, names) | ({"data"} if Path(where) == Path(root) else set())
+
+    copy = Path(shutil.copytree(root, folder / "checkout", ignore=left_out))
     if (root / "data").is_dir():
         (copy / "data").symlink_to((root / "data").resolve())
     return copy

@@ -74,3 +74,14 @@ def test_tests_that_fail_with_no_fault_planted_stop_everything(checkout):
     (checkout / "package" / "half.py").write_text("def half(x):\n    return x / 3\n", encoding="utf-8")
     ok, words, _ = told(checkout, Fault("a half", "package/half.py", "/ 3", "/ 2", SEEN))
     assert (ok, words) == (False, ["with"])
+
+
+def test_a_copy_has_the_data_of_tests_and_links_the_recorded_ones(tmp_path):
+    for name in ("data/run.csv", "tests/data/case.csv"):
+        (tmp_path / "root" / name).parent.mkdir(parents=True)
+        (tmp_path / "root" / name).write_text("a\n", encoding="utf-8")
+    (tmp_path / "copy").mkdir()
+    copy = copy_of(tmp_path / "root", tmp_path / "copy")
+    assert (copy / "tests" / "data" / "case.csv").read_text(encoding="utf-8") == "a\n"
+    assert (copy / "data").is_symlink()
+    assert (copy / "data" / "run.csv").is_file()
