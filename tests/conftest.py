@@ -71,6 +71,17 @@ def browser_path() -> str | None:
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, for the tests of one file."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
 @pytest.fixture(scope="session")
 def recorded_or_synthetic(tmp_path_factory) -> dict:
     """Parameters of the run that the book tests read: the newest recorded run, else a synthetic one."""

@@ -7,7 +7,7 @@ import random
 
 import pytest
 import synthetic
-from conftest import ROOT, browser_path
+from conftest import ROOT
 
 from tinygemm.hardware import GPUS
 from tinygemm.model_config import from_config
@@ -42,16 +42,6 @@ def fitted(run):
 @pytest.fixture(scope="module")
 def card(run):
     return page.card(run).data
-
-
-@pytest.fixture(scope="module")
-def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser_path(), args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

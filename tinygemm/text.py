@@ -24,3 +24,14 @@ def read_unicode(file: Path, errors: str = "strict") -> str:
     if "\0" in text[:100]:
         raise ValueError("binary, or UTF-16 without a byte order mark; save it as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def integers(text: str, name: str) -> tuple[int, ...]:
+    """The positive integers of a text, separated by commas; raises ValueError that names the parameter."""
+    try:
+        numbers = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise ValueError(f"{name} must be positive integers separated by commas, got {text!r}")
+    return numbers

@@ -10,6 +10,7 @@ import click
 from tinygemm.cli.tools import FOLDER, OUTPUT_FILE, names_in, require_gpu
 from tinygemm.files import check_writable, write_csv
 from tinygemm.step import cases
+from tinygemm.text import integers
 
 FORMATS = {
     "ms": "{:.3f}", "tokens_per_s": "{:,.0f}", "speedup": "{:.2f}", "gb_per_s": "{:,.0f}", "of_copy": "{:.0%}",
@@ -41,7 +42,7 @@ def step(model, batch, context, backend, attention, rep, budget, csv, out_dir, r
     """Time a decode step of a model: all layers, KV cache and lm_head in one CUDA graph, checked before it is timed."""
     wanted = cases.matrix()
     if model:
-        numbers = (_numbers(batch, "--batch"), _numbers(context, "--context"))
+        numbers = (integers(batch, "--batch"), integers(context, "--context"))
         wanted = cases.chosen(model, *numbers, names_in(backend), **others)
     elif backend:
         wanted = [case for case in wanted if case.backend in _known(names_in(backend))]
@@ -119,13 +120,3 @@ def _known(names: tuple[str, ...]) -> tuple[str, ...]:
     if unknown := set(names) - set(cases.BACKENDS):
         raise ValueError(f"unknown backend {', '.join(sorted(unknown))}; known: {', '.join(cases.BACKENDS)}")
     return names
-
-
-def _numbers(text: str, name: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 1:
-        raise ValueError(f"{name} must be positive integers separated by commas, got {text!r}")
-    return numbers

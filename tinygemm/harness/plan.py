@@ -12,6 +12,7 @@ from tinygemm.harness import registry, timing
 from tinygemm.harness import suites as catalogue
 from tinygemm.harness.suites import COUNTER_BACKENDS, COUNTER_PROBLEMS, REP, REPORT_BACKENDS, Suite
 from tinygemm.problem import GemmProblem
+from tinygemm.text import integers
 
 PARAMETERS = ("m_list", "shapes", "group_size", "backends", "suites", "rep", "warmup", "counters")
 
@@ -89,7 +90,7 @@ class SweepPlan:
         """
         if unknown := sorted(set(others) - set(PARAMETERS)):
             raise ValueError(f"unknown parameter {', '.join(unknown)}; known: {', '.join(PARAMETERS)}")
-        tokens = _integers(str(m_list), "m_list") if m_list else problem.DECODE_M
+        tokens = integers(str(m_list), "m_list") if m_list else problem.DECODE_M
         pairs = _pairs(shapes) if shapes else problem.REPORT_SHAPES
         decode = catalogue.decode_suites(tokens, pairs, group_size, _names(backends) or REPORT_BACKENDS, rep)
         parts = catalogue.chosen(_names(suites) if suites else catalogue.NAMES, decode, rep)
@@ -208,21 +209,11 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
-def _integers(text: str, name: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 1:
-        raise ValueError(f"{name} must be positive integers separated by commas, got {text!r}")
-    return numbers
-
-
 def _pairs(text: str) -> tuple[tuple[int, int], ...]:
     """Pairs K,N of `K,N;K,N`."""
     pairs = []
     for item in filter(None, (part.strip() for part in text.split(";"))):
-        numbers = _integers(item, "shapes")
+        numbers = integers(item, "shapes")
         if len(numbers) != 2:
             raise ValueError(f"shapes: {item!r} is not K,N (two integers separated by a comma)")
         pairs.append(numbers)

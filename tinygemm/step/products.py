@@ -97,7 +97,6 @@ class StepBackend:
     form:    name of the stored form of a weight; backends that share a name share the weights
     build:   PackedInt4 -> the weight in that form
     module:  (weight, bias or None) -> the module that multiplies by it
-    bits:    stored bits per weight, scales included
     dtype:   of the whole model
     int4_lm_head: lm_head is multiplied as the other weights are; else by the library, in `dtype`
     unsupported:  batch -> None, or one sentence that says what is missing
@@ -106,7 +105,6 @@ class StepBackend:
     form: str
     build: Callable
     module: Callable
-    bits: float
     dtype: torch.dtype = torch.float16
     int4_lm_head: bool = False
     unsupported: Callable[[int], str | None] = lambda batch: None
@@ -144,20 +142,18 @@ class _Biased(nn.Module):
 
 ATEN_TILES = 8
 ATEN_GROUP = 128
-INT4_BITS, ATEN_BITS = 4.125, 4.25  # in groups of 128: an FP16 scale; a BF16 scale and zero
 
 BACKENDS = {
-    "fp16-cublas": StepBackend("fp16", _dense, Dense, 16),
-    "int4": StepBackend("packed", _packed, Int4Linear.from_packed, INT4_BITS),
-    "int4-serial": StepBackend("packed", _packed, SerialInt4Linear.from_packed, INT4_BITS),
-    "int4-lm-head": StepBackend("packed", _packed, Int4Linear.from_packed, INT4_BITS, int4_lm_head=True),
-    "fp16-triton": StepBackend("fp16", _dense, Fp16Kernel, 16, unsupported=_few_sequences),
+    "fp16-cublas": StepBackend("fp16", _dense, Dense),
+    "int4": StepBackend("packed", _packed, Int4Linear.from_packed),
+    "int4-serial": StepBackend("packed", _packed, SerialInt4Linear.from_packed),
+    "int4-lm-head": StepBackend("packed", _packed, Int4Linear.from_packed, int4_lm_head=True),
+    "fp16-triton": StepBackend("fp16", _dense, Fp16Kernel, unsupported=_few_sequences),
     "aten-int4mm": StepBackend(
         "aten",
         peers.aten_build(ATEN_TILES),
         lambda weight, bias: AtenInt4(weight, ATEN_GROUP, bias),
-        ATEN_BITS,
         torch.bfloat16,
     ),
-    "gemlite": StepBackend("gemlite", peers.gemlite_build, _gemlite_module, INT4_BITS, unsupported=_gemlite_missing),
+    "gemlite": StepBackend("gemlite", peers.gemlite_build, _gemlite_module, unsupported=_gemlite_missing),
 }
