@@ -70,7 +70,7 @@ def quantised(values: dict) -> Quantised | None:
 
 
 def _weights_of(said: dict) -> dict:
-    """Where a format keeps bits and group size: at the top, or in a group of layers, or under a name of its own."""
+    """The place of bits and group size in a format: at the top, or in a group of layers, or under a name of its own."""
     groups = said.get("config_groups")
     first = next(iter(groups.values()), {}) if isinstance(groups, dict) else {}
     places = (said, first.get("weights"), (said.get("quant_config") or {}).get("weight_quant_params"))

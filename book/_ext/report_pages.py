@@ -1,4 +1,4 @@
-"""What Jupyter Book lacks for this report: alt texts that follow the data, the code of a page at its foot and out of
+"""Parts that Jupyter Book lacks here: alt texts that follow the data, the code of a page at its foot and out of
 the search, tables that the keyboard can scroll, terms that explain themselves under the pointer, and figures that open
 by themselves."""
 

@@ -1,4 +1,4 @@
-"""What the finished site needs beyond its pages: what a shared link shows, the foot of a page, a page for wrong
+"""Parts of the finished site beyond its pages: the preview of a shared link, the foot of a page, a page for wrong
 addresses, and no file that no page needs."""
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NEVER_LOADED = ("*.map", "*.ttf", "vendor/fontawesome/*/js/*", "vendor/fontaweso
 
 @dataclass(frozen=True)
 class About:
-    """What the site says about itself.
+    """Facts that the site states about itself.
 
     base:       address of the site, with a slash at its end; "" where it is not known, and links stay relative
     run, date:  id of the run that the pages show, and the day it was measured; "" where no page shows a run
@@ -153,7 +153,7 @@ def completed(text: str, page: str, about: About) -> str:
 
 
 def head_lines(title: str, said: str, address: str, picture: str) -> list[str]:
-    """What search engines and shared links show of a page."""
+    """Lines of a page that search engines and shared links show."""
     shown = {"title": title, "description": said, "type": "article", "url": address, "image": picture}
     shown["image:alt"] = said
     return [

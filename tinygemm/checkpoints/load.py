@@ -105,7 +105,7 @@ def _layer(checkpoint: QuantizedCheckpoint, path: str, linear: nn.Linear, device
 
 
 def _targets(model: nn.Module, checkpoint: QuantizedCheckpoint) -> dict[str, Target]:
-    """What each tensor that is not quantised fills, by its name in the files.
+    """The target of each tensor that is not quantised, by its name in the files.
 
     raises: ValueError naming what the model wants and the files lack, or what does not fit
     warns:  of what the model has no place for

@@ -38,7 +38,7 @@ def described(w: PackedInt4) -> dict:
 
 
 def tensors(weight: LayerWeight) -> dict[str, torch.Tensor]:
-    """What is stored of a weight, by the name of the part."""
+    """The stored parts of a weight, by name."""
     order = None if weight.order is None else weight.order.int()
     w = weight.packed
     parts = {"qweight": w.qweight, "scales": w.scales, "zeros": w.zeros, "order": order}

@@ -55,7 +55,7 @@ def _layers(model: nn.Module) -> dict[str, Int4Linear]:
 
 
 def _tensors(model: nn.Module, layers: dict[str, Int4Linear]) -> dict[str, torch.Tensor]:
-    """What is stored, by name."""
+    """The stored tensors, by name."""
     packed = tuple(f"{path}." for path, module in model.named_modules(remove_duplicate=False) if type(module) in WHOLE)
     tensors, tied = {}, set()
     for name, each in model.state_dict(keep_vars=True).items():

@@ -132,7 +132,7 @@ def distributions(seed: int = SEED) -> dict[str, torch.Tensor]:
 
 
 def error_percents(rule: str, group_size: int, weight: torch.Tensor) -> tuple[float, float]:
-    """What a rule loses of a weight [N, K], and of its product with Gaussian activations [64, K]: norms in percent."""
+    """The loss by a rule of a weight [N, K], and of its product with Gaussian activations [64, K]: norms in percent."""
     lost = RULES[rule].rounded(weight, group_size) - weight
     x = torch.randn(M, weight.shape[1], generator=torch.Generator().manual_seed(SEED + 1))
     return percent(lost, weight), percent(x @ lost.t(), x @ weight.t())

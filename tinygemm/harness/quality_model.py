@@ -1,4 +1,4 @@
-"""What rounding to 4 bits costs a real model: a sentence encoder that a package ships, on a retrieval task.
+"""The cost of rounding a real model to 4 bits: a sentence encoder that a package ships, on a retrieval task.
 
 The task: find the docstring whose first sentence was cut off, among 128 docstrings of Python's standard library. The
 encoder is all-MiniLM-L6-v2 (6 layers, 10.6 million weights in linear layers). Its weights are replaced by those that

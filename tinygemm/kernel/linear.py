@@ -321,7 +321,7 @@ def _names(skip: Collection[str], model: nn.Module) -> list[str]:
 
 
 def _is_skipped(path: str, names: list[str]) -> bool:
-    """Whether the module at `path`, or one that contains it, has one of the names."""
+    """Tell whether the module at `path`, or one that contains it, has one of the names."""
     parts = path.split(".")
     return any(part in names or ".".join(parts[: i + 1]) in names for i, part in enumerate(parts))
 

@@ -42,7 +42,7 @@ def codes(groups: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> to
 
 
 def squared_error(groups: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
-    """What the nearest codes lose: [...] for groups [..., length]."""
+    """The loss by the nearest codes: [...] for groups [..., length]."""
     lost = codes(groups, scales, zeros).sub_(zeros.unsqueeze(-1)).mul_(scales.unsqueeze(-1)).sub_(groups)
     return torch.linalg.vecdot(lost, lost)
 

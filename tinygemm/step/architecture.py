@@ -40,7 +40,7 @@ class Architecture:
         }
 
     def shard(self, tp: int) -> Architecture:
-        """What one of `tp` GPUs holds: its share of the heads and of the feed-forward layer.
+        """The part that one of `tp` GPUs holds: its share of the heads and of the feed-forward layer.
 
         raises: ValueError naming the size that tp does not divide
         """

@@ -42,7 +42,7 @@ class StepCase:
 
     @property
     def arch(self) -> Architecture:
-        """What one GPU holds."""
+        """The part that one GPU holds."""
         return architecture_named(self.model).shard(self.tp)
 
     @property
@@ -98,7 +98,7 @@ def needed_bytes(case: StepCase) -> int:
 
 
 def matrix() -> list[StepCase]:
-    """What the report shows, the most important first: a run that ends early has measured that."""
+    """The cases of the report, the most important first: a run that ends early has measured that."""
     llama = [b for b in BACKENDS if b != "gemlite"]
     found = [StepCase("llama-3-8b", name, batch, 512) for batch in (1, 8) for name in llama]
     found += [  # what a token gains by one kernel of attention, and by overlap of the compiler's kernels

@@ -67,7 +67,7 @@ class StepMismatchError(ValueError):
 
 @dataclass
 class Bench:
-    """What measures steps, and what is kept from one case to the next.
+    """The clock and memory of measured steps, and what is kept from one case to the next.
 
     clock:        timing.CudaClock
     device:       of the weights
@@ -160,7 +160,7 @@ def _timed(bench: Bench, case: StepCase) -> tuple[Captured, Step, list[StepSampl
 
 
 def fits_beside_baseline(bench: Bench, case: StepCase) -> bool:
-    """Whether the FP16 model fits into memory beside a case, so that both can be timed round by round."""
+    """Tell whether the FP16 model fits into memory beside a case, so that both can be timed round by round."""
     both = cases.needed_bytes(case) + cases.weight_bytes(case.arch, BASELINE)
     if case.backend == "fp16-triton":  # the same weights
         both = cases.needed_bytes(case)

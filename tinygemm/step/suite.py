@@ -18,7 +18,7 @@ LAST = 6  # cases that say how long the next one may take
 
 @dataclass
 class Rows:
-    """What was measured: rows of the three tables."""
+    """Measured rows of the three tables."""
 
     steps: list[Step] = field(default_factory=list)
     samples: list[StepSample] = field(default_factory=list)
@@ -35,7 +35,7 @@ def bench_of_this_gpu() -> measure.Bench:
 
 
 def parameters(wanted: list[StepCase]) -> dict:
-    """What decides which steps are measured, as it stands in provenance.json."""
+    """The terms that decide which steps are measured, as it stands in provenance.json."""
     return {"steps": [case.case_id for case in wanted], "rep": measure.REP}
 
 

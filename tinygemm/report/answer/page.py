@@ -61,7 +61,7 @@ def token(found: answer.Answer) -> Figure | Markdown:
 
 
 def takeaway(found: answer.Answer) -> Markdown:
-    """What to do on the GPU that was measured, and on the one of the earlier study."""
+    """Advice for the GPU that was measured, and for the one of the earlier study."""
     told = [f"On the {found.gpu.removeprefix('NVIDIA ')}: quantise every projection but `lm_head`."]
     if (case := found.case) is not None:
         totals, name = case.advice.totals, case.advice.gpu.removeprefix("NVIDIA ")

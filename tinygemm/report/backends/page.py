@@ -1,4 +1,4 @@
-"""What the appendix on backends shows: what each one is, how it was launched, and how its results were checked."""
+"""The appendix on backends: what each one is, how it was launched, and how its results were checked."""
 
 from __future__ import annotations
 

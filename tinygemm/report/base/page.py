@@ -24,7 +24,7 @@ def quote(values: dict, prefix: str = "") -> None:
 
 
 def takeaway(text: str) -> Markdown:
-    """What to remember of a chapter: one box at its head."""
+    """The message of a chapter: one box at its head."""
     return Markdown(f":::{{admonition}} Takeaway\n:class: takeaway\n\n{text}\n:::")
 
 

@@ -1,4 +1,4 @@
-"""What the chapter that compares GPUs puts on its page."""
+"""The page of the chapter that compares GPUs."""
 
 from __future__ import annotations
 

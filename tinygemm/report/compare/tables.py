@@ -24,7 +24,7 @@ COMPARABLE = ("fp16-cublas", "copy", "empty-node")  # a library and two ideals: 
 
 
 def names(a: Run, b: Run) -> tuple[str, str]:
-    """How the two runs are called: by their GPU, or, where that is the same, by their id."""
+    """Names of the two runs: by their GPU, or, where that is the same, by their id."""
     if a.gpu["name"] != b.gpu["name"]:
         return a.gpu["name"], b.gpu["name"]
     return a.run_id, b.run_id
@@ -62,7 +62,7 @@ def shared_cases(a: Run, b: Run, spread: float = 0.0) -> pd.DataFrame:
 
 
 def spread_of_runs(run: Run) -> float:
-    """How far two runs of one GPU lie apart beyond the scatter of their samples: relative standard deviation of one.
+    """Distance of two runs of one GPU beyond the scatter of their samples: relative standard deviation of one.
 
     It rests on the run before this one of the same GPU, and there on the code that both have alike. NaN where there is
     no such run, or where fewer than FEWEST cases can be compared.
@@ -135,7 +135,7 @@ def only_one_timed(a: Run, b: Run) -> dict[str, list[str]]:
 
 
 def claims_of(run: Run) -> dict[str, Verdict]:
-    """What every chapter that judges a whole run says of this one: "<chapter>.<key>" -> verdict.
+    """Verdicts on a run by every chapter that judges a whole one: "<chapter>.<key>" -> verdict.
 
     A chapter takes part by a function `of_run(run)` in its module `claims`.
     """

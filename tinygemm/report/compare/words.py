@@ -1,4 +1,4 @@
-"""What two runs have in common and what they lack, in sentences that the page and the command share."""
+"""Sentences on what two runs share and lack, that the page and the command share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tinygemm.runs import Run
 
 
 def summary(a: Run, b: Run, cases: pd.DataFrame) -> list[str]:
-    """What was compared, and how far it can be: one sentence each.
+    """The cases compared, and the limits of that: one sentence each.
 
     cases: compared.shared_cases(a, b)
     """
@@ -33,7 +33,7 @@ def summary(a: Run, b: Run, cases: pd.DataFrame) -> list[str]:
 
 
 def intervals(spread: float) -> str:
-    """What the intervals of the ratios cover.
+    """The coverage of the intervals of ratios.
 
     spread: compared.widest_spread(a, b)
     """
@@ -46,7 +46,7 @@ def intervals(spread: float) -> str:
 
 
 def verdicts(found: pd.DataFrame) -> str:
-    """How many claims changed. found: compared.verdicts(a, b)"""
+    """The number of claims that changed. found: compared.verdicts(a, b)"""
     counts = found["outcome"].value_counts()
     changed, same, one = (
         int(counts.get(outcome, 0)) for outcome in (compared.CHANGED, compared.SAME, compared.ONE_DECIDES)

@@ -148,7 +148,7 @@ def dequantisation(parts: pd.DataFrame, M: int = 1) -> dict[str, float]:
 
 
 def alone(table: pd.DataFrame) -> Figure | Markdown:
-    """What dequantisation costs on its own, before a product, and inside the fused kernel."""
+    """The cost of dequantisation on its own, before a product, and inside the fused kernel."""
     rows = tables.primary(table)
     return shown(figures.dequant_breakdown, table if len(rows) else rows, lacking="any kernel in a graph")
 
@@ -171,7 +171,7 @@ def twin_table(table: pd.DataFrame) -> Markdown:
 
 
 def saving_table(removals: pd.DataFrame) -> Markdown:
-    """What each removal saves, shape by shape, folded."""
+    """The saving by each removal, shape by shape, folded."""
     caption = "Share of the time saved at M = 1"
     return page.folded(
         "What each removal saves, shape by shape", savings(removals), saving_columns(), "tab-savings", caption

@@ -37,7 +37,7 @@ def card(run: Run) -> HTML:
 
 
 def answers(fitted) -> list[str]:
-    """What the card says where no script runs: the model of the card on each of its GPUs, one token, one GPU."""
+    """The answers of the card where no script runs: the model of the card on each of its GPUs, one token, one GPU."""
     model = MODELS[MODEL]
     sides = [fitted.get(key) or next(iter(fitted.values())) for key in STILL]
     return [words.answer(token.advice(model, GPUS[key], 1, 1, side)) for key, side in zip(STILL, sides, strict=True)]

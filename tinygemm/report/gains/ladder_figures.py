@@ -1,4 +1,4 @@
-"""Where the speedup comes from: kernel, overlap and bits as three steps, in two orders."""
+"""Figures of the parts of the speedup: kernel, overlap and bits as three steps, in two orders."""
 
 from __future__ import annotations
 

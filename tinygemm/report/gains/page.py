@@ -1,4 +1,4 @@
-"""What the chapter on the gain shows: steps, curves, two calls, launching, more tokens."""
+"""The page of the chapter on the gain: steps, curves, two calls, launching, more tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OVERLAP = {name: launch_page.OVERLAPS[name] for name in ("shape", "left_us", "ri
 
 
 def facts(run, table: pd.DataFrame) -> dict[str, float]:
-    """What the prose quotes: at the narrow and the wide projection the factors of the steps, and how near the library
+    """Numbers of the prose: at the narrow and the wide projection the factors of the steps, and how near the library
     comes to its own floor; NaN where the run lacks one.
 
     table: report_table(run)
@@ -99,5 +99,5 @@ def by_tokens(table: pd.DataFrame, backend: str = "int4") -> pd.DataFrame:
 
 
 def token_sum(table: pd.DataFrame) -> Markdown:
-    """What the products of a token take in all, from Python and in graphs."""
+    """The time of all products of a token, from Python and in graphs."""
     return launch_page.token(launch.decode_step(table))

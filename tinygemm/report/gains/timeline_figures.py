@@ -26,7 +26,7 @@ WORDS = {
 
 
 def lanes(table: pd.DataFrame, M: int = 1, shape=NARROW) -> pd.DataFrame:
-    """What the figure draws, one row per lane that was timed.
+    """The rows of the figure, one per lane that was timed.
 
     table:   report_table(run)
     returns: backend, period_us (measured: one call in a row of calls), start_us (an empty node), bytes_us (at the speed

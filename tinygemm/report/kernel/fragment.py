@@ -1,4 +1,4 @@
-"""Where the codes of a packed word go: nibble, pair, lane and register of mma.m16n8k16, in plain numbers.
+"""The way of the codes of a packed word: nibble, pair, lane and register of mma.m16n8k16, in plain numbers.
 
 `tinygemm.kernel.quant` and `tinygemm.kernel.triton.tiles` define the layout; the tests hold this copy against them.
 """
@@ -21,7 +21,7 @@ def pair_of(word: int, pair: int) -> tuple[int, int]:
 
 
 def fragment(lane: int, step: int) -> dict[str, tuple[int, int]]:
-    """What the registers a0..a3 of a lane hold in one of the two mma of a pair, as (row of the tile, word of that row).
+    """Contents of registers a0..a3 of a lane in one of the two mma of a pair, as (row of the tile, word of that row).
 
     step: 0 or 1
     """

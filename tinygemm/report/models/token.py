@@ -106,7 +106,7 @@ class Rival:
 
 @dataclass(frozen=True)
 class TokenAdvice:
-    """What `advice` returns.
+    """The result of `advice`.
 
     products: the projections one by one, and their totals
     rest:     of the step

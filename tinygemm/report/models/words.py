@@ -28,7 +28,7 @@ def answer(found: TokenAdvice) -> str:
 
 
 def facts(found: TokenAdvice) -> dict[str, str]:
-    """What the step is made of, what fits, and other ways to go, by a short name."""
+    """Facts on the parts of a step, on memory and on alternatives, by a short name."""
     told = {"step": _step(found), "memory": _memory(found)}
     if len(found.kv):
         told["k and v alone"] = _kv(found)

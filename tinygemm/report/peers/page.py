@@ -227,7 +227,7 @@ def odd_ones(rows: pd.DataFrame, least: float = 2.5) -> Markdown | None:
 
 
 def reads_figure(run, origin: pd.DataFrame) -> Figure | Markdown:
-    """How much of the weight-read bound the tuned kernel reaches."""
+    """The share of the weight-read bound that the tuned kernel reaches."""
     by_reads = {name: peers.fraction_of_reads(run, name) for name in peers.READS}
     if not any(map(len, by_reads.values())):
         return lacks("the weight-read bound")
@@ -241,7 +241,7 @@ def reads_table(run) -> Markdown:
 
 
 def sixteen_table(run) -> Markdown:
-    """What 16 tokens take beyond 8, and with one row of activations."""
+    """The time of 16 tokens beyond that of 8, and with one row of activations."""
     rows = sixteen(run)
     if rows.empty:
         return lacks("16 tokens beside 8, and with one row of activations")

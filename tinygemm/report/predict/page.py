@@ -274,7 +274,7 @@ def terms_figure(model: CostModel | None) -> Figure | Markdown:
 
 
 def term_tables(model: CostModel | None) -> Markdown:
-    """What the terms mean, and every fitted one, folded."""
+    """The meaning of the terms, and every fitted one, folded."""
     about = {"term": ("term", ""), "unit": ("unit", ""), "meaning": ("meaning", "")}
     shown = folded("What the terms mean", meanings(), about, "tab-meanings", "The fitted terms and what they mean").data
     if model is None:
@@ -300,7 +300,7 @@ def projected_table(model: CostModel | None, shapes=STUDY_SHAPES) -> Markdown:
 
 
 def assumption_table(model: CostModel | None) -> Markdown:
-    """What a projection takes for granted, folded."""
+    """Assumptions of a projection, folded."""
     if model is None:
         return no_model()
     caption = "What a projection takes for granted, and how far each may be off"

@@ -1,4 +1,4 @@
-"""What rounding to 4 bits costs, as claims about the encoder's table and a run."""
+"""The cost of rounding to 4 bits, as claims about the encoder's table and a run."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def small_groups_lose_less(model: pd.DataFrame) -> Verdict:
 
 
 def kernel(model: pd.DataFrame, run) -> Verdict:
-    """What the kernel adds to the error of rounding, measured on the run's GPU against the float64 product.
+    """The kernel's own error beside that of rounding, measured on the run's GPU against the float64 product.
 
     Both are relative RMS errors of outputs. The kernel's is that of `int4` over the codes' exact product.
     """

@@ -1,4 +1,4 @@
-"""What rounding to 4 bits loses, as the page shows it; from data/quality, which `tinygemm quality` writes."""
+"""The loss by rounding to 4 bits, as the page shows it; from data/quality, which `tinygemm quality` writes."""
 
 from __future__ import annotations
 

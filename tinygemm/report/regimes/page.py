@@ -1,4 +1,4 @@
-"""What the chapter on regimes shows: the map of K and N, every point of it, and where more tokens stop the gain."""
+"""The page of the chapter on regimes: the map of K and N, every point of it, and where more tokens stop the gain."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def crossing_table(tokens: pd.DataFrame) -> Markdown:
 
 
 def reclaimed_table(rows: pd.DataFrame) -> Markdown:
-    """How many points of the map each kernel wins."""
+    """The number of points of the map that each kernel wins."""
     if not has_map(rows):
         return lacks("a grid of K and N")
     caption = "Points of the map at which each kernel is faster than FP16, by medians"
@@ -122,7 +122,7 @@ def point_table(rows: pd.DataFrame, M: int) -> Markdown:
 
 
 def stops(tokens: pd.DataFrame) -> dict[str, float]:
-    """What the prose quotes: the fewest and the most tokens from which FP16 in the library is as fast as the fused
+    """Numbers of the prose: the fewest and the most tokens from which FP16 in the library is as fast as the fused
     kernel; NaN where there is no crossing.
 
     tokens: regimes.by_tokens(report_table(run))

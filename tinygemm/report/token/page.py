@@ -1,4 +1,4 @@
-"""What the chapter on one token shows: its bytes, two worked numbers, the weights, and the time by projection."""
+"""The page of the chapter on one token: its bytes, two worked numbers, the weights, and the time by projection."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WEIGHTS = {
 
 
 def facts(table: pd.DataFrame) -> dict[str, float]:
-    """What the prose quotes: bits of an INT4 weight, the speedup that the bytes allow, FLOP per byte, matrix products
+    """Numbers of the prose: bits of an INT4 weight, the speedup that the bytes allow, FLOP per byte, matrix products
     of a token, and its bytes in GB and at the speed of a copy in ms, lm_head in FP16 among them.
 
     table: report_table(run)
@@ -130,7 +130,7 @@ def in_parts(run, table: pd.DataFrame) -> Figure | Markdown:
 
 
 def what_parts_hold(run) -> Markdown:
-    """What the figure of `in_parts` has in it, and what not."""
+    """The contents of the figure of `in_parts`, and what it leaves out."""
     if len(whole_steps(run)):
         return Markdown(
             "The step is whole: attention, norms, `lm_head` and the choice of the token are in it, as one CUDA graph. "
