@@ -16,7 +16,7 @@ from tinygemm.step import attention, build, lean, measure, packed, products, wei
 from tinygemm.step.architecture import ARCHITECTURES, Architecture, architecture_named
 
 TINY = Model("tiny", hidden=256, intermediate=512, layers=2, heads=4, kv_heads=2, head_dim=64, vocab=320, source="")
-FLOAT32 = products.StepBackend("float32", lambda w: packed.dense(w, torch.float32), products.Dense, 32, torch.float32)
+FLOAT32 = products.StepBackend("float32", lambda w: packed.dense(w, torch.float32), products.Dense, torch.float32)
 
 
 @pytest.fixture
