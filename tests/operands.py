@@ -67,6 +67,8 @@ def poison_allocations(monkeypatch) -> None:
 
 def allocate_with(monkeypatch, change) -> None:
     """From here on `torch.empty` and `Tensor.new_empty` return change(what they would return)."""
+    with torch.device("cpu"):  # torch notes here, once, which functions take a device: the true `empty`
+        torch.zeros(())
     for owner, name in ((torch, "empty"), (torch.Tensor, "new_empty")):
         original = getattr(owner, name)
         changed = lambda *args, original=original, **kwargs: change(original(*args, **kwargs))  # noqa: E731
