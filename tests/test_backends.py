@@ -57,8 +57,9 @@ def ready_of(bench, weights, problem=PROBLEM, launch="graph", l2_state="cold", *
 
 def test_every_backend_of_the_design_is_registered_under_its_own_name():
     names = {
-        "fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4-ring", "int4-splitk", "int4",
-        "int4-serial", "int4-fused", "int4-searched", "int4-no-split", "int4-more-split", "int4-naive-dequant",
+        "fp16-cublas", "fp16-triton", "fp16-triton-serial", "dequant-fp16", "dequant-only", "int4-static", "int4-ring",
+        "int4-splitk", "int4", "int4-serial", "int4-fused", "int4-searched", "int4-no-split", "int4-more-split",
+        "int4-naive-dequant",
         "int4-no-dequant", "int4-step-naive", "int4-step-lop3", "int4-step-early", "int4-bf16", "int4-asymmetric",
         "int4-one-row", "int4-load-only", "int4-load-only-serial", "aten-int4mm", "gemlite", "bitsandbytes-nf4",
         "marlin", "copy", "empty-node",

@@ -52,7 +52,20 @@ BACKENDS = {
             short="FP16",
         ),
         Description(
-            "fp16-triton", "FP16 (our kernel)", "our kernel structure with FP16 weights", FP16, "#A8ADB3", marker="D"
+            "fp16-triton",
+            "FP16 (our kernel)",
+            "our kernel structure with FP16 weights",
+            FP16,
+            "#A8ADB3",
+            marker="D",
+            serial="fp16-triton-serial",
+        ),
+        Description(
+            "fp16-triton-serial",
+            "FP16 (our kernel), no overlap",
+            "our FP16 kernel, started only when the kernel before it has finished",
+            ABLATION,
+            "#C9CCD1",
         ),
         Description("dequant-only", "dequantise only", "only writes the weight back in FP16", PART, "#E3A8C8"),
         Description(

@@ -126,7 +126,7 @@ def tune(out, workers, shapes):
     The report's shapes are searched in full; for 2 and 4 tokens, among the winners for 1, 8 and 16. Variants of the
     winners are raced next, with other limits of registers or less requested at once. At the study's shapes they are
     also raced in BF16, with zeros, and in groups of 64 and 32, for 1 and 8 tokens. Projections of public models, and
-    shapes far from all of these, get only the most promising configs, for 1 and 8 tokens. With --shapes, only these
+    shapes far from all of these, get only the most promising configs, for 1, 8 and 16 tokens. With --shapes, only these
     weights are searched, in full and in all formats. Without it a search takes about a quarter of an hour on an H100.
 
     A search that was stopped goes on where it was, if it is asked for the same; another one begins anew.

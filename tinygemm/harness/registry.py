@@ -71,7 +71,8 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("fp16-cublas", _any_problem, ours.cublas_variants, _fp16_bits, quantised=False),
-        Backend("fp16-triton", _any_problem, ours.fp16_triton_variants, _fp16_bits, quantised=False),
+        Backend("fp16-triton", _any_problem, ours.fp16_triton_variants(True), _fp16_bits, quantised=False),
+        Backend("fp16-triton-serial", _any_problem, ours.fp16_triton_variants(False), _fp16_bits, quantised=False),
         Backend("dequant-fp16", _any_problem, ours.dequant_fp16_variants, _int4_bits),
         Backend("int4-static", _any_problem, ours.kernel_variants("static"), _int4_bits),
         Backend("int4-splitk", _any_problem, ours.kernel_variants("splitk"), _int4_bits),

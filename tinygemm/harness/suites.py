@@ -14,6 +14,7 @@ IDEALS = of_family(CEILING)
 REPORT_BACKENDS = (
     "fp16-cublas",
     "fp16-triton",
+    "fp16-triton-serial",
     "dequant-fp16",
     "dequant-only",
     "int4-static",
@@ -37,7 +38,7 @@ PRIMARY = (("graph", "cold"),)
 BOTH_LAUNCHES = (("graph", "cold"), ("eager", "cold"))
 DECODE_MODES = (("graph", "cold"), ("graph", "hot"), ("eager", "cold"))
 
-MODEL_M = (1, 2, 4, 8)
+MODEL_M = (1, 2, 4, 8, 16)
 GRID_M = (1, 8)
 CROSSOVER_M = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # about evenly spaced on a log scale; every shape of the causes and most of the report are among them

@@ -35,12 +35,13 @@ from tinygemm.problem import GemmProblem
 # what a config is tuned for: every config of these M is timed; then, for those between, only the best of them
 FULL_M = (1, 8, 16)
 MANY_M = (24, 32, 48, 64, 96, 128, 192, 256)  # where the fused kernel may lose to dequantising first
-SCREEN_REP, FINAL_REP, FINALISTS = 3, 15, 8
-PROJECTION_M = (1, 8)
-PROMISING = 20  # configs of a kernel, by the rough model, that are timed on a shape that is not searched in full
+SCREEN_REP, FINAL_REP, FINALISTS = 3, 11, 8
+PROJECTION_M = (1, 8, 16)
+PROMISING = 12  # configs of a kernel, by the rough model, that are timed on a shape that is not searched in full
 OTHER_FORMATS = (Format(half=False), Format(symmetric=False), Format(64), Format(32))
 FORMAT_M = (1, 8)
 FAR = 0.5  # as `apart` counts: a weight of the regime map that is further from all that is tuned is tuned, too
+OVERLAPPING, ALONE = "overlapping", "alone"  # see places
 COMPILE_K = 4096  # every candidate's block_k divides it; one block of 128 more does not fill several warps
 
 Todo = dict[Task, list[LaunchConfig]]
@@ -132,8 +133,8 @@ def tune(
     phases = (
         (in_full, _tasks(full, forms, "full")),
         (finalists, _tasks(between, computing, "between")),
-        (promising, _tasks(others, computing, "promising")),
         (refined, _tasks_refined(problems, computing, products, in_formats)),
+        (promising, _tasks(others, computing, "promising")),
     )
     todo: Todo = {}
     for choice, tasks in phases:
@@ -246,7 +247,10 @@ def _promising(task: Task, configs, full, progress: Progress, spec: GpuSpec) -> 
 
 
 def _race(task: Task, configs, x, weights: Weights, clock) -> list[tuple[float, LaunchConfig]]:
-    """The finalists of a task, fastest first: all timed alone, the best few interleaved; wrong ones never start."""
+    """The finalists of a task, the best first: all screened, the best few interleaved in all `places`.
+
+    Wrong ones never start. The latency beside each is that of overlapping calls.
+    """
     import torch
 
     from tinygemm.kernel import quant
@@ -276,15 +280,40 @@ def _race(task: Task, configs, x, weights: Weights, clock) -> list[tuple[float, 
         _, *durations = clock.time_round([ready.run] * (1 + SCREEN_REP), queued=True)
         screened.append((median(durations) / ready.n_calls, config))
     screened.sort(key=lambda pair: pair[0])
-    finalists = {str(i): config for i, (_, config) in enumerate(screened[:FINALISTS])}
+    finalists = [config for _, config in screened[:FINALISTS]]
     if not finalists:
         raise RuntimeError(f"no config of kernel {task.form} computes {task.problem}")
     registry.forget_graphs()
-    replays = {name: timing.prepare([_bind(c, x, w) for w in copies], "graph", clock) for name, c in finalists.items()}
+    in_place = places(clock)
+    replays = {
+        (config, place): timing.prepare([wrapped(_bind(config, x, w)) for w in copies], "graph", clock)
+        for config in finalists
+        for place, wrapped in in_place.items()
+    }
     samples, _ = timing.interleave(replays, "graph", FINAL_REP, 2, clock)
     del replays
     torch.cuda.synchronize()
-    return sorted(((median(samples[name]), config) for name, config in finalists.items()), key=lambda pair: pair[0])
+    total = {config: sum(median(samples[config, place]) for place in in_place) for config in finalists}
+    return [(median(samples[config, OVERLAPPING]), config) for config in sorted(finalists, key=total.__getitem__)]
+
+
+def places(clock) -> dict[str, Callable]:
+    """The places where a config is judged, each a function from a call to what is captured there.
+
+    OVERLAPPING: calls one after another, each requesting its weights while the one before runs; in a model the kernels
+    around a product allow that if they were compiled so. ALONE: a kernel that knows no dependent launch lies between.
+    A decode step is between the two, so the sum of both times counts. Without dependent launch they are one place.
+    """
+    from tinygemm.kernel import reference
+
+    def alone(call):
+        def both():
+            reference.empty_kernel()
+            call()
+
+        return both
+
+    return {OVERLAPPING: lambda call: call} | ({ALONE: alone} if clock.can_prime() else {})
 
 
 def _stored(form: str) -> tuple[str, Callable]:
