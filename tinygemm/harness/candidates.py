@@ -13,10 +13,6 @@ from tinygemm.problem import GemmProblem
 LATENCY_US = 0.8  # one trip to DRAM and back under load, about the same on every GPU of these years
 L2_OVER_DRAM = 3.0  # L2 bandwidth over DRAM bandwidth, of the order of both Ampere and Hopper
 BLOCKS_N, WARPS = (16, 32, 64), (1, 2, 4, 8, 16)
-WIDE_BLOCK_N, WIDE_WARPS = (
-    128,
-    (2, 4),
-)  # for more than 8 tokens: x is read half as often; the warps' sums fit into 48 KB
 SPLITS = {
     "splitk": (1, 2, 3, 4, 6, 8, 10, 16),
     "fp16": (1, 2, 3, 4, 6, 8, 10, 16),
@@ -46,10 +42,6 @@ def candidates(form: str, M: int) -> list[LaunchConfig]:
     if form == "ring":
         return _rings(block_m)
     found = []
-    if form == "splitk" and block_m > 8:
-        for warps, split_k in itertools.product(WIDE_WARPS, SPLITS[form]):
-            if 4 <= warps * split_k <= 64:
-                found.append(LaunchConfig(form, block_m, WIDE_BLOCK_N, 128 * warps, split_k, warps, 1))
     for block_n, warps, split_k, steps in itertools.product(BLOCKS_N, WARPS, SPLITS[form], (1, 2, 4)):
         words = block_n * steps // 2 * (4 if form == "fp16" else 1)  # registers of a thread that wait for weights
         if words not in WORDS[form] or not 4 <= warps * split_k <= 64:
