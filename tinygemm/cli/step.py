@@ -24,7 +24,8 @@ FORMATS = {
 @click.option("--batch", default="1,8", help="Sequences, comma-separated.")
 @click.option("--context", default="512", help="Tokens that each attends to, comma-separated.")
 @click.option("--backend", "--backends", default="", help=f"Of {', '.join(cases.BACKENDS)}; all without it.")
-@click.option("--attention", type=click.Choice(cases.ATTENTION), help="One kernel, or torch's; of all cases.")
+@click.option("--host", type=click.Choice(list(cases.HOSTS)), help="Our lean model, or that of Hugging Face.")
+@click.option("--attention", type=click.Choice(cases.HOSTS["lean"]), help="Of the lean model: one kernel, or torch's.")
 @click.option("--compile/--no-compile", "compiled", default=True, help="By torch.compile, or eager modules.")
 @click.option("--compiler-overlap/--no-compiler-overlap", default=True, help="Dependent launch in compiled kernels.")
 @click.option("--rep", type=click.IntRange(min=1), default=25, help="Samples per case.")
@@ -38,16 +39,9 @@ FORMATS = {
 @click.option("--resume", type=FOLDER, help="Unfinished run to go on with; one of equal terms is found by itself.")
 @click.option("--seal", is_flag=True, help="Finish the run when the budget ends, rather than leave it to be resumed.")
 @click.option("--allow-dirty", is_flag=True, help="Record uncommitted code; the book refuses such a run.")
-def step(model, batch, context, backend, attention, rep, budget, csv, out_dir, resume, seal, allow_dirty, **others):
+def step(rep, budget, csv, out_dir, resume, seal, allow_dirty, **asked):
     """Time a decode step of a model: all layers, KV cache and lm_head in one CUDA graph, checked before it is timed."""
-    wanted = cases.matrix()
-    if model:
-        numbers = (integers(batch, "--batch"), integers(context, "--context"))
-        wanted = cases.chosen(model, *numbers, names_in(backend), **others)
-    elif backend:
-        wanted = [case for case in wanted if case.backend in _known(names_in(backend))]
-    if attention:
-        wanted = list(dict.fromkeys(dataclasses.replace(case, attention=attention) for case in wanted))
+    wanted = _wanted(**asked)
     if csv:
         check_writable(csv)
     require_gpu()
@@ -63,6 +57,22 @@ def step(model, batch, context, backend, attention, rep, budget, csv, out_dir, r
     bench = suite.bench_of_this_gpu()
     bench.rep = rep
     report(suite.run(bench, wanted, budget, writer, _say), writer, csv, seal)
+
+
+def _wanted(model: str, batch: str, context: str, backend: str, host: str | None, attention: str | None, **others):
+    """The cases that the options name; raises ValueError naming what is unknown or not possible."""
+    names = names_in(backend)
+    if model:
+        numbers = (integers(batch, "--batch"), integers(context, "--context"))
+        wanted = cases.chosen(model, *numbers, names, host or "lean", **others)
+    else:
+        names = _known(names) or cases.BACKENDS
+        wanted = [case for case in cases.matrix() if case.backend in names and host in (None, case.host)]
+    if attention:
+        wanted = [
+            dataclasses.replace(case, attention=attention) if host or case.host == "lean" else case for case in wanted
+        ]
+    return list(dict.fromkeys(wanted))
 
 
 def report(rows, writer, csv, seal: bool) -> None:

@@ -1,12 +1,24 @@
-"""The lean model of an architecture, put together for one backend from shared weights and a shared cache."""
+"""The models of an architecture, put together for one backend from shared weights and a shared cache."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
-from tinygemm.step import lean
+from tinygemm.step import hosted, lean
 from tinygemm.step.products import Dense, Dequantised, StepBackend
 from tinygemm.step.weights import LM_HEAD, Weights
+
+
+def model_of(weights: Weights, backend: StepBackend, cache: list[tuple], host: str, attention: str) -> nn.Module:
+    """The model as `backend` runs it in a host: tokens [B] and position [1] -> logits and next tokens; it can compile.
+
+    cache: keys and values of every layer, see weights.random_cache; steps write into them
+    host, attention: see cases.HOSTS
+    """
+    if host == "transformers":
+        return hosted.hosted_model(weights, backend, cache)
+    return lean_model(weights, backend, cache, attention)
 
 
 def attention_class(name: str) -> type:

@@ -204,8 +204,8 @@ def capture(bench: Bench, case: StepCase) -> Captured:
 
     raises: StepMismatchError where they differ by more than rounding
     """
-    began, backend = bench.now(), BACKENDS[case.backend]
-    model = build.lean_model(bench.weights, backend, _cache(bench, case, backend.dtype), case.attention)
+    began = bench.now()
+    model = _model(bench, case)
     inputs, held = _inputs(bench, case), {}
 
     def call() -> None:
@@ -221,7 +221,7 @@ def capture(bench: Bench, case: StepCase) -> Captured:
             raise
         except Exception as error:  # a compiler has many ways to fail: the eager step is measured, and says so
             compiled, message = False, f"eager, since compiling failed: {first_line(error)}"
-            model = build.lean_model(bench.weights, backend, _cache(bench, case, backend.dtype), case.attention)
+            model = _model(bench, case)
     call()
     errors = _check(bench, case, held["logits"])  # before it is captured, and after: a graph overlaps more
     replay = bench.clock.capture([call])
@@ -231,6 +231,11 @@ def capture(bench: Bench, case: StepCase) -> Captured:
     errors = max(errors, _check(bench, case, held["logits"]))
     addresses, took = (*inputs, held), bench.now() - began
     return Captured(replay, model, addresses, *errors, compiled, message, took, _memory(bench, case, before))
+
+
+def _model(bench: Bench, case: StepCase) -> torch.nn.Module:
+    backend = BACKENDS[case.backend]
+    return build.model_of(bench.weights, backend, _cache(bench, case, backend.dtype), case.host, case.attention)
 
 
 def _check(bench: Bench, case: StepCase, logits: torch.Tensor) -> tuple[float, float]:
