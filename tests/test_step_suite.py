@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import types
 
 import click.testing
 import pandas as pd
@@ -53,6 +54,7 @@ def _machine(monkeypatch):
     monkeypatch.setattr(launches, "INTERPRETED", False)  # products of CPU tensors by the reference path
     monkeypatch.setitem(ARCHITECTURES, "tiny", Architecture(TINY, 1e4))
     monkeypatch.setattr(measure, "WARMUP", 0)
+    monkeypatch.setattr(measure, "gc", types.SimpleNamespace(collect=int))  # slow, and no GPU's memory waits for it
     monkeypatch.setattr(runs, "git_state", lambda: ("3fa9c1e" + "0" * 33, False))
     monkeypatch.setattr(runs, "software_versions", lambda: {"python": "3.12.3"})
     copy = Ceiling("copy", "1GiB", lambda: lambda: None, lambda call: None, 2 * 2**30, 10)
