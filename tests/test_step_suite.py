@@ -98,7 +98,7 @@ def test_the_bytes_of_a_step_are_those_of_its_tensors():
     stored = sum(shared.packed(i, name).nbytes for i in range(TINY.layers) for name in of.arch.projections())
     assert cases.weight_bytes(of.arch, "int4") == stored
     assert cases.weight_bytes(of.arch, "fp16-cublas") == 2 * 2 * (256 * 128 + 128 * 128 + 512 * 128 + 128 * 256)
-    assert cases.lm_head_bytes(of.arch, "int4") == shared.dense_lm_head(torch.float16).nbytes
+    assert cases.lm_head_bytes(of) == shared.dense_lm_head(torch.float16).nbytes
     cache = measure.random_cache(of.arch, of.batch, of.context, torch.float16, "cpu")
     assert cases.kv_bytes(of) == sum(tensor.nbytes for pair in cache for tensor in pair)
 

@@ -57,7 +57,7 @@ class StepKernel:
 
     case_id: str = column("", "the case")
     kernel: str = column("", "kernel, as the driver names it")
-    kind: str = column("", "product, attention or rest")
+    kind: str = column("", "product, attention, allreduce or rest")
     calls: float = column("1/step", "launches per step")
     added_us: float = column(
         "us/step", "time by which its launches moved the end of the step; kernels that overlap count once"

@@ -48,11 +48,17 @@ class StepCase:
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
         self.arch  # noqa: B018  raises where tp does not divide the model
+        if self.tp > 1 and self.host != "lean":
+            raise ValueError(f"host {self.host} has no tp {self.tp}; host lean has")
+
+    @property
+    def whole(self) -> Architecture:
+        return architecture_named(self.model)
 
     @property
     def arch(self) -> Architecture:
         """The part that one GPU holds."""
-        return architecture_named(self.model).shard(self.tp)
+        return self.whole.shard(self.tp)
 
     @property
     def case_id(self) -> str:
@@ -81,10 +87,10 @@ def weight_bytes(arch: Architecture, backend: str) -> int:
     return round(weights * BITS.get(backend, INT4_BITS) / 8) + biases
 
 
-def lm_head_bytes(arch: Architecture, backend: str) -> int:
-    """Bytes of lm_head that one step reads."""
-    bits = INT4_BITS if backend == "int4-lm-head" else 16
-    return round(arch.model.vocab * arch.model.hidden * bits / 8)
+def lm_head_bytes(case: StepCase) -> int:
+    """Bytes of lm_head that one step reads on one GPU."""
+    bits = INT4_BITS if case.backend == "int4-lm-head" else 16
+    return round(case.arch.model.vocab * case.arch.model.hidden * bits / 8) // case.tp
 
 
 def kv_bytes(case: StepCase) -> int:
@@ -106,11 +112,15 @@ def needed_bytes(case: StepCase) -> int:
     repeated = 0
     if case.host == "transformers":  # copies keys and values of a layer for every head of q
         repeated = 2 * kv_bytes(case) // arch.model.layers * (arch.model.heads // arch.model.kv_heads)
-    return own + weight_bytes(arch, "int4") + tables + cache + logits + repeated + WORKING_BYTES
+    whole = weight_bytes(case.whole, "int4") if case.tp > 1 else 0  # for the reference, of which a share is cut later
+    return own + weight_bytes(arch, "int4") + tables + cache + logits + repeated + whole + WORKING_BYTES
 
 
-def matrix() -> list[StepCase]:
+def matrix(tp: int = 1) -> list[StepCase]:
     """The cases of the report, the most important first: a run that ends early has measured that."""
+    if tp > 1:
+        found = [StepCase("llama-3-8b", name, batch, 512, tp=tp) for batch in (1, 8) for name in COMPARED]
+        return found + [StepCase("llama-3-70b", name, batch, 512, tp=tp) for batch in (1, 8) for name in COMPARED]
     llama = [b for b in BACKENDS if b != "gemlite"]
     found = [StepCase("llama-3-8b", name, batch, 512) for batch in (1, 8) for name in llama]
     found += [  # what a token gains by one kernel of attention, and by overlap of the compiler's kernels

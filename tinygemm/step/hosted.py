@@ -172,12 +172,7 @@ def _projection(arch: Architecture, owner: str, name: str, w, bias: torch.Tensor
     """A weight and its bias: packed ones stay joined, dense ones are views of the joined one."""
     if isinstance(w, PackedInt4):
         return _packed(f"{owner}.{name}", w, bias)
-    m = arch.model
-    sizes = {
-        "qkv_proj": [m.heads * m.head_dim, m.kv_heads * m.head_dim, m.kv_heads * m.head_dim],
-        "gate_up_proj": [m.intermediate] * 2,
-    }
-    names, parts = JOINTS.get(name, (name,)), sizes.get(name, [w.shape[0]])
+    names, parts = JOINTS.get(name, (name,)), arch.parts(name)
     found = {f"{owner}.{each}.weight": part for each, part in zip(names, w.split(parts), strict=True)}
     if bias is not None:
         found |= {f"{owner}.{each}.bias": part for each, part in zip(names, bias.split(parts), strict=True)}
