@@ -22,6 +22,7 @@ from tinygemm.harness.weights import Weights
 from tinygemm.kernel import launches, quant
 from tinygemm.kernel.configs import PLAIN, Format, LaunchConfig, apart, fitted, read_table, write_table
 from tinygemm.kernel.triton import reference, splitk
+from tinygemm.models import Model, known_model
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES, GemmProblem
 
 SHAPES = ((4096, 1024), (4096, 4096))
@@ -195,6 +196,28 @@ def test_a_search_of_single_weights_keeps_the_rows_and_crossovers_of_others(lab,
     assert [row for row in rows if row["N"] == 512] == old[2:]
     assert all(row["latency_us"] < 99 for row in rows if row["N"] != 512)
     assert crossovers == [crossed[1], {"K": 4096, "N": 1024, "M": 48}]
+
+
+def test_of_one_model_only_what_promises_most_and_what_won_nearby_is_raced(lab, tmp_path):
+    """Without a search of its own shapes, the neighbours are those of the table, and all of its rows stay."""
+    far = replace(CONFIG, block_n=16, block_k=128 * 16, num_warps=16, split_k=1)
+    weights = [*((4096, 1024 + 16 * i) for i in range(tune.NEIGHBOURS)), (64, 64)]
+    same = {"M": 1, "latency_us": 99.0, "format": PLAIN}
+    old = [same | {"K": K, "N": N, "config": CONFIG if K == 4096 else far} for K, N in weights]
+    write_table(tmp_path / "before.json", old, "table", "before")
+    asked = tune.of_model(known_model("llama-3-8b"), 1)
+    search(tmp_path, problems=(), forms=("splitk",), others=asked[:3], kept=tmp_path / "before.json")
+    assert {(task.phase, task.problem) for task in lab.raced} == {("promising", each) for each in asked[:3]}
+    (few_tokens, *_) = lab.configs.values()
+    assert CONFIG in few_tokens, "what won at the nearest weights"
+    assert len(few_tokens) <= tune.PROMISING + 1
+    rows, _, _ = read_table(tmp_path / "t.json")
+    assert [row for row in rows if (row["K"], row["N"]) in weights] == old
+
+
+def test_of_a_model_without_groups_of_the_tuned_size_nothing_can_be_searched():
+    with pytest.raises(ValueError, match="no projection of odd at tp=1 can be quantised in groups of 128"):
+        tune.of_model(Model("odd", 96, 96, 1, 2, 2, 48, 100, ""), 1)
 
 
 def test_crossovers_are_searched_with_the_config_that_won_in_the_end(lab, refining, tmp_path, monkeypatch):

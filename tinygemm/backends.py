@@ -132,6 +132,23 @@ BACKENDS = {
         Description("gemlite", "INT4, GemLite", "GemLite, a Triton library", PEER, "#8C6D00"),
         Description("marlin", "INT4, Marlin", "Marlin, a CUDA kernel", PEER, "#7A4FBF"),
         Description(
+            "humming",
+            "INT4, Humming",
+            "Humming, CUDA kernels compiled for each shape, with their own overlap",
+            PEER,
+            "#A83232",
+            marker="p",
+            serial="humming-serial",
+        ),
+        Description(
+            "humming-serial",
+            "INT4, Humming, no overlap",
+            "Humming, started only when the kernel before it has finished",
+            PEER,
+            "#D98880",
+            marker="p",
+        ),
+        Description(
             "bitsandbytes-nf4", "NF4, bitsandbytes", "bitsandbytes, 4-bit NF4 instead of INT4", PEER, "#44796B"
         ),
         Description(

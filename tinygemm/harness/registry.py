@@ -134,6 +134,8 @@ BACKENDS = {
         ),
         Backend("bitsandbytes-nf4", peers.nf4_unsupported, peers.nf4_variants, peers.nf4_bits, check=peers.check_nf4),
         Backend("marlin", peers.marlin_unsupported, peers.marlin_variants, _int4_bits),
+        Backend("humming", peers.humming_unsupported, peers.humming_variants(overlap=True), _int4_bits),
+        Backend("humming-serial", peers.humming_unsupported, peers.humming_variants(overlap=False), _int4_bits),
     )
 }
 

@@ -129,16 +129,16 @@ def matrix(tp: int = 1) -> list[StepCase]:
         for change in ({"attention": "equations"}, {"compiler_overlap": False})
         for name in (BASELINE, "int4")
     ]
+    found += [StepCase("llama-3-8b", name, batch, 512) for batch in (16, 2, 4) for name in llama]
+    others = [key for key in ("qwen3-0.6b", "qwen3-8b", "qwen2.5-32b") if key in ARCHITECTURES]
+    found += [StepCase(key, name, batch, 512) for key in others for batch in (1, 8) for name in COMPARED]
+    found += [StepCase("llama-3-70b", name, batch, 512) for batch in (1, 8) for name in COMPARED[1:]]
     hosted = [(name, True) for name in COMPARED] + [(name, False) for name in COMPARED[:2]]
     found += [  # the same steps in the model that people run
         StepCase("llama-3-8b", name, batch, 512, host="transformers", compiled=compiled)
         for batch in (1, 8)
         for name, compiled in hosted
     ]
-    found += [StepCase("llama-3-8b", name, batch, 512) for batch in (16, 2, 4) for name in llama]
-    others = [key for key in ("qwen3-0.6b", "qwen3-8b", "qwen2.5-32b") if key in ARCHITECTURES]
-    found += [StepCase(key, name, batch, 512) for key in others for batch in (1, 8) for name in COMPARED]
-    found += [StepCase("llama-3-70b", name, batch, 512) for batch in (1, 8) for name in COMPARED[1:]]
     found += [StepCase("llama-3-8b", name, batch, 8192) for batch in (1, 8, 16, 2, 4) for name in llama]
     found += [StepCase("llama-3-8b", "gemlite", batch, 512) for batch in (1, 8)]
     return found
