@@ -33,7 +33,7 @@ REPORT_BACKENDS = (
 )
 # other people's packages: how they launch and cache is theirs, and tuning them takes long
 GUESTS = tuple(name for name in of_family(PEER) if name != "aten-int4mm")  # which comes with PyTorch
-GUEST_M = (1, 2, 4, 8, 16)
+GUEST_M = (1, 2, 4, 8)
 
 REP, GRID_REP = 25, 9  # samples per case where a ratio is the claim, and where a trend over a grid is
 PRIMARY = (("graph", "cold"),)
