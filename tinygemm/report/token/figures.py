@@ -12,7 +12,7 @@ from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import style
 from tinygemm.report.base.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, empty_node_us, primary
 from tinygemm.report.base.words import shape_name, spans
-from tinygemm.step.cases import INT4_BITS
+from tinygemm.step.cases import BACKENDS, INT4_BITS
 
 SHOWN = (BASELINE, "fp16-triton", "int4-static", "int4")
 TICKS_US = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -106,7 +106,13 @@ PARTS = {  # of a profiled step, in the order of the bars: the word and the colo
 
 def label(backend: str) -> str:
     """The name of the backend of a step."""
-    return f"{style.name('int4')}, lm_head too" if backend == "int4-lm-head" else style.name(backend)
+    return "INT4, lm_head too" if backend == "int4-lm-head" else style.name(backend)
+
+
+def in_order(backends) -> list[str]:
+    """Backends of steps in the order in which they are described to whoever measures them."""
+    known = set(backends)
+    return [backend for backend in BACKENDS if backend in known]
 
 
 @style.figure
@@ -116,7 +122,7 @@ def whole_step(rows: pd.DataFrame) -> tuple[Figure, str]:
     rows: token.page.whole_steps of one host and batch; a step without a profile is one bar in the backend's colour
     """
     style.require(rows, ["backend", "batch", "context", "ms", *PARTS], "whole_step")
-    rows = rows.set_index("backend").reindex(style.in_order(rows["backend"]))
+    rows = rows.set_index("backend").reindex(in_order(rows["backend"]))
     sequences = f"{rows['batch'].iloc[0]:.0f} sequence{'s' if rows['batch'].iloc[0] > 1 else ''}"
     where = style.conditions(rows, sequences, f"{rows['context'].iloc[0]:.0f} tokens of context", "CUDA graph")
     handles = [Patch(color=colour, label=word) for word, colour in PARTS.values()]
@@ -124,7 +130,8 @@ def whole_step(rows: pd.DataFrame) -> tuple[Figure, str]:
     if limit is not None:
         handles.append(Line2D([], [], color=style.IDEAL, lw=1.8, ls=(0, (4, 3)), label="Amdahl's limit"))
     height = 0.6 + 0.42 * len(rows)
-    fig, ax = style.canvas("One token of Llama 3 8B, the whole step", where, legend=handles, height=height)
+    title = "One token of Llama 3 8B, the whole step"
+    fig, ax = style.canvas(title, where, legend=handles, legend_columns=4, height=height)
     fp16 = rows["ms"].get(BASELINE, np.nan)
     told = []
     for y, (backend, row) in enumerate(rows.iterrows()):

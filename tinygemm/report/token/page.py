@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from tinygemm import runs
 from tinygemm.models import MODELS, projections
 from tinygemm.problem import LAYER_OF_SHAPE, NARROW, WIDE, GemmProblem
-from tinygemm.report.base import page, style, tables
+from tinygemm.report.base import page, tables
 from tinygemm.report.base.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, empty_node_us, origin
 from tinygemm.report.base.words import shape_name
 from tinygemm.report.token import figures
@@ -212,7 +212,7 @@ def steps_table(run) -> Markdown | None:
     theirs = {"ms": "their_ms", "speedup": "their_speedup"}
     hosted = rows[rows["host"] == "transformers"][[*key, *theirs]].rename(columns=theirs)
     both = rows[rows["host"] == "lean"].merge(hosted, "left", on=key)
-    order = {backend: i for i, backend in enumerate(style.in_order(both["backend"]))}
+    order = {backend: i for i, backend in enumerate(figures.in_order(both["backend"]))}
     both = both.sort_values(key, key=lambda of: of.map(order) if of.name == "backend" else of)
     both = both.assign(kernel=both["backend"].map(figures.label), of_copy=100 * both["of_copy"])
     context = both["context"].iloc[0]
