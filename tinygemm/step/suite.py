@@ -35,7 +35,7 @@ def bench_of_this_gpu(tp: int = 1) -> measure.Bench:
     ranks = ranks_of_this_machine(tp)
     torch.cuda.empty_cache()  # what a sweep before this held
     free, _ = torch.cuda.mem_get_info()
-    return measure.Bench(timing.CudaClock(), memory_bytes=free, ranks=ranks)
+    return measure.Bench(timing.CudaClock(), memory_bytes=ranks.same(free), ranks=ranks)
 
 
 def parameters(wanted: list[StepCase]) -> dict:
