@@ -78,9 +78,17 @@ DRAW = {
     "word_to_fragment": lambda run, table: fragment_figures.word_to_fragment(),
     "time_against_bytes": lambda run, table: token_figures.time_against_bytes(table),
     "whole_step": lambda run, table: token_figures.whole_step(
-        pd.DataFrame({"backend": ["fp16-cublas", "int4"], "context": 512, "ms": [4.9, 2.4]}).assign(
-            **tables.origin(run)
-        )
+        pd.DataFrame(
+            {
+                "backend": ["fp16-cublas", "int4", "int4-lm-head", "aten-int4mm"],
+                "batch": 1,
+                "context": 512,
+                "ms": [4.9, 2.4, 2.1, 2.9],
+                "product": [0.8, 0.6, 0.55, None],
+                "attention": [0.1, 0.2, 0.2, None],
+                "rest": [0.1, 0.2, 0.25, None],
+            }
+        ).assign(**tables.origin(run))
     ),
     "layers_only": lambda run, table: token_figures.layers_only(token_page.by_projection(run, table)),
     "ways": lambda run, table: trust_figures.ways(ways.speedups(run)),

@@ -19,6 +19,7 @@ from tinygemm.hardware import gpu_spec, live_gpu_key
 from tinygemm.report import build
 from tinygemm.report.build import BuildError
 from tinygemm.runs import latest_run, recorded_runs
+from tinygemm.step.cases import asked_in
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PARAMS = sorted((ROOT / "notebooks" / "params").glob("*.yaml"))
@@ -59,7 +60,7 @@ def test_every_chapter_is_told_which_run_to_show_and_only_the_first_what_to_meas
 def sweep_of(parameters):
     from tinygemm.harness.sweep import SweepPlan
 
-    where = {*build.OF_CHAPTERS, "data_root"}
+    where = {*build.OF_CHAPTERS, "data_root", "step", "step_budget"}  # and what is measured after the sweep
     return SweepPlan.from_parameters(**{name: value for name, value in parameters.items() if name not in where})
 
 
@@ -153,6 +154,7 @@ def test_parameter_file_names_its_gpu_and_only_parameters_that_exist(file):
     parameters = yaml.safe_load(file.read_text(encoding="utf-8"))
     assert parameters["gpu"] == gpu_spec(file.stem).key, "named by the key of its GPU, or by an alias"
     build.check_parameters(NOTEBOOKS[0], parameters)
+    assert asked_in(dict(parameters)) is None, "decode steps are measured where somebody says so"
     assert sweep_of(parameters) == sweep_of({}), "a chapter alone is not told what to measure, and measures the default"
 
 

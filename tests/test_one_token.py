@@ -1,10 +1,13 @@
 """The chapter on one token, and what pages say of a run: planted times, bytes and decode steps come out again."""
 
-from types import SimpleNamespace
+import dataclasses
+import re
+import shutil
 
 import pandas as pd
 import pytest
 import synthetic
+import synthetic_steps
 
 from tinygemm.models import MODELS, projections
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES, GemmProblem
@@ -45,31 +48,103 @@ def test_bytes_of_a_token_are_every_weight_once_and_lm_head_in_fp16(run):
     assert found["products"] == 129
 
 
-def stepped(run, rows):
-    """The run with whole decode steps of 4,000 us in FP16 and 2,000 us in INT4 beside an unusual one."""
-    steps = pd.DataFrame(rows, columns=["case_id", "model", "backend", "batch", "context", "status"])
-    us = {"fp16-cublas": 4000.0, "int4": 2000.0}
-    samples = [(case, us[backend] + more) for case, _, backend, *_ in rows for more in (-10.0, 0.0, 500.0)]
-    samples = pd.DataFrame(samples, columns=["case_id", "step_us"])
-    return SimpleNamespace(run=run, steps=steps, step_samples=samples, gpu=run.gpu, run_id=run.run_id)
+# --- decode steps beside the run --------------------------------------------------------------------------------------
 
 
-def test_a_whole_step_is_shown_where_the_run_measured_one_and_the_layers_where_not(run):
-    rows = [
-        (f"llama-3-8b/b{batch}/c{context}/{host}/{backend}{option}", "llama-3-8b", backend, batch, context, "ok")
-        for batch, context, host, option in ((1, 512, "lean", ""), (1, 64, "lean", ""), (8, 512, "lean", ""),
-                                             (1, 512, "lean", "/eager"))
-        for backend in ("fp16-cublas", "int4")
-    ]  # fmt: skip
-    whole = token.whole_steps(stepped(run, rows))
-    assert whole["context"].tolist() == [512, 512, 64, 64]
-    assert whole.loc[whole["context"] == 512].set_index("backend")["ms"].to_dict() == {"fp16-cublas": 4.0, "int4": 2.0}
-    fig = figures.whole_step(whole[whole["context"] == 512])
-    assert [bar.get_width() for bar in fig.axes[0].patches] == [4.0, 2.0]
+@pytest.fixture
+def beside(run, tmp_path):
+    """The run in a folder of its own, beside which decode steps are written."""
+    path = tmp_path / run.gpu["key"] / run.run_id
+    shutil.copytree(run.path, path)
+    return dataclasses.replace(run, path=path)
+
+
+def test_steps_are_the_newest_of_this_gpu_and_those_of_several_gpus_stand_apart(beside, tmp_path):
+    assert token.steps_of(beside) is None
+    synthetic_steps.load(tmp_path, "0100")
+    newest = synthetic_steps.load(tmp_path, "0200")
+    shared = synthetic_steps.load(tmp_path, "0300", tp=2)
+    synthetic_steps.load(tmp_path, "0400", gpu="a10g")
+    assert token.steps_of(beside).run_id == newest.run_id
+    assert token.steps_of(beside, shared=True).run_id == shared.run_id
+    assert token.steps_of(newest) is newest
+
+
+def test_a_whole_step_is_the_planted_one_in_parts_with_what_bounds_it(beside, tmp_path):
+    rows = token.whole_steps(synthetic_steps.load(tmp_path))
+    assert set(rows["context"]) == {512}
+    lean = rows[(rows["host"] == "lean") & (rows["batch"] == 1)]
+    assert lean.set_index("backend")["ms"].to_dict() == {name: us / 1e3 for name, us in synthetic_steps.US.items()}
+    fig = token.in_parts(beside, tables.report_table(beside))
+    ax = fig.axes[0]
+    widths = [bar.get_width() for bar in ax.patches]
+    expected = [share * us / 1e3 for us in sorted(synthetic_steps.US.values(), reverse=True)
+                for share in synthetic_steps.SHARES.values()]  # fmt: skip
+    assert sorted(widths) == pytest.approx(sorted(expected))
     assert "2.00×" in fig.get_label()
-    assert "whole" in token.what_parts_hold(stepped(run, rows)).data
-    assert token.whole_steps(run).empty
-    assert "linear layers only" in token.what_parts_hold(run).data
+    (limit,) = {line.get_xdata()[0] for line in ax.lines}
+    assert limit == pytest.approx(4.0 * (0.25 + 0.75 * 4.125 / 16))
+
+
+def test_steps_without_a_profile_are_whole_bars(beside, tmp_path):
+    synthetic_steps.load(tmp_path, profiled=False)
+    table = tables.report_table(beside)
+    bars = token.in_parts(beside, table).axes[0].patches
+    assert sorted(bar.get_width() for bar in bars) == sorted(us / 1e3 for us in synthetic_steps.US.values())
+    assert "Measured" not in token.what_parts_hold(beside, table).data
+
+
+def cells(table) -> list[list[str]]:
+    """The rows of a table without its head."""
+    lines = [line for line in table.data.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_the_table_sets_transformers_beside_the_lean_model(beside, tmp_path):
+    synthetic_steps.load(tmp_path)
+    rows = cells(token.steps_table(beside))
+    assert [row[0] for row in rows] == ["1"] * 4 + ["8"] * 4
+    of_int4 = next(row for row in rows if row[0] == "1" and row[2] == "2.00")
+    copy_gb_s = synthetic_steps.COPY_BYTES / synthetic_steps.COPY_US / 1e3
+    case = synthetic_steps.StepCase("llama-3-8b", "int4", 1, 512)
+    read = synthetic_steps.weight_bytes(case.arch, "int4") + synthetic_steps.lm_head_bytes(case)
+    of_copy = 100 * (read + synthetic_steps.kv_bytes(case)) / 2000e3 / copy_gb_s
+    assert of_int4[2:] == ["2.00", "2.00", "500", f"{of_copy:.0f}", "10.0", "4.00", "1.50"]
+    others = [row[7] for row in rows]
+    assert sum(cell in ("6.00", "6.40", "4.00", "4.20") for cell in others) == 4, "fp16 and int4 alone have both hosts"
+
+
+def test_the_int4_step_is_foretold_from_products_timed_alone(beside, tmp_path):
+    synthetic_steps.load(tmp_path)
+    told = token.what_parts_hold(beside, tables.report_table(beside)).data
+    truth = synthetic.Truth()
+    alone = sum(truth.latency_us("int4", GemmProblem(1, each.N, each.K)) for each in projections(MODEL))
+    head = 2 * (MODEL.vocab * MODEL.hidden + MODEL.vocab + MODEL.hidden) / truth.copy_gb_s / 1e3
+    foretold = (MODEL.layers * alone + head) / 1e3 + 4.0 * 0.25
+    found = float(re.search(r"make ([\d.]+) ms", told)[1])
+    assert found == pytest.approx(foretold, rel=0.02)
+    assert "**2.00 ms**" in told
+
+
+def test_what_several_gpus_share_stands_beside_one(beside, tmp_path):
+    assert token.shared_table(beside) is None
+    synthetic_steps.load(tmp_path, "0300", tp=2)
+    assert "2.40" in token.shared_table(beside).data
+    synthetic_steps.load(tmp_path)
+    assert next(row for row in cells(token.shared_table(beside)) if "2.40" in row) == [
+        "2", "1", figures.label("fp16-cublas"), "4.00", "2.40", "1.67", "0.40", "–",
+    ]  # fmt: skip
+
+
+def test_without_steps_the_layers_are_shown_and_what_a_token_is_projected_from_is_said(run):
+    table = tables.report_table(run)
+    assert token.whole_steps(token.steps_of(run)).empty
+    assert token.steps_table(run) is None
+    told = token.what_parts_hold(run, table).data
+    assert "linear layers only" in told
+    assert "projects" in told
+    bars = token.in_parts(run, table).axes[0].patches
+    assert sum(bar.get_width() for bar in bars) == pytest.approx(token.by_projection(run, table)["ms"].sum())
 
 
 def test_factors_that_the_prose_quotes_are_the_planted_ones(run):

@@ -363,7 +363,7 @@ def test_what_cannot_be_measured_is_refused_in_one_sentence(arguments, named, mo
 def test_the_command_prints_the_table_and_seals_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "require_gpu", lambda: "h200")
     monkeypatch.setattr(suite.hardware, "snapshot", lambda: GPU)
-    monkeypatch.setattr(suite, "bench_of_this_gpu", bench)
+    monkeypatch.setattr(suite, "bench_of_this_gpu", lambda tp: bench())
     arguments = ["--model", "tiny", "--batch", "2", "--context", "8", "--backend", "fp16-cublas,int4,gemlite"]
     arguments += ["--attention", "equations", "--no-compile", "--rep", "2"]
     arguments += ["--csv", str(tmp_path / "steps.csv"), "--out-dir", str(tmp_path)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 
 from tinygemm import hardware, runs
 from tinygemm.runs import Run, RunError, RunWriter
+from tinygemm.step.cases import asked_in
 
 SOURCES = ("auto", "live", "recorded")
 
@@ -23,7 +25,7 @@ def open_run(
     run_dir:     folder of one run to read, instead of the newest
     data_root:   folder that holds <gpu>/<run_id>/; "": the project's data/
     allow_dirty: read and record runs of a tree with uncommitted changes
-    sweep:       parameters of SweepPlan.from_parameters, used only when live
+    sweep:       parameters of SweepPlan.from_parameters, and step and step_budget, used only when live
     raises:      ValueError for a parameter that is not of this form; RunError in one sentence that says what to do
     """
     if source not in SOURCES:
@@ -70,11 +72,20 @@ def _measure(here: str | None, gpu: str, root: Path, allow_dirty: bool, sweep: d
         raise RunError(f"gpu is {gpu} and source is live, but this machine's GPU is {here}; set gpu to {here} or auto")
     from tinygemm.harness.sweep import SweepPlan, record
 
+    step_budget = asked_in(sweep)
     plan = SweepPlan.from_parameters(**sweep)
     if not allow_dirty:
         runs.require_clean_tree("set allow_dirty")
     unfinished = RunWriter.unfinished(here, plan.parameters(), root)
-    return runs.load_run(record(plan, root, resume=unfinished, command=_command()), allow_dirty=allow_dirty)
+    path = record(plan, root, resume=unfinished, command=_command())
+    if step_budget is not None:
+        from tinygemm.step import suite
+
+        try:
+            suite.record(root, step_budget, _command())
+        except Exception as error:  # the report shows what the sweep measured
+            warnings.warn(f"no decode steps were recorded: {error}", stacklevel=2)
+    return runs.load_run(path, allow_dirty=allow_dirty)
 
 
 def _command() -> str:

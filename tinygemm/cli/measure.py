@@ -20,6 +20,7 @@ from tinygemm.cli.tools import (
 )
 from tinygemm.files import check_writable, is_stream, write, write_csv
 from tinygemm.parameters import read_parameters
+from tinygemm.step import cases
 
 LAUNCH = "As a CUDA graph, as one after a dependent launch, call by call, or by do_bench; both: graph and eager."
 L2 = "Weights from DRAM, from a rotation over 1.5 times the L2, or from L2; both: cold and hot."
@@ -77,7 +78,7 @@ def breakdown(csv, **common):
     "-f",
     "--params",
     type=INPUT_FILE,
-    help="YAML: m_list, shapes, group_size, backends, suites, rep, warmup, counters.",
+    help="YAML: m_list, shapes, group_size, backends, suites, rep, warmup, counters, step, step_budget.",
 )
 @click.option("--suites", default="", help="Names such as decode,models; without it those of the file, or all.")
 @click.option("--resume", type=FOLDER, help="Unfinished run to go on with; one of equal terms is found by itself.")
@@ -85,7 +86,10 @@ def breakdown(csv, **common):
 @click.option("--data-root", type=FOLDER, help="Folder that holds <gpu>/<run_id>/; the project's data/ without it.")
 @click.option("--allow-dirty", is_flag=True, help="Measure uncommitted code; the book refuses such a run.")
 def record(params, suites, resume, new, data_root, allow_dirty):
-    """Measure what the report explains and write it as a run in data/<gpu>/; a killed run can be resumed."""
+    """Measure what the report explains and write it as a run in data/<gpu>/; a killed run can be resumed.
+
+    With `step: true` in the file, whole decode steps are measured next, into data/steps/<gpu>/.
+    """
     from tinygemm import hardware, runs
     from tinygemm.harness import sweep
 
@@ -95,6 +99,7 @@ def record(params, suites, resume, new, data_root, allow_dirty):
     allow_dirty = parameters.pop("allow_dirty", False) or allow_dirty
     for name in ("source", "run_dir", "data_root"):
         parameters.pop(name, None)
+    step_budget = cases.asked_in(parameters)
     if suites:
         parameters["suites"] = suites
     plan = sweep.SweepPlan.from_parameters(**parameters)
@@ -107,6 +112,14 @@ def record(params, suites, resume, new, data_root, allow_dirty):
         resume = runs.RunWriter.unfinished(here, plan.parameters(), root)
     command = " ".join(["tinygemm", *sys.argv[1:]])
     click.echo(sweep.record(plan, root, resume=resume, command=command, say=click.echo))
+    if step_budget is not None:
+        from tinygemm.step import suite
+
+        try:
+            click.echo(suite.record(root, step_budget, command, click.echo))
+        except Exception as error:
+            again = f"tinygemm step --out-dir {root / runs.STEPS}"
+            raise ValueError(f"the sweep is recorded, its decode steps are not: {error}; go on with: {again}") from None
 
 
 @click.command()

@@ -144,7 +144,8 @@ class CudaClock:
         with torch.cuda.stream(stream):
             calls[0]()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
+        # the threads of torch.distributed look at their events meanwhile, which would end a global capture
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             for call in calls:
                 call()
         return graph.replay

@@ -13,6 +13,7 @@ COMPARED = (BASELINE, "int4", "int4-lm-head")
 BACKENDS_OF = {"lean": BACKENDS, "transformers": COMPARED}
 INT4_BITS = 4.125  # in groups of 128, an FP16 scale each
 BITS = {"fp16-cublas": 16.0, "fp16-triton": 16.0, "aten-int4mm": 4.25}  # others: INT4_BITS
+BUDGET_S = 600  # for the steps of a recorded run
 # room for what a step allocates, for what the libraries set up, and for a weight that is dequantised on the way
 WORKING_BYTES = 4 * 10**9
 
@@ -142,6 +143,21 @@ def matrix(tp: int = 1) -> list[StepCase]:
     found += [StepCase("llama-3-8b", name, batch, 8192) for batch in (1, 8, 16, 2, 4) for name in llama]
     found += [StepCase("llama-3-8b", "gemlite", batch, 512) for batch in (1, 8)]
     return found
+
+
+def asked_in(parameters: dict) -> float | None:
+    """The seconds for decode steps that parameters of a run ask for, None where they ask for none; taken out of them.
+
+    step:        true or false
+    step_budget: seconds after which no case starts; 0: no end
+    raises:      ValueError naming the parameter and what it must look like
+    """
+    wanted, budget = parameters.pop("step", False), parameters.pop("step_budget", BUDGET_S)
+    if not isinstance(wanted, bool):
+        raise ValueError(f"step must be true or false, got {wanted!r}")
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 <= budget < float("inf"):
+        raise ValueError(f"step_budget must be a number of seconds, 0 for no end, got {budget!r}")
+    return budget if wanted else None
 
 
 def chosen(

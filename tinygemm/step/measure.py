@@ -108,7 +108,8 @@ def measure(bench: Bench, case: StepCase) -> Iterator[tuple[Step, list[StepSampl
     yield row, samples
     if bench.profiler is not None and not bench.profile_fault:
         try:
-            yield profile.kernels_of(case.case_id, bench.profiler(captured.replay), profile.REPLAYS)
+            found = bench.ranks.agree(lambda: bench.profiler(captured.replay))
+            yield profile.kernels_of(case.case_id, found, profile.REPLAYS)
         except Exception as error:  # the times are worth keeping; what fails once fails for every case
             bench.profile_fault = first_line(error)
 

@@ -81,8 +81,9 @@ def ranks_of_this_machine(tp: int) -> Alone:
         return Alone()
     if (found := torch.cuda.device_count()) < tp:
         raise ValueError(f"--tp {tp} needs {tp} GPUs, and this machine has {found}")
-    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl", device_id=device)
     return Ranks("cuda")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tinygemm import hardware, runs
 from tinygemm.harness import timing
 from tinygemm.runs import RunWriter
-from tinygemm.step import measure
+from tinygemm.step import cases, measure
 from tinygemm.step.cases import StepCase
 from tinygemm.step.ranks import ranks_of_this_machine
 from tinygemm.step_rows import Step, StepKernel, StepSample
@@ -33,8 +33,9 @@ def bench_of_this_gpu(tp: int = 1) -> measure.Bench:
     import torch
 
     ranks = ranks_of_this_machine(tp)
+    torch.cuda.empty_cache()  # what a sweep before this held
     free, _ = torch.cuda.mem_get_info()
-    return measure.Bench(timing.CudaClock(), memory_bytes=free, ranks=ranks)
+    return measure.Bench(timing.CudaClock(), memory_bytes=ranks.same(free), ranks=ranks)
 
 
 def parameters(wanted: list[StepCase]) -> dict:
@@ -49,6 +50,22 @@ def open_run(wanted: list[StepCase], root: Path, resume: Path | None, command: s
     if resume:
         return RunWriter.resume(resume, gpu, asked)
     return RunWriter.create(gpu, asked, runs.without_folders(command), root)
+
+
+def record(root: Path, budget_s: float, command: str, say: Callable[[str], None] = print) -> Path:
+    """Measure the report's decode steps on this machine's GPU and write them as a sealed run.
+
+    root:     folder that holds steps/<gpu>/<run_id>/
+    budget_s: as in `run`; what was not started by then is left out
+    raises:   whatever stops the suite, with the run left to be resumed
+    """
+    wanted = cases.matrix()
+    writer = open_run(wanted, root / runs.STEPS, None, command)
+    say(f"recording decode steps into {writer.path}")
+    found = run(bench_of_this_gpu(), wanted, budget_s, writer, lambda step, _: say(f"{step.case_id}: {step.status}"))
+    if found.not_started:
+        say(f"{len(found.not_started)} decode steps not started within {budget_s:g} s")
+    return writer.finish()
 
 
 def run(

@@ -12,6 +12,7 @@ from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import style
 from tinygemm.report.base.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, empty_node_us, primary
 from tinygemm.report.base.words import shape_name, spans
+from tinygemm.step.cases import BACKENDS, INT4_BITS
 
 SHOWN = (BASELINE, "fp16-triton", "int4-static", "int4")
 TICKS_US = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -98,25 +99,64 @@ def layers_only(rows: pd.DataFrame) -> tuple[Figure, str]:
     return fig, f"Stacked bars of the linear layers of one token of Llama 3 8B by projection, in all: {told}."
 
 
+PARTS = {  # of a profiled step, in the order of the bars: the word and the colour of each
+    "product": ("products", "#0072B2"), "attention": ("attention", "#E69F00"), "rest": ("the rest", "#9A9A9A"),
+}  # fmt: skip
+
+
+def label(backend: str) -> str:
+    """The name of the backend of a step."""
+    return "INT4, lm_head too" if backend == "int4-lm-head" else style.name(backend)
+
+
+def in_order(backends) -> list[str]:
+    """Backends of steps in the order in which they are described to whoever measures them."""
+    known = set(backends)
+    return [backend for backend in BACKENDS if backend in known]
+
+
 @style.figure
 def whole_step(rows: pd.DataFrame) -> tuple[Figure, str]:
-    """A whole decode step of one model, a bar per kernel of its linear layers.
+    """A whole decode step of one model, a bar per kernel of its linear layers, with Amdahl's limit.
 
-    rows: token.page.whole_steps of one context
+    rows: token.page.whole_steps of one host and batch; a step without a profile is one bar in the backend's colour
     """
-    style.require(rows, ["backend", "context", "ms"], "whole_step")
-    rows = rows.set_index("backend").reindex(style.in_order(rows["backend"]))
-    where = style.conditions(rows, f"one sequence, {rows['context'].iloc[0]:.0f} tokens of context", "CUDA graph")
-    fig, ax = style.canvas("One token of Llama 3 8B, the whole step", where, height=0.6 + 0.42 * len(rows))
+    style.require(rows, ["backend", "batch", "context", "ms", *PARTS], "whole_step")
+    rows = rows.set_index("backend").reindex(in_order(rows["backend"]))
+    sequences = f"{rows['batch'].iloc[0]:.0f} sequence{'s' if rows['batch'].iloc[0] > 1 else ''}"
+    where = style.conditions(rows, sequences, f"{rows['context'].iloc[0]:.0f} tokens of context", "CUDA graph")
+    handles = [Patch(color=colour, label=word) for word, colour in PARTS.values()]
+    limit = _limit(rows)
+    if limit is not None:
+        handles.append(Line2D([], [], color=style.IDEAL, lw=1.8, ls=(0, (4, 3)), label="Amdahl's limit"))
+    height = 0.6 + 0.42 * len(rows)
+    title = "One token of Llama 3 8B, the whole step"
+    fig, ax = style.canvas(title, where, legend=handles, legend_columns=4, height=height)
     fp16 = rows["ms"].get(BASELINE, np.nan)
     told = []
     for y, (backend, row) in enumerate(rows.iterrows()):
-        ax.barh(y, row["ms"], 0.66, color=style.colour(backend), zorder=2)
+        left, shares = 0.0, row[list(PARTS)].astype(float)
+        if shares.isna().all():
+            ax.barh(y, row["ms"], 0.66, color=style.colour(backend), zorder=2)
+        for part, share in shares.dropna().items():
+            ax.barh(y, share * row["ms"], 0.66, left=left, color=PARTS[part][1], zorder=2)
+            left += share * row["ms"]
         gain = "" if np.isnan(fp16) else f"  {fp16 / row['ms']:.2f}×"
         text = f"{row['ms']:.2f} ms{gain}"
         ax.annotate(text, (row["ms"], y), xytext=(5, 0), textcoords="offset points", va="center", size=9.5)
-        told.append(f"{style.name(backend)} {text}")
-    ax.set_yticks(range(len(rows)), [style.name(backend) for backend in rows.index])
+        told.append(f"{label(backend)} {text}")
+    if limit is not None:
+        ax.axvline(limit, color=style.IDEAL, lw=1.8, ls=(0, (4, 3)), zorder=3)
+    ax.set_yticks(range(len(rows)), [label(backend) for backend in rows.index])
     ax.set(ylim=(len(rows) - 0.5, -0.5), xlim=(0, 1.3 * rows["ms"].max()), xlabel="ms per token")
     ax.grid(axis="y", visible=False)
-    return fig, f"Bars of a whole decode step of Llama 3 8B by the kernel of its linear layers: {'; '.join(told)}."
+    end = "" if limit is None else f" Amdahl's limit: {limit:.2f} ms."
+    return fig, f"Bars of a whole decode step of Llama 3 8B by the kernel of its linear layers: {'; '.join(told)}.{end}"
+
+
+def _limit(rows: pd.DataFrame) -> float | None:
+    """The ms of the FP16 step, if its products took the share of their time that INT4 leaves of their bytes."""
+    if BASELINE not in rows.index or pd.isna(rows.loc[BASELINE, "product"]):
+        return None
+    ms, product = rows.loc[BASELINE, ["ms", "product"]].astype(float)
+    return ms * (1 - product) + ms * product * INT4_BITS / 16

@@ -6,12 +6,14 @@ import pandas as pd
 from IPython.display import Markdown
 from matplotlib.figure import Figure
 
+from tinygemm import runs
 from tinygemm.models import MODELS, projections
 from tinygemm.problem import LAYER_OF_SHAPE, NARROW, WIDE, GemmProblem
 from tinygemm.report.base import page, tables
 from tinygemm.report.base.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, empty_node_us, origin
 from tinygemm.report.base.words import shape_name
 from tinygemm.report.token import figures
+from tinygemm.step.table import table as step_table
 
 MODEL = MODELS["llama-3-8b"]
 KERNELS = (BASELINE, "fp16-triton", "aten-int4mm", "int4-serial", "int4")
@@ -24,6 +26,29 @@ WEIGHTS = {
     "int4_mb": ("INT4, MB", ",.1f"),
     "floor_us": ("floor, µs", ".1f"),
     "latency_us_p50": ("ours, µs", ".1f"),
+}
+
+
+STEPS = {
+    "batch": ("Sequences", ".0f"),
+    "kernel": ("Kernel", ""),
+    "ms": ("lean, ms", ".2f"),
+    "speedup": ("speedup", ".2f"),
+    "tokens_per_s": ("tokens/s", ",.0f"),
+    "of_copy": ("of copy, %", ".0f"),
+    "memory_gb": ("memory, GB", ".1f"),
+    "their_ms": ("transformers, ms", ".2f"),
+    "their_speedup": ("speedup", ".2f"),
+}
+SHARED = {
+    "tp": ("GPUs", ".0f"),
+    "batch": ("Sequences", ".0f"),
+    "kernel": ("Kernel", ""),
+    "one_ms": ("one GPU, ms", ".2f"),
+    "ms": ("shared, ms", ".2f"),
+    "gain": ("gain", ".2f"),
+    "allreduce_ms": ("exchange, ms", ".2f"),
+    "speedup": ("speedup over FP16", ".2f"),
 }
 
 
@@ -107,36 +132,108 @@ def by_projection(run, table: pd.DataFrame, M: int = 1, kernels=KERNELS) -> pd.D
     return pd.DataFrame(found, columns=["backend", "projection", "ms"]).assign(**origin(run))
 
 
-def whole_steps(run, batch: int = 1) -> pd.DataFrame:
-    """Whole decode steps of the model that a run measured: backend, context, ms (median), gpu, run_id; the longest
-    context first, and no rows for a run without any."""
-    steps, samples = getattr(run, "steps", pd.DataFrame()), getattr(run, "step_samples", pd.DataFrame())
-    columns = ["backend", "context", "ms"]
-    if len(steps) == 0 or len(samples) == 0:
-        return pd.DataFrame(columns=columns)
-    wanted = (steps["status"] == "ok") & (steps["model"] == MODEL.key) & (steps["batch"] == batch)
-    rows = steps[wanted & (steps["case_id"].str.count("/") == 4)]  # no option of the case is unusual
-    us = samples.groupby("case_id")["step_us"].median()
-    rows = rows.assign(ms=rows["case_id"].map(us) / 1e3).dropna(subset=["ms"])
-    return rows.sort_values("context", ascending=False)[columns].reset_index(drop=True).assign(**origin(run))
+def steps_of(run, shared: bool = False):
+    """The recorded decode steps of a run's GPU: its own, or the newest beside it; None where there are none.
+
+    shared: those of models that several GPUs shared
+    """
+    if not shared and len(getattr(run, "steps", ())):
+        return run
+    try:
+        dirty = run.path.name.endswith("-dirty")
+        return runs.latest_steps(run.gpu["key"], run.path.parents[1], allow_dirty=dirty, shared=shared)
+    except runs.RunError:
+        return None
 
 
-def in_parts(run, table: pd.DataFrame) -> Figure | Markdown:
-    """A whole decode step where the run measured one, else the linear layers of a token, projection by projection."""
-    steps = whole_steps(run)
-    if len(steps):
-        return figures.whole_step(steps[steps["context"] == steps["context"].iloc[0]])
+def whole_steps(found) -> pd.DataFrame:
+    """Decode steps of the model at the context that most cases have: columns of step.table.table, gpu and run_id.
+
+    found: steps_of(run); without one there are no rows
+    """
+    if found is None:
+        return pd.DataFrame(columns=["backend", "host", "batch", "ms"])
+    rows = step_table(found.steps, found.step_samples, found.step_kernels)
+    rows = rows[(rows["model"] == MODEL.key) & rows["ms"].notna()]
+    rows = rows[rows["case_id"].str.count("/") - (rows["tp"] > 1) == 4]  # no other option of the case is unusual
+    if len(rows):
+        rows = rows[rows["context"] == rows["context"].mode().max()]
+    return rows.assign(**origin(found)).reset_index(drop=True)
+
+
+def in_parts(run, table: pd.DataFrame, batch: int = 1) -> Figure | Markdown:
+    """A whole decode step where one was recorded, else the linear layers of a token, projection by projection."""
+    rows = whole_steps(steps_of(run))
+    rows = rows[(rows["host"] == "lean") & (rows["batch"] == batch)]
+    if len(rows):
+        return figures.whole_step(rows)
     return page.shown(figures.layers_only, by_projection(run, table), lacking="the linear layers of Llama 3 8B")
 
 
-def what_parts_hold(run) -> Markdown:
-    """The contents of the figure of `in_parts`, and what it leaves out."""
-    if len(whole_steps(run)):
+def what_parts_hold(run, table: pd.DataFrame) -> Markdown:
+    """The contents of the figure of `in_parts`, and what it leaves out or was predicted."""
+    rows = whole_steps(steps_of(run))
+    if rows.empty:
         return Markdown(
-            "The step is whole: attention, norms, `lm_head` and the choice of the token are in it, as one CUDA graph. "
-            "What does not shrink with the weights shows as the difference to the sum of {doc}`00_answer`."
+            "The figure holds linear layers only. Attention, norms, sampling and the exchange between GPUs come on top "
+            "and do not shrink. No whole decode step was measured on this GPU, so {doc}`00_answer` projects a token "
+            "from these products and `lm_head`."
         )
-    return Markdown(
-        "The figure holds linear layers only. Attention, norms, sampling and the exchange between GPUs come on top and "
-        "do not shrink; {doc}`00_answer` adds `lm_head`. No whole decode step was measured in this run."
+    told = (
+        "The step is whole: attention, norms, `lm_head` and the choice of the token are in it, as one CUDA graph. Only "
+        "products shrink with the weights. The dashed line is Amdahl's limit: the FP16 step, if each product took the "
+        "share of its time that is left of its bytes."
     )
+    return Markdown(" ".join([told, *filter(None, [predicted(run, table, rows)])]))
+
+
+def predicted(run, table: pd.DataFrame, rows: pd.DataFrame, batch: int = 1) -> str:
+    """The INT4 step as products timed alone foretell it, against the measured one; empty where a part is missing."""
+    lean = rows[(rows["host"] == "lean") & (rows["batch"] == batch)].set_index("backend")
+    alone = by_projection(run, table, batch, ("int4",))
+    if not {BASELINE, "int4"} <= set(lean.index) or alone.empty or pd.isna(lean.loc[BASELINE, "product"]):
+        return ""
+    rest = lean.loc[BASELINE, "ms"] * (1 - lean.loc[BASELINE, "product"])
+    head = 1e3 * GemmProblem(batch, MODEL.vocab, MODEL.hidden, -1).bytes_min(16) / copy_bandwidth_gb_s(table) / 1e9
+    foretold, measured = alone["ms"].sum() + head + rest, lean.loc["int4", "ms"]
+    return (
+        f"Products timed alone ({alone['ms'].sum():.2f} ms), `lm_head` at the speed of a copy ({head:.2f} ms) and what "
+        f"else the FP16 step does ({rest:.2f} ms) make {foretold:.2f} ms. Measured: **{measured:.2f} ms**, "
+        f"{measured / foretold - 1:+.0%}."
+    )
+
+
+def steps_table(run) -> Markdown | None:
+    """Whole decode steps by sequences and kernel, in the lean model and in transformers; nothing without any."""
+    rows = whole_steps(steps_of(run))
+    if rows.empty:
+        return None
+    key = ["batch", "backend"]
+    theirs = {"ms": "their_ms", "speedup": "their_speedup"}
+    hosted = rows[rows["host"] == "transformers"][[*key, *theirs]].rename(columns=theirs)
+    both = rows[rows["host"] == "lean"].merge(hosted, "left", on=key)
+    order = {backend: i for i, backend in enumerate(figures.in_order(both["backend"]))}
+    both = both.sort_values(key, key=lambda of: of.map(order) if of.name == "backend" else of)
+    both = both.assign(kernel=both["backend"].map(figures.label), of_copy=100 * both["of_copy"])
+    context = both["context"].iloc[0]
+    caption = (
+        f"A decode step of Llama 3 8B at {context:.0f} tokens of context, compiled, in a lean model and in that of "
+    )
+    return page.table(both, STEPS, "tab-steps", f"{caption}Hugging Face transformers")
+
+
+def shared_table(run) -> Markdown | None:
+    """Decode steps that several GPUs shared beside those of one; nothing where none were recorded."""
+    several, one = whole_steps(steps_of(run, shared=True)), whole_steps(steps_of(run))
+    if several.empty:
+        return None
+    alone = {"ms": "one_ms"}
+    key = ["batch", "context", "host", "backend"]
+    columns = [*key, *alone]
+    one = one[columns] if len(one) else pd.DataFrame(columns=columns)
+    both = several.merge(one.rename(columns=alone), "left", on=key)
+    both = both.assign(
+        kernel=both["backend"].map(figures.label), gain=both["one_ms"].astype(float) / both["ms"],
+        allreduce_ms=both["allreduce"] * both["ms"], one_ms=both["one_ms"].astype(float),
+    )  # fmt: skip
+    return page.table(both, SHARED, "tab-shared", "A decode step of Llama 3 8B that several GPUs share")
