@@ -1,6 +1,7 @@
 """Recorded data: the dictionary is the schema, every run is whole and clean, and none names a machine or a user."""
 
 import dataclasses
+import functools
 import json
 import re
 
@@ -13,6 +14,7 @@ from tinygemm.report.base import tables
 from tinygemm.runs import DATA_ROOT, STATUS, TABLES, RunError, load_run, recorded_runs
 
 RUNS = recorded_runs()
+loaded = functools.cache(load_run)  # each once, whatever is asked of it
 READ_ONLY = ("int4-load-only", "int4-load-only-serial")  # compute nothing that could be compared
 # a path with folders, an address, a UUID, a name of a host or its user
 GIVES_AWAY = {
@@ -83,11 +85,11 @@ def test_the_dictionary_names_every_status():
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: f"{path.parent.name}/{path.name}")
 class TestRecordedRun:
     def test_it_loads_and_every_file_has_its_sha256(self, path):
-        run = load_run(path)
+        run = loaded(path)
         assert run.provenance["files"].keys() >= {"cases.csv", "samples.csv"}
 
     def test_its_folder_is_its_gpu_and_run_id(self, path):
-        provenance = load_run(path).provenance
+        provenance = loaded(path).provenance
         assert (provenance["gpu"]["key"], provenance["run_id"]) == (path.parent.name, path.name)
         assert path.name.endswith(provenance["commit"][:7])
 
@@ -99,7 +101,7 @@ class TestRecordedRun:
             assert found == {None}, file.name
 
     def test_every_case_was_verified_before_it_was_timed(self, path):
-        cases = load_run(path).cases
+        cases = loaded(path).cases
         timed = cases[cases["status"] == "ok"]
         products = timed[~timed["backend"].isin([*tables.NO_PRODUCT, *READ_ONLY])]
         assert products["max_err"].notna().all()
@@ -107,7 +109,7 @@ class TestRecordedRun:
         assert (cases.loc[cases["status"] != "ok", "message"] != "").all()
 
     def test_it_holds_its_own_ideals(self, path):
-        run = load_run(path)
+        run = loaded(path)
         rows = run.cases[tables.in_mode(run.cases) | run.cases["backend"].isin(tables.IDEALS)]
         table = tables.summarize(rows, run.samples)
         assert tables.copy_bandwidth_gb_s(table) > 0
