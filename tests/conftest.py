@@ -10,16 +10,24 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+COMPILED = ("aot", "gpu")
 REQUIRE_BROWSER = "TINYGEMM_REQUIRE_BROWSER"
 
 
 def pytest_configure(config):
     """Kernels run in Triton's interpreter, unless this process was asked for what the interpreter rules out."""
-    compiled = any(config.getoption("markexpr") == mark for mark in ("aot", "gpu"))
-    if compiled:
+    if config.getoption("markexpr") in COMPILED:
         os.environ.pop("TRITON_INTERPRET", None)
     else:
         os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Where only compiled kernels are asked for, files without a test of that mark are not imported: seconds each."""
+    mark = config.getoption("markexpr")
+    if mark in COMPILED and collection_path.name.startswith("test_"):
+        return True if f"mark.{mark}" not in collection_path.read_text(encoding="utf-8") else None
+    return None
 
 
 def pytest_collection_modifyitems(config, items):

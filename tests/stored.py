@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
-from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from operands import make_operands
 from safetensors.torch import save_file
 from torch import nn
@@ -45,10 +43,19 @@ def compressed(codes, scales, zeros, group_size=32, dtype=torch.float16) -> dict
     state = {"weight": weight.float(), "weight_scale": scale} | (
         {} if points is None else {"weight_zero_point": points}
     )
-    return PackedQuantizationCompressor.compress(state, scheme(group_size, zeros is None))
+    return compressor().compress(state, scheme(group_size, zeros is None))
 
 
-def scheme(group_size: int, symmetric: bool) -> QuantizationScheme:
+def compressor():
+    """The compressor of compressed-tensors; seconds to import, which only the tests that use it should take."""
+    from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
+
+    return PackedQuantizationCompressor
+
+
+def scheme(group_size: int, symmetric: bool):
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
     size = {"strategy": "channel"} if group_size == -1 else {"strategy": "group", "group_size": group_size}
     return QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(num_bits=4, symmetric=symmetric, **size))
 

@@ -75,3 +75,18 @@ def test_a_remembered_interval_is_that_of_its_samples():
     for _ in range(2):
         kept = intervals.bootstrap_interval(intervals.median, samples)
         assert all(np.array_equal(*pair) for pair in zip(kept, fresh, strict=True))
+
+
+def test_a_statistic_whose_changes_would_not_be_noticed_is_refused():
+    with pytest.raises(ValueError, match=r"mean must be a statistic of tinygemm\.report\.base\.intervals"):
+        intervals.bootstrap_interval(np.mean, np.ones((3, 30)))
+
+
+def test_an_interval_of_operands_timed_apart_is_wider_than_that_of_shared_rounds():
+    """Planted: both operands follow the same clock, which cancels only where the same rounds are drawn."""
+    clock = np.random.default_rng(1).normal(10, 1, (1, 40))
+    paired = intervals.bootstrap_interval(intervals.ratio_of_medians, clock, 2 * clock)
+    apart = intervals.independent_interval(intervals.ratio_of_medians, clock, 2 * clock)
+    assert np.ravel(paired).tolist() == [0.5, 0.5]
+    assert apart[0] < 0.49
+    assert apart[1] > 0.51

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operands import assert_close, make_operands
@@ -20,6 +19,7 @@ from stored import (
     Small,
     awq,
     compressed,
+    compressor,
     gptq,
     layer,
     llama,
@@ -116,7 +116,7 @@ def test_compressed_tensors_reads_the_same_weights(tmp_path_factory, N, groups, 
     quantization = settings_of("compressed-tensors", group_size)
     folder = write(tmp_path_factory.mktemp("compressed"), layer("proj", stored), quantization)
     read = QuantizedCheckpoint(folder).read("proj").packed
-    expected = PackedQuantizationCompressor.decompress(stored, scheme(group_size, symmetric))["weight"]
+    expected = compressor().decompress(stored, scheme(group_size, symmetric))["weight"]
     assert expected.dtype == dtype
     assert torch.equal(tinygemm.dequantize(read, dtype), expected)
     assert read.group_size == (group_size if K == groups * group_size else read.group_size)

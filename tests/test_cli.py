@@ -45,17 +45,27 @@ def run(tmp_path_factory):
     return runs.load_run(synthetic.write_run(tmp_path_factory.mktemp("data"), m_list=(1, 8), n_samples=5))
 
 
+@pytest.fixture(scope="module")
+def report_rows(run):
+    return tables.report_table(run)
+
+
+@pytest.fixture(scope="module")
+def breakdown_rows(run):
+    return tables.breakdown(run)
+
+
 @pytest.fixture
-def bench_csv(run, tmp_path):
+def bench_csv(report_rows, tmp_path):
     file = tmp_path / "bench.csv"
-    tables.report_table(run).to_csv(file, index=False)
+    report_rows.to_csv(file, index=False)
     return file
 
 
 @pytest.fixture
-def breakdown_csv(run, tmp_path):
+def breakdown_csv(breakdown_rows, tmp_path):
     file = tmp_path / "breakdown.csv"
-    tables.breakdown(run).to_csv(file, index=False)
+    breakdown_rows.to_csv(file, index=False)
     return file
 
 
@@ -120,19 +130,25 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Absent())
 from tinygemm.cli import main
-main({arguments!r})
+for arguments in {commands!r}:
+    try:
+        main(arguments)
+    except SystemExit as stopped:
+        if stopped.code:
+            raise
 """
 
 
-def without_torch(*arguments):
-    code = WITHOUT_TORCH.format(arguments=[str(argument) for argument in arguments])
+def without_torch(*commands):
+    """Commands one after the other in a process of their own, which the first that fails ends."""
+    code = WITHOUT_TORCH.format(commands=[[str(argument) for argument in command] for command in commands])
     return subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=ROOT)
 
 
 def test_help_plots_and_the_ncu_command_need_no_torch(bench_csv, breakdown_csv, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    for arguments in (
+    done = without_torch(
         ("--help",),
         ("plot", "decode", "--csv", bench_csv, "--out_dir", out),
         ("plot", "breakdown", "--csv", breakdown_csv, "--out", out / "c.svg"),
@@ -147,14 +163,13 @@ def test_help_plots_and_the_ncu_command_need_no_torch(bench_csv, breakdown_csv, 
             out / "b.png",
         ),
         ("counters", "--out_dir", out, "--dry_run"),
-    ):
-        done = without_torch(*arguments)
-        assert done.returncode == 0, done.stderr
+    )
+    assert done.returncode == 0, done.stderr
     assert {file.name for file in out.iterdir()} == {"speedup_vs_n.png", "decode_latency.png", "c.svg", "b.png"}
 
 
 def test_a_measurement_without_torch_says_how_to_get_it(tmp_path):
-    done = without_torch("bench", "--csv", tmp_path / "b.csv")
+    done = without_torch(("bench", "--csv", tmp_path / "b.csv"))
     assert done.returncode == 1
     assert re.fullmatch(r"Error: .*torch is not installed \(pip install -e '\.\[kernel\]'\)\n", done.stderr)
 

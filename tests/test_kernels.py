@@ -88,7 +88,7 @@ TOKENS = {  # one, one less than a tile holds, a full tile, more than one
     ids=lambda value: f"{value.form}-{value.block_m}" if isinstance(value, LaunchConfig) else None,
 )
 def test_any_number_of_tokens(config, M):
-    check(M, 48, 256, 128, False, replace(config, block_n=16))
+    check(M, 32, 256, 128, False, replace(config, block_n=16))
 
 
 @pytest.mark.parametrize("N", [1, 15, 33, 100])

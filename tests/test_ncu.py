@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import re
 import sys
 from dataclasses import replace
@@ -629,12 +630,15 @@ def test_real_counters_agree_with_the_bytes_that_must_move(backend):
     assert 0.05 < summary["frac_dram"] < 1
 
 
+counters_of = functools.cache(lambda folder: load_run(folder).counters)  # of one run for all its files
+
+
 @pytest.mark.skipif(not RECORDED, reason="no recorded run has counters")
 @pytest.mark.parametrize("file", RECORDED, ids=lambda file: f"{file.parent.parent.name}/{file.stem}")
 def test_a_real_ncu_file_is_imported_as_the_run_that_kept_it_did(file):
-    run = load_run(file.parents[1])
+    counters = counters_of(file.parents[1])
     case_id = file.stem.replace("_", "/")
     rows = table(read_file(file, case_id, ncu.PROFILED_CALLS))
-    kept = run.counters[run.counters["case_id"] == case_id].reset_index(drop=True)
+    kept = counters[counters["case_id"] == case_id].reset_index(drop=True)
     assert len(kept) > 0
     pd.testing.assert_frame_equal(rows, kept, check_dtype=False)

@@ -6,7 +6,13 @@ import numpy as np
 import pandas as pd
 
 from tinygemm.report.base.host import steady_run
-from tinygemm.report.base.intervals import RESAMPLES, interval_of, median, ratio_of_medians, resample, sample_matrix
+from tinygemm.report.base.intervals import (
+    bootstrap_interval,
+    independent_interval,
+    mean_ratio,
+    ratio_of_medians,
+    sample_matrix,
+)
 from tinygemm.report.base.tables import GROUP, SHAPE, in_mode, problem_of
 
 # --- which cases --------------------------------------------------------------------------------------------------
@@ -88,38 +94,30 @@ def medians(run, cases: pd.DataFrame) -> pd.Series:
 
 
 def contrast(run, frame: pd.DataFrame, operands: list[str], statistic=ratio_of_medians) -> pd.DataFrame:
-    """Add value, low, high: a statistic of the samples of the cases that the `operands` columns of `frame` name."""
-    frame = frame.reset_index(drop=True)
-    values, resamples = resampled(run, frame, operands, statistic)
-    low, high = interval_of(resamples) if len(frame) else (values, values)
-    return frame.assign(value=values, low=low, high=high)
-
-
-def resampled(run, frame: pd.DataFrame, operands: list[str], statistic=ratio_of_medians) -> tuple:
-    """A statistic for each row of `frame`, and what it would have been in RESAMPLES other runs.
+    """Add value, low, high: a statistic of the samples of the cases that the `operands` columns of `frame` name.
 
     Cases that were timed in the same rounds are resampled round by round, so that what a whole round shares cancels.
     Cases of different groups (a graph and an eager call) are resampled independently.
 
-    returns: values [rows], resamples [rows, RESAMPLES]; NaN resamples where a case has fewer than two samples
+    returns: frame with a fresh index and the three columns; NaN ends where a case has fewer than two samples
     """
-    values, draws = np.full(len(frame), np.nan), np.full((len(frame), RESAMPLES), np.nan)
+    frame = frame.reset_index(drop=True).assign(value=np.nan, low=np.nan, high=np.nan)
     if frame.empty:
-        return values, draws
+        return frame
     named = run.cases[run.cases["case_id"].isin(pd.unique(frame[operands].to_numpy().ravel()))]
     matrix = sample_matrix(named, run.samples)
     groups = named.assign(problem=problem_of(named)).set_index("case_id")
-    groups = groups[[*GROUP, "n_samples"]].astype(str).agg("/".join, axis=1)
-    rounds = pd.concat([frame[name].map(matrix.notna().sum(axis=1)) for name in operands], axis=1, keys=operands)
+    groups = groups.groupby([*GROUP, "n_samples"], dropna=False).ngroup()
+    lengths = matrix.notna().sum(axis=1)
+    rounds = [frame[name].map(lengths).rename(name) for name in operands]
     paired = pd.concat([frame[name].map(groups) for name in operands], axis=1).nunique(axis=1) == 1
-    for (together, *lengths), rows in frame.groupby([paired, *(rounds[name] for name in operands)], sort=False):
+    for (together, *lengths), rows in frame.groupby([paired, *rounds], sort=False):
         samples = [
             matrix.loc[rows[name]].iloc[:, : int(n)].to_numpy() for name, n in zip(operands, lengths, strict=True)
         ]
-        values[rows.index] = statistic(*samples)
-        if min(lengths) > 1:
-            draws[rows.index] = resample(statistic, *samples, paired=together)
-    return values, draws
+        low, high = (bootstrap_interval if together else independent_interval)(statistic, *samples)
+        frame.loc[rows.index, ["value", "low", "high"]] = np.transpose([statistic(*samples), low, high])
+    return frame
 
 
 def geometric_mean(pairs: pd.DataFrame, matrix: pd.DataFrame) -> dict[str, float]:
@@ -133,24 +131,5 @@ def geometric_mean(pairs: pd.DataFrame, matrix: pd.DataFrame) -> dict[str, float
     ids = pd.concat([pairs["left_id"], pairs["right_id"]])
     rounds = int(matrix.notna().sum(axis=1).loc[ids].min())
     left, right = (matrix.loc[pairs[side]].iloc[:, :rounds].to_numpy() for side in ("left_id", "right_id"))
-    low, high = interval_of(resample(_mean_ratio, left, right)) if rounds > 1 else (np.nan, np.nan)
-    return {"value": float(_mean_ratio(left, right)), "low": float(low), "high": float(high)}
-
-
-# --- statistics beside the ratio of two medians -------------------------------------------------------------------
-
-
-def best_fp16_over(cublas: np.ndarray, ours: np.ndarray, int4: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Speedup over the faster of two FP16 kernels: ratio of medians."""
-    return np.minimum(median(cublas, axis), median(ours, axis)) / median(int4, axis)
-
-
-def log_share(start: np.ndarray, middle: np.ndarray, end: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The part of a speedup start / end that its first factor, start / middle, makes up, in logarithms."""
-    start, middle, end = (np.log(median(samples, axis)) for samples in (start, middle, end))
-    return (start - middle) / (start - end)
-
-
-def _mean_ratio(left: np.ndarray, right: np.ndarray, axis: int = -1) -> np.ndarray:
-    """[cases, ..., rounds] twice -> [...]: medians over the rounds, then the geometric mean over the cases."""
-    return np.exp(np.log(ratio_of_medians(left, right, axis)).mean(axis=0))
+    low, high = bootstrap_interval(mean_ratio, left, right)
+    return {"value": float(mean_ratio(left, right)), "low": float(low), "high": float(high)}

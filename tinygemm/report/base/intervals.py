@@ -30,6 +30,32 @@ def difference_of_medians(left: np.ndarray, right: np.ndarray, axis: int = -1) -
     return median(left, axis) - median(right, axis)
 
 
+def mean_ratio(left: np.ndarray, right: np.ndarray, axis: int = -1) -> np.ndarray:
+    """[cases, ..., rounds] twice -> [...]: ratios of medians over the rounds, their geometric mean over the cases."""
+    return np.exp(np.log(ratio_of_medians(left, right, axis)).mean(axis=0))
+
+
+def best_fp16_over(cublas: np.ndarray, ours: np.ndarray, int4: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Speedup over the faster of two FP16 kernels: ratio of medians."""
+    return np.minimum(median(cublas, axis), median(ours, axis)) / median(int4, axis)
+
+
+def selected_over_better(fused: np.ndarray, dequant: np.ndarray, selected: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The time of the selected path in units of the better of the two: ratio of medians."""
+    return median(selected, axis) / np.minimum(median(fused, axis), median(dequant, axis))
+
+
+def saved(left: np.ndarray, right: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The share of the time `left` that `right` saves; below zero it takes longer."""
+    return 1 - median(right, axis) / median(left, axis)
+
+
+def log_share(start: np.ndarray, middle: np.ndarray, end: np.ndarray, axis: int = -1) -> np.ndarray:
+    """The part of a speedup start / end that its first factor, start / middle, makes up, in logarithms."""
+    start, middle, end = (np.log(median(samples, axis)) for samples in (start, middle, end))
+    return (start - middle) / (start - end)
+
+
 @remembered
 def bootstrap_interval(statistic, *samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The 95 % percentile interval of `statistic`, rounds drawn with replacement.
@@ -37,14 +63,27 @@ def bootstrap_interval(statistic, *samples: np.ndarray) -> tuple[np.ndarray, np.
     The same rounds are drawn for every case and operand, so what a whole round shares (a clock that moved) cancels in a
     ratio of two backends of that round.
 
-    statistic: median, ratio_of_medians or difference_of_medians
+    statistic: one of this module, or a change of it would not be noticed where the interval is remembered
     samples:   one array [cases, rounds] per operand of the statistic; column i was measured in round i
     returns:   low [cases], high [cases]; NaN where there are fewer than two rounds
+    raises:    ValueError for a statistic of another module
     """
-    cases, rounds = samples[0].shape
-    if rounds < 2 or cases == 0:
-        return np.full(cases, np.nan), np.full(cases, np.nan)
-    return interval_of(resample(statistic, *samples))
+    return _interval(statistic, samples, paired=True)
+
+
+@remembered
+def independent_interval(statistic, *samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same for operands that were timed apart, which may differ in rounds: each draws rounds of its own."""
+    return _interval(statistic, samples, paired=False)
+
+
+def _interval(statistic, samples: tuple[np.ndarray, ...], paired: bool) -> tuple[np.ndarray, np.ndarray]:
+    if statistic.__module__ != __name__:
+        raise ValueError(f"{statistic.__qualname__} must be a statistic of {__name__}, whose changes are noticed")
+    if samples[0].size == 0 or min(part.shape[-1] for part in samples) < 2:
+        shape = np.shape(statistic(*samples))
+        return np.full(shape, np.nan), np.full(shape, np.nan)
+    return interval_of(resample(statistic, *samples, paired=paired))
 
 
 def resample(statistic, *samples: np.ndarray, paired: bool = True) -> np.ndarray:

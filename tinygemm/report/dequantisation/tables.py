@@ -7,7 +7,7 @@ import pandas as pd
 
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import contrasts
-from tinygemm.report.base.intervals import median
+from tinygemm.report.base.intervals import saved
 from tinygemm.report.base.tables import origin
 
 REGIMES = dict(zip(("narrow", "square", "wide", "tall"), STUDY_SHAPES, strict=True))  # at these (K, N)
@@ -66,11 +66,6 @@ def removals(run, M: int = 1) -> pd.DataFrame:
 
 def _from_python(cause: str) -> str:
     return f"{cause}, from Python"
-
-
-def saved(left: np.ndarray, right: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The share of the time `left` that `right` saves; below zero it takes longer."""
-    return 1 - median(right, axis) / median(left, axis)
 
 
 def programs(run, M: int = 1, launch: str = "graph") -> pd.DataFrame:

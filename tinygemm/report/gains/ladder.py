@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from tinygemm.report.base import contrasts
+from tinygemm.report.base.intervals import log_share
 from tinygemm.report.base.tables import BASELINE, origin
 
 # step -> (from, to), each (backend, launch); neighbours on the path differ in one thing
@@ -107,7 +108,7 @@ def shares(run, M: int = 1) -> pd.DataFrame:
     ends = {"cublas": (BASELINE, "graph"), "twin": ("fp16-triton", "graph"), "int4": ("int4", "graph")}
     rows = contrasts.pairs(contrasts.timed(run, M), ends)
     gain = contrasts.contrast(run, rows, ["cublas", "int4"])
-    share = contrasts.contrast(run, rows, list(ends), contrasts.log_share)
+    share = contrasts.contrast(run, rows, list(ends), log_share)
     both = {f"{name}{end}": of[column] for name, of in (("share", share), ("gain", gain))
             for end, column in (("", "value"), ("_low", "low"), ("_high", "high"))}  # fmt: skip
     return gain[["problem", "M", "K", "N"]].assign(**both)

@@ -7,8 +7,7 @@ import pandas as pd
 
 from tinygemm.models import MODELS, TENSOR_PARALLEL, possible_degrees, projections
 from tinygemm.problem import GemmProblem
-from tinygemm.report.base.contrasts import best_fp16_over
-from tinygemm.report.base.intervals import interval_table, sample_matrix
+from tinygemm.report.base.intervals import best_fp16_over, interval_table, sample_matrix
 from tinygemm.report.base.tables import BASELINE, in_mode, problem_of
 
 FP16 = (BASELINE, "fp16-triton")

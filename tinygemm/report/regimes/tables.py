@@ -7,7 +7,7 @@ import pandas as pd
 
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import contrasts
-from tinygemm.report.base.intervals import median
+from tinygemm.report.base.intervals import best_fp16_over, selected_over_better
 from tinygemm.report.base.tables import BASELINE, at_shapes, in_mode, origin
 
 KERNELS = ("int4-static", "int4")
@@ -30,7 +30,7 @@ def speedups(run) -> pd.DataFrame:
         rows = contrasts.contrast(run, contrasts.pairs(cases, ends), list(ends))
         found.append(rows.assign(kernel=kernel, against="cuBLAS"))
         ends = {"cublas": (BASELINE, "graph"), "twin": ("fp16-triton", "graph"), "int4": (kernel, "graph")}
-        rows = contrasts.contrast(run, contrasts.pairs(cases, ends), list(ends), contrasts.best_fp16_over)
+        rows = contrasts.contrast(run, contrasts.pairs(cases, ends), list(ends), best_fp16_over)
         found.append(rows.assign(kernel=kernel, against="best FP16"))
     columns = ["problem", "M", "K", "N", "kernel", "against", "value", "low", "high"]
     return pd.concat(found, ignore_index=True)[columns].assign(**origin(run))
@@ -109,11 +109,6 @@ def selection(run, shapes=STUDY_SHAPES) -> pd.DataFrame:
     rows = contrasts.pairs(contrasts.timed(run), ends)
     rows = rows[at_shapes(rows, shapes)]
     return contrasts.contrast(run, rows, list(ends), selected_over_better).drop(columns=list(ends))
-
-
-def selected_over_better(fused: np.ndarray, dequant: np.ndarray, selected: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The time of the selected path in units of the better of the two: ratio of medians."""
-    return median(selected, axis) / np.minimum(median(fused, axis), median(dequant, axis))
 
 
 def crossing(advantage: pd.Series) -> float:
