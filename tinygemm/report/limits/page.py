@@ -6,6 +6,7 @@ import pandas as pd
 from IPython.display import Markdown
 from matplotlib.figure import Figure
 
+from tinygemm import runs
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import page, style
 from tinygemm.report.base.tables import primary
@@ -130,6 +131,27 @@ def no_counters() -> Markdown:
 def not_collected(what: str) -> Markdown:
     """The sentence in place of a figure of counters, for a run whose profiler did not collect them."""
     return Markdown(f"*The counters of this run do not say: {what}.*")
+
+
+def counted(run):
+    """The run whose counters a page shows: this one if it was profiled, else the newest recorded one that was."""
+    if len(run.counters):
+        return run
+    profiled = [path for path in runs.recorded_runs() if (path / "counters.csv").is_file() and "-dirty" not in path.name]
+    return runs.load_run(profiled[-1]) if profiled else run
+
+
+def whose_counters(run, profiled) -> Markdown | None:
+    """Tell whose counters stand on the page, where they are not this run's.
+
+    profiled: counted(run)
+    """
+    if profiled is run:
+        return None
+    return Markdown(
+        f"*Nsight Compute did not profile this run. The counters on this page are those of an {profiled.gpu['name']}, "
+        f"run {profiled.provenance['run_id']}.*"
+    )
 
 
 def cases_of(run, table: pd.DataFrame) -> pd.DataFrame:
