@@ -282,7 +282,9 @@ const TinyGemm = (() => {
 
 (() => {
   const ms = (us) => (us / 1e3).toFixed(2), gb = (bytes) => (bytes / 1e9).toFixed(1);
-  const band = ({ speedup, speedup_low, speedup_high }) => `${speedup.toFixed(2)}× (${speedup_low.toFixed(2)} to ${speedup_high.toFixed(2)})`;
+  /* nothing where both ends are within half a percent of their middle: as base/words.py prints an interval */
+  const bracket = (low, high) => (high - low <= 0.005 * Math.abs(high + low) ? "" : ` (${low.toFixed(2)} to ${high.toFixed(2)})`);
+  const band = ({ speedup, speedup_low, speedup_high }) => `${speedup.toFixed(2)}×${bracket(speedup_low, speedup_high)}`;
   const element = (tag, text, properties = {}) => Object.assign(document.createElement(tag), { textContent: text }, properties);
 
   function sentence(question, found) {
@@ -304,7 +306,7 @@ const TinyGemm = (() => {
       ["Memory", `weights ${gb(memory.fp16)} GB in FP16, ${gb(memory.int4)} GB in INT4, per GPU: ${fits("FP16", memory.context_fp16)}, ${fits("INT4", memory.context_int4)}`],
     ];
     if (kv.length) told.push(["K and V alone", `INT4 saves ${ms(kv[0].gain_us)} ms a step as two products (${kv[0].speedup.toFixed(2)}×), ${ms(kv[1].gain_us)} ms as one (${kv[1].speedup.toFixed(2)}×)`]);
-    if (rival) told.push(["Other kernel", `${data.names[rival.backend]} takes ${rival.ratio.toFixed(2)} times as long (${rival.low.toFixed(2)} to ${rival.high.toFixed(2)}): ${rival.as_good ? "would do as well within the band" : "would not do as well"}`]);
+    if (rival) told.push(["Other kernel", `${data.names[rival.backend]} takes ${rival.ratio.toFixed(2)} times as long${bracket(rival.low, rival.high)}: ${rival.as_good ? "would do as well within the band" : "would not do as well"}`]);
     return told;
   }
 
