@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from tinygemm.backends import PEER, of_family
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base.contrasts import compare, geometric_mean, medians, primary_cases
 from tinygemm.report.base.intervals import sample_matrix
@@ -14,8 +15,8 @@ from tinygemm.report.base.tables import GROUP_SIZE, SHAPE, at_shapes, problem_of
 from tinygemm.report.limits.tables import static_counts
 from tinygemm.runs import DATA_ROOT
 
-PEERS = ("aten-int4mm", "gemlite", "marlin")
 CONTEXT = "bitsandbytes-nf4"  # four bits, but another format: shown beside the peers, never one of them
+PEERS = tuple(name for name in of_family(PEER) if name != CONTEXT)
 # reads -> what is held against them: both overlap the call before them, or neither does
 READS = {"int4-load-only": "int4", "int4-load-only-serial": "int4-serial"}
 OVERLAPPING, SERIAL = READS
