@@ -11,6 +11,7 @@ from tinygemm.report.answer import words as answer
 from tinygemm.report.base import page as shared
 from tinygemm.report.base import tables
 from tinygemm.report.base.page import lacks, table
+from tinygemm.report.base.words import bracket
 from tinygemm.report.predict.page import no_model
 
 FINDINGS = {"claim": ("Its claim", ""), "finding": ("What we find", ""), "why": ("Why", "")}
@@ -67,7 +68,7 @@ def takeaway(found: answer.Answer) -> Markdown:
         totals, name = case.advice.totals, case.advice.gpu.removeprefix("NVIDIA ")
         how = "Projected for" if case.projected else "On"
         told.append(
-            f"{how} an {name}: {totals['speedup']:.1f}× ({totals['speedup_low']:.1f} to {totals['speedup_high']:.1f}) "
-            f"per token at M = 1. Key and value alone: {case.kv['share']:.0%} of a token."
+            f"{how} an {name}: {totals['speedup']:.1f}×"
+            f"{bracket(totals['speedup_low'], totals['speedup_high'], '.1f')} per token at M = 1. Key and value alone: {case.kv['share']:.0%} of a token."
         )
     return shared.takeaway(" ".join(told))
