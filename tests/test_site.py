@@ -16,6 +16,7 @@ from tinygemm.report.base import style
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 import optional_pages
+import report_pages
 import table_data
 import whole_site
 
@@ -206,3 +207,23 @@ def test_nothing_is_packed_before_the_report_is_built(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"index\.html"):
         publish.archive(tmp_path, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("One {glue:text}`a-x:.1f`×. Two {glue:text}`b-y:.0f`. Three.", "One {glue:text}`a-x:.1f`×. Three."),
+        ("# Title\n\n*All of {glue:text}`b-y:.0f`.*", f"# Title\n\n{report_pages.LACKING}"),
+        (":::{admonition} Takeaway\n\nOnly {glue:text}`c-z`.\n:::",
+         f":::{{admonition}} Takeaway\n\n{report_pages.LACKING}\n:::"),
+        ("Code `a. b`, 4096×1024. {doc}`x`.", "Code `a. b`, 4096×1024. {doc}`x`."),
+    ],
+)  # fmt: skip
+def test_a_sentence_on_a_number_that_the_run_lacks_is_left_out(text, left):
+    outputs = [
+        {"metadata": {"scrapbook": {"name": name}}, "data": {"text/plain": value}}
+        for name, value in (("a-x", "1.5"), ("b-y", "nan"))
+    ]
+    known = report_pages.glued({"cells": [{"cell_type": "code", "outputs": outputs}]})
+    assert known == {"a-x"}
+    assert report_pages.only_known(text, known) == left
