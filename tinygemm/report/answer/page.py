@@ -69,6 +69,7 @@ def takeaway(found: answer.Answer) -> Markdown:
         how = "Projected for" if case.projected else "On"
         told.append(
             f"{how} an {name}: {totals['speedup']:.1f}×"
-            f"{bracket(totals['speedup_low'], totals['speedup_high'], '.1f')} per token at M = 1. Key and value alone: {case.kv['share']:.0%} of a token."
+            f"{bracket(totals['speedup_low'], totals['speedup_high'], '.1f')} per token at M = 1. Key and value alone: "
+            f"{case.kv['share']:.0%} of a token."
         )
     return shared.takeaway(" ".join(told))

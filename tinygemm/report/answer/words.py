@@ -123,8 +123,8 @@ def sentence(found: Answer) -> str:
     return (
         f"**{_lead(speedup['int4'], *found.m_pays, found.gpu)}** The linear layers of one token of Llama 3 8B take "
         f"{ms['int4']:.1f} ms there in INT4 and {ms[BASELINE]:.1f} ms in FP16{predicted}: INT4 is "
-        f"**{_times(speedup['int4'])}** as fast{serial}. {_later(found)}{_head(rows['head_ms'][BASELINE])} The accuracy "
-        "of a large model is not measured here."
+        f"**{_times(speedup['int4'])}** as fast{serial}. {_later(found)}{_head(rows['head_ms'][BASELINE])} The "
+        "accuracy of a large model is not measured here."
     )
 
 

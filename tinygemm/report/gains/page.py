@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 from matplotlib.figure import Figure
@@ -29,6 +30,8 @@ def facts(run, table: pd.DataFrame) -> dict[str, float]:
         last = here.loc[(here["order"] == "overlap last") & (here["step"] == "overlap"), "value"]
         found |= {f"{name}_bits": bits.max(), f"{name}_rest": rest.prod() if len(rest) else float("nan")}
         found |= {f"{name}_overlap": last.max()}
+        share = np.log(found[f"{name}_bits"]) / np.log(found[f"{name}_bits"] * found[f"{name}_rest"])
+        found |= {f"{name}_bits_share": share, f"{name}_rest_share": 1 - share}
         rows = tables.primary(table)
         rows = rows[(rows["backend"] == BASELINE) & (rows["M"] == 1) & at_shapes(rows, [shape])]
         found[f"{name}_library"] = rows["frac_floor"].max()
