@@ -1,4 +1,4 @@
-"""What the finished site gets beyond its pages, shown on a small page: addresses, descriptions, fonts, one file."""
+"""The finished site beyond its pages, shown on a small page: addresses, descriptions, fonts, one file."""
 
 from __future__ import annotations
 
@@ -227,3 +227,52 @@ def test_a_sentence_on_a_number_that_the_run_lacks_is_left_out(text, left):
     known = report_pages.glued({"cells": [{"cell_type": "code", "outputs": outputs}]})
     assert known == {"a-x"}
     assert report_pages.only_known(text, known) == left
+
+
+TABLE = """<html lang="en"><head><title>t</title></head><body><main class="bd-content"><h1>t</h1><table class="table">
+<thead><tr><th><p>K×N</p></th><th><p>gain</p></th></tr></thead><tbody>{}</tbody></table></main></body></html>"""
+CELLS = [
+    ("4096×512", "3.90× (3.8 to 4.0)"), ("4096×1024", "–"), ("512×4096", "10.0×"), ("14336×512", "1,024"),
+    ("4096×4096", "-0.5"), ("8192×512", "2.8e-04"), ("1024×512", "0.7"), ("2048×512", "0.65"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def sorted_by(browser):
+    """(rows, keys pressed) -> the texts of both columns and the order that is told, after a page with them loaded."""
+
+    def shown(rows, *keys):
+        tab = browser.new_page()
+        body = "".join(f"<tr><td>{shape}</td><td>{gain}</td></tr>" for shape, gain in rows)
+        script = (ROOT / "book" / "_static" / "sort.js").read_text(encoding="utf-8")
+        page = TABLE.format(body).replace("</head>", f"<script>{script}</script></head>")
+        tab.route("http://site/", lambda route: route.fulfill(body=page, content_type="text/html; charset=utf-8"))
+        tab.goto("http://site/")
+        for key in keys:
+            tab.keyboard.press(key)
+        cells = [tab.locator(f"td:nth-child({column})").all_inner_texts() for column in (1, 2)]
+        told = [th.get_attribute("aria-sort") for th in tab.locator("th").all()]
+        tab.close()
+        return *cells, told
+
+    return shown
+
+
+@pytest.mark.browser
+def test_a_long_table_sorts_by_keyboard_numbers_as_numbers_and_shapes_as_shapes(sorted_by):
+    shapes, _, told = sorted_by(CELLS, "Tab", "Enter")
+    assert shapes == ["512×4096", "1024×512", "2048×512", "4096×512", "4096×1024", "4096×4096", "8192×512", "14336×512"]
+    assert told == ["ascending", None]
+    _, gains, told = sorted_by(CELLS, "Tab", "Tab", "Space")
+    assert gains == ["-0.5", "2.8e-04", "0.65", "0.7", "3.90× (3.8 to 4.0)", "10.0×", "1,024", "–"]
+    assert told == [None, "ascending"]
+    _, gains, told = sorted_by(CELLS, "Tab", "Tab", "Space", "Space")
+    assert gains == ["1,024", "10.0×", "3.90× (3.8 to 4.0)", "0.7", "0.65", "2.8e-04", "-0.5", "–"]
+    assert told == [None, "descending"]
+
+
+@pytest.mark.browser
+def test_a_short_table_is_left_as_it_is(sorted_by):
+    shapes, _, told = sorted_by(CELLS[:4], "Tab", "Enter")
+    assert shapes == [shape for shape, _ in CELLS[:4]]
+    assert told == [None, None]
