@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 from matplotlib.figure import Figure
@@ -63,7 +64,9 @@ def token(found: answer.Answer) -> Figure | Markdown:
 
 def takeaway(found: answer.Answer) -> Markdown:
     """Advice for the GPU that was measured, and for the one of the earlier study."""
-    told = [f"On the {found.gpu.removeprefix('NVIDIA ')}: quantise every projection but `lm_head`."]
+    speedup = found.token.set_index("backend")["speedup"].get("int4", np.nan)
+    advised = "quantise every projection but `lm_head`" if speedup > 1 else "ask for your model before you quantise"
+    told = [f"On the {found.gpu.removeprefix('NVIDIA ')}: {advised}."]
     if (case := found.case) is not None:
         totals, name = case.advice.totals, case.advice.gpu.removeprefix("NVIDIA ")
         how = "Projected for" if case.projected else "On"

@@ -72,7 +72,9 @@ def largest(verdicts: dict) -> Markdown:
         told.append(f"another cost is larger at {', '.join(named[FAILS])}")
     if named[UNDECIDED]:
         told.append(f"it is open at {', '.join(named[UNDECIDED])}")
-    return Markdown(f"In a CUDA graph, {'; '.join(told)}.")
+    exists = bool(named[HOLDS]) and found["narrow"].state == FAILS
+    mechanism = " So the study's mechanism exists, but it does not decide at the narrow projection." if exists else ""
+    return Markdown(f"In a CUDA graph, {'; '.join(told)}.{mechanism}")
 
 
 def savings(removals: pd.DataFrame) -> pd.DataFrame:

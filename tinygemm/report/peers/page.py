@@ -160,8 +160,11 @@ def machine_code(run) -> Markdown:
 
 
 def sixteen(run) -> pd.DataFrame:
-    """The time of M = 16 beyond M = 8, as it is and with one row of activations, where both were timed: shape, right_us
-    (M = 8), left_us (M = 16) and interval (of their ratio), and the last three of rows alike with `alike_` before."""
+    """The time of M = 16 beyond M = 8, as it is and with one row of activations, where both were timed.
+
+    returns: shape, right_us (M = 8), left_us (M = 16), interval (of their ratio); the last three with rows alike, too,
+             under names that begin with `alike_`
+    """
     rows, alike = (ratio_rows(peers.sixteen_over_eight(run, name)) for name in ("int4", "int4-one-row"))
     alike = alike[["K", "N", "right_us", "left_us", "interval"]]
     alike = alike.rename(columns={name: f"alike_{name}" for name in ("right_us", "left_us", "interval")})

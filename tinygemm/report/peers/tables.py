@@ -69,9 +69,11 @@ def mean_over_peers(run, best: pd.DataFrame) -> dict[str, float]:
 
 
 def fraction_of_reads(run, reads: str = OVERLAPPING) -> pd.DataFrame:
-    """The share of the weight-read bound that the tuned kernel reaches: problem, M, K, N, value = reads / READS[reads],
-    low, high, with left_us (reads) and right_us (kernel); every problem of the run at the group size of the peers for
-    whose weight the reads were tuned."""
+    """The share of the weight-read bound that the tuned kernel reaches.
+
+    returns: problem, M, K, N, value = reads / READS[reads], low, high, left_us (reads), right_us (kernel); every
+             problem at the group size of the peers for whose weight the reads were tuned
+    """
     cases = _primary(run)
     readers = _of(cases, reads)
     tuned = readers[readers["config_source"] != "rule"]  # at one M: a config that reads no x serves every other

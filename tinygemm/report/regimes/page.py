@@ -127,10 +127,11 @@ def point_table(rows: pd.DataFrame, M: int) -> Markdown:
 
 
 def stops(tokens: pd.DataFrame) -> dict[str, float]:
-    """Numbers of the prose: the fewest and the most tokens from which FP16 in the library is as fast as the fused
-    kernel, and the least and the most speedup of that over the library at LATER tokens; NaN where there is none.
+    """Numbers of the prose, by projection; NaN where there is none.
 
-    tokens: regimes.by_tokens(report_table(run))
+    tokens:  regimes.by_tokens(report_table(run))
+    returns: least and most tokens from which FP16 in the library is as fast as the fused kernel; later_least and
+             later_most, the speedups of the fused kernel at LATER tokens
     """
     found = regimes.crossings(tokens)["m_fp16"]
     later = tokens[tokens["M"] == LATER].pivot(index=["K", "N"], columns="backend", values="latency_us_p50")
