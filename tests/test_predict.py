@@ -1,4 +1,4 @@
-"""What is made of predictions: published values beside them, the command, the chapter's figures and tables."""
+"""Predictions on the pages: published values beside them, the command, the chapter's figures and tables."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What a reader sees: tables read back from the page with a value of its own in every column, and badges by state."""
+"""The view of a reader: tables read back from the page with a value of its own in every column, and badges by state."""
 
 import re
 

@@ -1,6 +1,8 @@
-"""Parts that Jupyter Book lacks here: alt texts that follow the data, the code of a page at its foot and out of
-the search, tables that the keyboard can scroll, terms that explain themselves under the pointer, and figures that open
-by themselves."""
+"""Parts that Jupyter Book lacks here.
+
+Alt texts follow the data. The code of a page is at its foot and out of the search. The keyboard can scroll tables,
+terms explain themselves under the pointer, and figures open by themselves.
+"""
 
 from __future__ import annotations
 
