@@ -276,3 +276,33 @@ def test_a_short_table_is_left_as_it_is(sorted_by):
     shapes, _, told = sorted_by(CELLS[:4], "Tab", "Enter")
     assert shapes == [shape for shape, _ in CELLS[:4]]
     assert told == [None, None]
+
+
+def test_the_page_that_is_printed_holds_every_page_once_and_its_links_lead_within_it(tmp_path):
+    nav = '<nav class="bd-links"><a class="internal" href="#">a</a><a class="internal" href="01_b.html">b</a>'
+    nav += '<a class="internal" href="../glossary.html">c</a></nav><script src="x.js"></script>'
+    pages = {
+        "executed/00_answer.html": '<h1 id="t">A</h1><a href="01_b.html#t">b</a><a href="../glossary.html">c</a>',
+        "executed/01_b.html": '<h1 id="t">B</h1><img src="../_images/f.svg"/><a href="#t">up</a>',
+        "glossary.html": '<h1 id="t">C</h1><img src="_images/f.svg"/><a href="https://example.org/">out</a>',
+    }
+    for name, article in pages.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"<html><body>{nav}<article>{article}</article></body></html>", encoding="utf-8")
+    text = publish.one_page(tmp_path)
+    assert [*re.findall(r"<h1[^>]*>(\w)</h1>", text)] == ["A", "B", "C"]
+    ids, links = re.findall(r'\bid="([^"]*)"', text), re.findall(r'href="([^"]*)"', text)
+    assert len(ids) == len(set(ids)) == 6
+    assert {link.removeprefix("#") for link in links} - {"https://example.org/"} <= set(ids)
+    assert set(re.findall(r'src="([^"]*)"', text)) == {"../_images/f.svg"}
+
+
+def test_without_a_browser_nothing_is_printed_and_a_browser_that_fails_is_named(tmp_path, monkeypatch):
+    (tmp_path / "executed").mkdir()
+    (tmp_path / "executed" / "00_answer.html").write_text("<body><article></article></body>", encoding="utf-8")
+    monkeypatch.setattr(publish.shutil, "which", lambda name: None)
+    assert publish.pdf(tmp_path, tmp_path) is None
+    monkeypatch.setattr(publish.shutil, "which", lambda name: "/bin/false")
+    with pytest.raises(OSError, match="/bin/false did not print"):
+        publish.pdf(tmp_path, tmp_path)
+    assert [path.name for path in (tmp_path / "executed").iterdir()] == ["00_answer.html"]
