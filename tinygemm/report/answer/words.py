@@ -131,8 +131,8 @@ def sentence(found: Answer) -> str:
 def terms() -> str:
     """The terms that the sentence takes for granted."""
     return (
-        "INT4 stores a weight in 4 bits; FP16 is what runs today, in cuBLAS. *Tokens in flight*, M, share one read of "
-        "the weights. Calls *overlap* when one requests its weights while the call before it still runs."
+        "FP16 is what runs today, in cuBLAS. *Tokens in flight*, M, share one read of the weights. Calls *overlap* "
+        "when one requests its weights while the one before runs."
     )
 
 
@@ -153,8 +153,8 @@ def case_lines(case: Case) -> list[str]:
         f"Only the K and V projections in INT4 (this is not the KV cache): {_worth(kv['share'])}. They would be "
         f"{kv['speedup']:.1f}× as fast{bracket(kv['low'], kv['high'], '.1f')} and save {kv['saved_ms']:.1f} ms, "
         f"{kv['share']:.0%} of a token.",
-        f"Memory of the weights, with the embedding that a token does not read through: "
-        f"{one_token.weight_gb(bits=bits):.1f} GB instead of {one_token.weight_gb():.1f} GB.",
+        f"Memory of the weights, embedding included: {one_token.weight_gb(bits=bits):.1f} GB instead of "
+        f"{one_token.weight_gb():.1f} GB.",
         f"{'Calls can overlap on this GPU.' if case.overlaps else 'Calls cannot overlap on this GPU.'} {_peer(case)}",
     ]
     if case.projected:
@@ -340,8 +340,8 @@ def _trust(case: Case) -> str:
     """The trust in a case on a GPU that was not timed."""
     there = _short(case.advice.gpu)
     return (
-        f"Projected from the {_short(case.advice.run_gpu)}: our kernel was not timed on an {there}, and its launch "
-        f"configs there are predicted, too; the ranges hold what that assumes."
+        f"Projected from the {_short(case.advice.run_gpu)}; launch configs on an {there} are predicted, too, and the "
+        "ranges hold what that assumes."
     )
 
 
