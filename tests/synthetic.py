@@ -21,7 +21,7 @@ PRODUCTS = (
     "fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4-ring", "int4-splitk", "int4",
     "int4-serial", "int4-no-dequant", "int4-load-only", "aten-int4mm",
 )  # fmt: skip
-GUESTS = ("gemlite", "bitsandbytes-nf4", "marlin")
+GUESTS = ("gemlite", "bitsandbytes-nf4", "marlin", "humming", "humming-serial")
 # the experiments beside the decode cases: (shapes, m_list, backends, modes), as write_run takes them
 CAUSES = (
     (*((4096, N) for N in (512, 1024, 2048, 4096, 14336)), *((K, 4096) for K in (1024, 2048, 8192, 14336))), (1,),

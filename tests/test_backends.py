@@ -11,6 +11,7 @@ import torch
 from fake_gpu import FakeClock, fake_backend
 from ptx import emulated
 
+from tinygemm.backends import PEER, of_family
 from tinygemm.harness import choose, compile, ours, peers, registry, timing, verify
 from tinygemm.harness.measure import measure_group
 from tinygemm.harness.plan import Group, SweepPlan
@@ -23,7 +24,7 @@ from tinygemm.kernel.reference import load_only_reference
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
 
 PROBLEM = GemmProblem(2, 64, 256)
-OURS = [name for name in registry.BACKENDS if name not in ("aten-int4mm", "gemlite", "bitsandbytes-nf4", "marlin")]
+OURS = [name for name in registry.BACKENDS if name not in of_family(PEER)]
 OF_INT4 = [name for name in OURS if name.startswith("int4") and "load-only" not in name]
 GEMM_SELECTS = ("int4", "int4-serial", "int4-searched", "int4-bf16", "int4-asymmetric")
 
@@ -57,11 +58,12 @@ def ready_of(bench, weights, problem=PROBLEM, launch="graph", l2_state="cold", *
 
 def test_every_backend_of_the_design_is_registered_under_its_own_name():
     names = {
-        "fp16-cublas", "fp16-triton", "dequant-fp16", "dequant-only", "int4-static", "int4-ring", "int4-splitk", "int4",
-        "int4-serial", "int4-fused", "int4-searched", "int4-no-split", "int4-more-split", "int4-naive-dequant",
+        "fp16-cublas", "fp16-triton", "fp16-triton-serial", "dequant-fp16", "dequant-only", "int4-static", "int4-ring",
+        "int4-splitk", "int4", "int4-serial", "int4-fused", "int4-searched", "int4-no-split", "int4-more-split",
+        "int4-naive-dequant",
         "int4-no-dequant", "int4-step-naive", "int4-step-lop3", "int4-step-early", "int4-bf16", "int4-asymmetric",
         "int4-one-row", "int4-load-only", "int4-load-only-serial", "aten-int4mm", "gemlite", "bitsandbytes-nf4",
-        "marlin", "copy", "empty-node",
+        "marlin", "humming", "humming-serial", "copy", "empty-node",
     }  # fmt: skip
     assert set(registry.known_names()) == names
     assert set(REPORT_BACKENDS) <= names
@@ -106,6 +108,7 @@ def test_stored_bits_are_the_bytes_that_the_copies_hold():
         ("gemlite", GemmProblem(1, 1024, 4096), True, r"pip install gemlite"),
         ("bitsandbytes-nf4", GemmProblem(1, 1024, 4096), True, r"pip install bitsandbytes"),
         ("marlin", GemmProblem(1, 1024, 4096), True, r"github.com/IST-DASLab/marlin"),
+        ("humming", GemmProblem(1, 1024, 4096), True, r"pip install humming-kernels"),
     ],
 )
 def test_what_a_backend_cannot_do_is_said_in_words(name, problem, symmetric, message, monkeypatch):

@@ -37,6 +37,17 @@ def test_the_nearest_kernel_has_the_planted_ratio_with_and_without_overlap(plain
     assert "Timed against PyTorch, GemLite" in told
 
 
+def test_a_peer_that_overlaps_is_one_kernel_with_and_without_it(plain):
+    run = with_kernels(plain, humming=1.3, humming_serial=1.8, int4_serial=1.2)
+    rows = choice.nearest(run, tokens=(1,))
+    assert rows["backend"].tolist() == ["humming", "humming-serial"]
+    assert rows["value"].tolist() == pytest.approx([1.3, 1.5], rel=0.01)
+    told = choice.advice(run, rows)
+    assert "the next best, Humming, takes 1.30× our time, or 1.50× where calls cannot overlap" in told
+    assert told.count("Humming") == 2
+    assert choice.lead(rows).endswith("timed here.")
+
+
 def test_a_spread_between_runs_widens_the_interval(plain):
     run = with_kernels(plain, gemlite=1.5)
     narrow, wide = (choice.nearest(run, spread, (1,)).iloc[0] for spread in (0.0, 0.02))

@@ -312,12 +312,31 @@ def test_tune_writes_a_table_that_says_how_it_was_made(gpu, tmp_path, monkeypatc
     monkeypatch.setattr(hardware, "snapshot", lambda: {"driver": "580.159"})
     succeed("tune", "--out", tmp_path / "h200.json")
     searched = (["splitk", "ring", "load-only", "fp16"], "h200", "h200.json.partial")
-    assert asked == [(45, 206, STUDY_SHAPES, *searched, None)]
+    assert asked == [(45, 309, STUDY_SHAPES, *searched, None)]
     table = json.loads((tmp_path / "h200.json").read_text(encoding="utf-8"))
     assert re.search(r"NVIDIA H200, driver 580.159, torch .*`tinygemm tune`", table["about"])
     assert [file.name for file in tmp_path.iterdir()] == ["h200.json"]
     succeed("tune", "--out", tmp_path / "h200.json", "--shapes", "1,4096,512;1,14336,4096")
     assert asked[1] == (10, 0, [(4096, 512), (14336, 4096)], *searched, "h200.json"), "the first is not of the study"
+    succeed("tune", "--out", tmp_path / "h200.json", "--model", "llama-3-8b", "--tp", "2")
+    assert asked[2] == (0, 12, (), *searched, "h200.json"), "four projections for 1, 8 and 16 tokens"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--model", "llama-3-8b"), "t.json is none"),
+        (("--model", "llama-3-8b", "--shapes", "1,4096,512"), "--model and --shapes"),
+        (("--tp", "2"), "--tp cuts the projections of --model"),
+        (("--model", "llama-9"), "llama-9"),
+        (("--model", "llama-3-8b", "--tp", "3"), "tensor-parallel degree 3"),
+    ],
+)
+def test_what_tune_cannot_search_is_named(gpu, capsys, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.setattr(hardware, "snapshot", lambda: {"driver": "580.159"})
+    if "t.json" not in words:
+        (tmp_path / "t.json").write_text("{}", encoding="utf-8")
+    assert words in refuse(capsys, "tune", "--out", tmp_path / "t.json", *arguments)
 
 
 def test_counters_prints_the_commands_it_would_run(capsys, tmp_path):

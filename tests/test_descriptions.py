@@ -48,7 +48,8 @@ def test_families_and_the_registry_agree():
 
 
 def test_kernels_whose_calls_overlap_are_paired_with_the_same_kernel_without_overlap():
-    assert with_serial() == {"int4": "int4-serial", "int4-load-only": "int4-load-only-serial"}
+    kernels = ("int4", "int4-load-only", "humming", "fp16-triton")
+    assert with_serial() == {name: f"{name}-serial" for name in kernels}
     assert set(with_serial().values()) <= set(BACKENDS)
 
 

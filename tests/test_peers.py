@@ -111,6 +111,32 @@ def test_the_best_peer_is_the_fastest_and_the_mean_is_over_the_best(plain):
     assert peers.mean_over_peers(run, best)["value"] == pytest.approx(1.8, rel=0.01)
 
 
+def test_a_peer_that_overlaps_stands_beside_ours_that_does_and_its_twin_beside_ours_that_does_not(plain):
+    run = with_peers(plain, humming=1.5, humming_serial=1.7)
+    run = also(run, primary(run, "int4"), 1.1, backend="int4-serial")
+    for ours, name, mean in (("int4", "humming", 1.5), ("int4-serial", "humming-serial", 1.7 / 1.1)):
+        rows = peers.contest(run, ours=ours)
+        best = peers.best_peers(rows)
+        assert set(best["backend"]) == {name}
+        assert peers.mean_over_peers(run, best)["value"] == pytest.approx(mean, rel=0.01)
+        assert set(rows.loc[rows["overlaps"], "backend"]) == ({"humming"} if ours == "int4" else set())
+    columns = peers_page.contest_columns(peers.contest(run))
+    assert "overlapping" in columns["humming"][0]
+    assert not any("overlapping" in title for name, (title, _) in columns.items() if name != "humming")
+
+
+def test_a_run_that_asked_for_humming_in_vain_decides_nothing_and_an_older_one_says_so(plain):
+    older = verdict_of(with_peers(plain), "peers")
+    assert older.state == HOLDS
+    assert "did not ask for humming" in older.sentence
+    run = with_peers(plain, humming=3.0)
+    failed = run.cases["backend"].eq("humming") & run.cases["M"].eq(8)
+    run = dataclasses.replace(run, cases=run.cases.assign(status=run.cases["status"].mask(failed, "unsupported")))
+    verdict = verdict_of(run, "peers")
+    assert verdict.state == UNDECIDED
+    assert "humming (12)" in verdict.sentence
+
+
 def test_the_quoted_file_of_the_project_is_whole():
     table = pd.read_csv(peers.QUOTED)
     assert set(zip(table["K"], table["N"], strict=True)) == set(STUDY_SHAPES)

@@ -22,6 +22,7 @@ from tinygemm.harness.weights import Weights
 from tinygemm.kernel import launches, quant
 from tinygemm.kernel.configs import PLAIN, Format, LaunchConfig, apart, fitted, read_table, write_table
 from tinygemm.kernel.triton import reference, splitk
+from tinygemm.models import Model, known_model
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES, GemmProblem
 
 SHAPES = ((4096, 1024), (4096, 4096))
@@ -197,6 +198,28 @@ def test_a_search_of_single_weights_keeps_the_rows_and_crossovers_of_others(lab,
     assert crossovers == [crossed[1], {"K": 4096, "N": 1024, "M": 48}]
 
 
+def test_of_one_model_only_what_promises_most_and_what_won_nearby_is_raced(lab, tmp_path):
+    """Without a search of its own shapes, the neighbours are those of the table, and all of its rows stay."""
+    far = replace(CONFIG, block_n=16, block_k=128 * 16, num_warps=16, split_k=1)
+    weights = [*((4096, 1024 + 16 * i) for i in range(tune.NEIGHBOURS)), (64, 64)]
+    same = {"M": 1, "latency_us": 99.0, "format": PLAIN}
+    old = [same | {"K": K, "N": N, "config": CONFIG if K == 4096 else far} for K, N in weights]
+    write_table(tmp_path / "before.json", old, "table", "before")
+    asked = tune.of_model(known_model("llama-3-8b"), 1)
+    search(tmp_path, problems=(), forms=("splitk",), others=asked[:3], kept=tmp_path / "before.json")
+    assert {(task.phase, task.problem) for task in lab.raced} == {("promising", each) for each in asked[:3]}
+    (few_tokens, *_) = lab.configs.values()
+    assert CONFIG in few_tokens, "what won at the nearest weights"
+    assert len(few_tokens) <= tune.PROMISING + 1
+    rows, _, _ = read_table(tmp_path / "t.json")
+    assert [row for row in rows if (row["K"], row["N"]) in weights] == old
+
+
+def test_of_a_model_without_groups_of_the_tuned_size_nothing_can_be_searched():
+    with pytest.raises(ValueError, match="no projection of odd at tp=1 can be quantised in groups of 128"):
+        tune.of_model(Model("odd", 96, 96, 1, 2, 2, 48, 100, ""), 1)
+
+
 def test_crossovers_are_searched_with_the_config_that_won_in_the_end(lab, refining, tmp_path, monkeypatch):
     """What was refined is marked by its limit of registers. A weight that no config fits has no crossover."""
     race, received = tune._race, []
@@ -217,6 +240,37 @@ def test_crossovers_are_searched_with_the_config_that_won_in_the_end(lab, refini
     assert {(config.max_registers, config.block_m) for config in last.values()} == {(96, 16)}
     search(tmp_path, forms=["fp16"], problems=problems)
     assert received[1] == {}, "nothing fused was searched"
+
+
+@pytest.mark.parametrize(
+    ("knows_dependent_launch", "best"),
+    [pytest.param(True, "steady", id="overlap: both places count"), pytest.param(False, "first", id="no overlap")],
+)
+def test_a_config_is_judged_overlapping_and_alone(monkeypatch, knows_dependent_launch, best):
+    """The first is a little faster among calls of its own kind, and much slower behind any other kernel."""
+    first, steady, slow = configs = [replace(CONFIG, split_k=split_k) for split_k in (1, 2, 4)]
+    overlapping_us, behind_another_us = {first: 4.0, steady: 4.5, slow: 9.0}, {first: 3.0, steady: 1.0, slow: 1.0}
+    clock, calls = FakeClock(primes=knows_dependent_launch), []
+
+    def bind(config, x, weight):
+        def call():
+            behind = calls[-1:] == ["empty"]
+            calls.append("product")
+            clock.spend(overlapping_us[config] + (behind_another_us[config] if behind else 0.0))
+            return x.double() @ weight.double().t()
+
+        return call
+
+    packed = quant.random_packed(32, 256, 128)
+    weight = quant.dequantize(packed)
+    weights = SimpleNamespace(packed=packed, copies=lambda *_: [weight, weight])
+    monkeypatch.setattr(tune, "_bind", bind)
+    monkeypatch.setattr("tinygemm.kernel.reference.empty_kernel", lambda: calls.append("empty"))
+    x = torch.randn(1, 256, dtype=torch.float16)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    ranked = tune._race(Task("splitk", GemmProblem(1, 32, 256)), configs, x, weights, clock)
+    assert ranked[0] == {"steady": (4.5, steady), "first": (4.0, first)}[best]
+    assert {config: us for us, config in ranked} == overlapping_us, "the table holds the time of overlapping calls"
 
 
 def test_predicted_rows_do_not_stay_beside_measured_ones(lab, tmp_path):
@@ -333,7 +387,7 @@ def on_cpu(make):
 def test_projections_are_of_models_and_leave_out_what_is_searched_in_full():
     found = tune.projections(REPORT_SHAPES)
     assert len(found) == len(set(found))
-    assert {problem.M for problem in found} == {1, 8}
+    assert {problem.M for problem in found} == {1, 8, 16}
     assert not {(problem.K, problem.N) for problem in found} & {*REPORT_SHAPES, *HELD_OUT_SHAPES}
     assert GemmProblem(8, 4096, 512) in found, "o_proj of Llama-3-8B on one of eight GPUs"
 
@@ -342,7 +396,7 @@ def test_no_point_of_the_map_is_far_from_all_that_is_tuned_and_none_is_tuned_tha
     known = {(p.K, p.N) for p in tune.projections(REPORT_SHAPES)} | set(REPORT_SHAPES)
     found = tune.far_points(known)
     points = {(p.K, p.N) for p in found}
-    assert {(p.K, p.N, p.M) for p in found} == {(K, N, M) for K, N in points for M in (1, 8)}
+    assert {(p.K, p.N, p.M) for p in found} == {(K, N, M) for K, N in points for M in (1, 8, 16)}
     assert (28672, 256) in points
     assert not points & (known | set(HELD_OUT_SHAPES))
     for K, N in itertools.product(suites.REGIME_K, suites.REGIME_N):

@@ -52,7 +52,20 @@ BACKENDS = {
             short="FP16",
         ),
         Description(
-            "fp16-triton", "FP16 (our kernel)", "our kernel structure with FP16 weights", FP16, "#A8ADB3", marker="D"
+            "fp16-triton",
+            "FP16 (our kernel)",
+            "our kernel structure with FP16 weights",
+            FP16,
+            "#A8ADB3",
+            marker="D",
+            serial="fp16-triton-serial",
+        ),
+        Description(
+            "fp16-triton-serial",
+            "FP16 (our kernel), no overlap",
+            "our FP16 kernel, started only when the kernel before it has finished",
+            ABLATION,
+            "#C9CCD1",
         ),
         Description("dequant-only", "dequantise only", "only writes the weight back in FP16", PART, "#E3A8C8"),
         Description(
@@ -118,6 +131,23 @@ BACKENDS = {
         Description("aten-int4mm", "INT4, PyTorch (aten)", "PyTorch's own INT4 kernel", PEER, "#D55E00", marker="X"),
         Description("gemlite", "INT4, GemLite", "GemLite, a Triton library", PEER, "#8C6D00"),
         Description("marlin", "INT4, Marlin", "Marlin, a CUDA kernel", PEER, "#7A4FBF"),
+        Description(
+            "humming",
+            "INT4, Humming",
+            "Humming, CUDA kernels compiled for each shape, with their own overlap",
+            PEER,
+            "#A83232",
+            marker="p",
+            serial="humming-serial",
+        ),
+        Description(
+            "humming-serial",
+            "INT4, Humming, no overlap",
+            "Humming, started only when the kernel before it has finished",
+            PEER,
+            "#D98880",
+            marker="p",
+        ),
         Description(
             "bitsandbytes-nf4", "NF4, bitsandbytes", "bitsandbytes, 4-bit NF4 instead of INT4", PEER, "#44796B"
         ),

@@ -11,7 +11,8 @@ def software_versions() -> dict:
     from importlib import metadata
 
     versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("torch", "triton", "numpy", "pandas", "gemlite", "bitsandbytes", "marlin"):
+    packages = ("torch", "triton", "numpy", "pandas", "gemlite", "bitsandbytes", "marlin", "humming-kernels")
+    for package in packages:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

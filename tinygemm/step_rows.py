@@ -23,7 +23,7 @@ class Step:
     )
     tp: int = column("GPUs", "tensor-parallel degree")
     lm_head: str = column("", "how lm_head is stored: float16, bfloat16 or int4")
-    attention: str = column("", "fused: one kernel; equations: matmul and softmax, left to the compiler; or the host's")
+    attention: str = column("", "fused: one kernel; equations: matmul and softmax, left to the compiler; sdpa: torch's")
     compiled: str = column("", "yes: by torch.compile; no: eager modules; both as one CUDA graph", must=YES_OR_NO)
     compiler_overlap: str = column("", "yes: the compiler's own kernels use dependent launch", must=YES_OR_NO)
     status: str = column("", "ok, mismatch (not timed), unsupported, out_of_memory, error")
@@ -57,7 +57,7 @@ class StepKernel:
 
     case_id: str = column("", "the case")
     kernel: str = column("", "kernel, as the driver names it")
-    kind: str = column("", "product, attention or rest")
+    kind: str = column("", "product, attention, allreduce or rest")
     calls: float = column("1/step", "launches per step")
     added_us: float = column(
         "us/step", "time by which its launches moved the end of the step; kernels that overlap count once"

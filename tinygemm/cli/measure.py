@@ -120,14 +120,21 @@ def record(params, suites, resume, new, data_root, allow_dirty):
     help="Only these weights, as 1,K,N;1,K,N;...: other rows of the table stay. The report's and the projections of "
     "public models without it.",
 )
-def tune(out, workers, shapes):
+@click.option(
+    "--model", default="", help="Only this model's projections: a name, a config.json or its folder. Takes a minute."
+)
+@click.option("--tp", type=click.IntRange(min=1), help="GPUs that share the model.")
+def tune(out, workers, shapes, model, tp):
     """Search launch configs on this machine's GPU and write the table that kernels read.
 
     The report's shapes are searched in full; for 2 and 4 tokens, among the winners for 1, 8 and 16. Variants of the
     winners are raced next, with other limits of registers or less requested at once. At the study's shapes they are
     also raced in BF16, with zeros, and in groups of 64 and 32, for 1 and 8 tokens. Projections of public models, and
-    shapes far from all of these, get only the most promising configs, for 1 and 8 tokens. With --shapes, only these
-    weights are searched, in full and in all formats. Without it a search takes about a quarter of an hour on an H100.
+    shapes far from all of these, get only the most promising configs, for 1, 8 and 16 tokens. With --shapes, only these
+    weights are searched, in full and in all formats; with --model, only the most promising configs of its projections,
+    those of the nearest weights in the table among them. Without either a search takes about a quarter of an hour.
+
+    A config is raced among calls that overlap, and alone; the sum of both times counts.
 
     A search that was stopped goes on where it was, if it is asked for the same; another one begins anew.
     """
@@ -135,18 +142,27 @@ def tune(out, workers, shapes):
 
     from tinygemm import hardware, problem, runs
 
+    if model and shapes:
+        raise ValueError("--model and --shapes both say what to search: give one")
+    if tp and not model:
+        raise ValueError("--tp cuts the projections of --model, which is not given")
     key = require_gpu()
     if key not in hardware.GPUS:
         raise ValueError(f"tune ranks configs by the peaks of this machine's GPU, and none are known of {key}")
     spec = hardware.GPUS[key]
     out = out or Path(__file__).parents[1] / "kernel" / "configs" / f"{spec.key}.json"
     check_writable(out)
+    if model and not out.is_file():
+        raise ValueError(f"--model adds rows to a table, and {out.name} is none: search the report's shapes first")
     from tinygemm.harness import tune as search
     from tinygemm.kernel.configs import FORMS, YARDSTICKS
+    from tinygemm.model_config import model_named
 
     weights = [(each.K, each.N) for each in problem.parse_shape_list(shapes)] if shapes else problem.REPORT_SHAPES
-    problems = [problem.GemmProblem(M, N, K) for K, N in dict.fromkeys(weights) for M in problem.DECODE_M]
     others, in_formats = ((), weights) if shapes else (search.others(weights), problem.STUDY_SHAPES)
+    if model:
+        weights, others, in_formats = (), search.of_model(model_named(model), tp or 1), ()
+    problems = [problem.GemmProblem(M, N, K) for K, N in dict.fromkeys(weights) for M in problem.DECODE_M]
     forms = [form for form in (*FORMS, *YARDSTICKS) if form != "static"]
     versions = runs.software_versions()
     about = (
@@ -154,7 +170,7 @@ def tune(out, workers, shapes):
         f"{date.today():%Y-%m-%d}: `tinygemm tune`, cold L2, CUDA graphs"
     )
     partial = None if is_stream(out) else out.with_name(f"{out.name}.partial")
-    kept = out if shapes and out.is_file() else None
+    kept = out if (shapes or model) and out.is_file() else None
     settings = (about, workers, partial, kept, others, in_formats)
     write(out, lambda aside: search.tune(problems, forms, spec.key, aside, *settings))
 

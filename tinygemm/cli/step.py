@@ -14,8 +14,8 @@ from tinygemm.text import integers
 
 FORMATS = {
     "ms": "{:.3f}", "tokens_per_s": "{:,.0f}", "speedup": "{:.2f}", "gb_per_s": "{:,.0f}", "of_copy": "{:.0%}",
-    "product": "{:.0%}", "attention": "{:.0%}", "rest": "{:.0%}", "kernels": "{:.0f}", "memory_gb": "{:.1f}",
-    "rel_err": "{:.1%}", "argmax_agreement": "{:.0%}",
+    "product": "{:.0%}", "attention": "{:.0%}", "allreduce": "{:.0%}", "rest": "{:.0%}",
+    "kernels": "{:.0f}", "memory_gb": "{:.1f}", "rel_err": "{:.1%}", "argmax_agreement": "{:.0%}",
 }  # fmt: skip
 
 
@@ -24,9 +24,11 @@ FORMATS = {
 @click.option("--batch", default="1,8", help="Sequences, comma-separated.")
 @click.option("--context", default="512", help="Tokens that each attends to, comma-separated.")
 @click.option("--backend", "--backends", default="", help=f"Of {', '.join(cases.BACKENDS)}; all without it.")
-@click.option("--attention", type=click.Choice(cases.ATTENTION), help="One kernel, or torch's; of all cases.")
+@click.option("--host", type=click.Choice(list(cases.HOSTS)), help="Our lean model, or that of Hugging Face.")
+@click.option("--attention", type=click.Choice(cases.HOSTS["lean"]), help="Of the lean model: one kernel, or torch's.")
 @click.option("--compile/--no-compile", "compiled", default=True, help="By torch.compile, or eager modules.")
 @click.option("--compiler-overlap/--no-compiler-overlap", default=True, help="Dependent launch in compiled kernels.")
+@click.option("--tp", type=click.IntRange(min=1), default=1, help="GPUs that share the model, started by torchrun.")
 @click.option("--rep", type=click.IntRange(min=1), default=25, help="Samples per case.")
 @click.option("--budget", type=click.FloatRange(min=0), default=0, help="Seconds after which no case starts; 0: none.")
 @click.option("--csv", type=OUTPUT_FILE, help="Where to write one row per case.")
@@ -38,16 +40,12 @@ FORMATS = {
 @click.option("--resume", type=FOLDER, help="Unfinished run to go on with; one of equal terms is found by itself.")
 @click.option("--seal", is_flag=True, help="Finish the run when the budget ends, rather than leave it to be resumed.")
 @click.option("--allow-dirty", is_flag=True, help="Record uncommitted code; the book refuses such a run.")
-def step(model, batch, context, backend, attention, rep, budget, csv, out_dir, resume, seal, allow_dirty, **others):
+def step(tp, rep, budget, csv, out_dir, resume, seal, allow_dirty, **asked):
     """Time a decode step of a model: all layers, KV cache and lm_head in one CUDA graph, checked before it is timed."""
-    wanted = cases.matrix()
-    if model:
-        numbers = (integers(batch, "--batch"), integers(context, "--context"))
-        wanted = cases.chosen(model, *numbers, names_in(backend), **others)
-    elif backend:
-        wanted = [case for case in wanted if case.backend in _known(names_in(backend))]
-    if attention:
-        wanted = list(dict.fromkeys(dataclasses.replace(case, attention=attention) for case in wanted))
+    from tinygemm.step import ranks
+
+    wanted = _wanted(tp=tp, **asked)
+    first = ranks.started(tp) == 0
     if csv:
         check_writable(csv)
     require_gpu()
@@ -55,14 +53,34 @@ def step(model, batch, context, backend, attention, rep, budget, csv, out_dir, r
     from tinygemm.step import suite
 
     writer = None
-    if out_dir or resume:
+    bench = suite.bench_of_this_gpu(tp)
+    bench.rep = rep
+    if first and (out_dir or resume):
         if not allow_dirty:
             runs.require_clean_tree("pass --allow-dirty")
         writer = suite.open_run(wanted, out_dir or resume.parent.parent, resume, " ".join(["tinygemm", *sys.argv[1:]]))
         click.echo(f"recording into {writer.path}")
-    bench = suite.bench_of_this_gpu()
-    bench.rep = rep
-    report(suite.run(bench, wanted, budget, writer, _say), writer, csv, seal)
+    rows = suite.run(bench, wanted, budget, writer, **({"seen": _say} if first else {}))
+    if first:
+        report(rows, writer, csv, seal)
+
+
+def _wanted(
+    model: str, batch: str, context: str, backend: str, host: str | None, attention: str | None, tp: int, **others
+):
+    """The cases that the options name; raises ValueError naming what is unknown or not possible."""
+    names = names_in(backend)
+    if model:
+        numbers = (integers(batch, "--batch"), integers(context, "--context"))
+        wanted = cases.chosen(model, *numbers, names, host or "lean", tp=tp, **others)
+    else:
+        names = _known(names) or cases.BACKENDS
+        wanted = [case for case in cases.matrix(tp) if case.backend in names and host in (None, case.host)]
+    if attention:
+        wanted = [
+            dataclasses.replace(case, attention=attention) if host or case.host == "lean" else case for case in wanted
+        ]
+    return list(dict.fromkeys(wanted))
 
 
 def report(rows, writer, csv, seal: bool) -> None:

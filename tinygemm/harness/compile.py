@@ -49,7 +49,8 @@ def jobs_of(
 ) -> list[Job]:
     """One job for each kernel of our own that the groups launch, on the smallest weight that needs it.
 
-    Kernels that differ only in what Triton does not compile into them (how large N and K are) are one.
+    Kernels that differ only in what Triton does not compile into them (how large N and K are) are one. So are those of
+    a package that compiles for itself where Variant.kernel is the same.
     """
     backends = registry.BACKENDS if backends is None else backends
     wanted = dict.fromkeys((group.problem, name) for group in todo if group.problem for name in group.backends)
@@ -66,9 +67,8 @@ def jobs_of(
             if variant.config is not None:
                 key = (name, variant.layout, variant.config, *_compiled_in(problem, variant.config))
                 jobs.setdefault(key, Job(name, variant.source, problem, symmetric))
-            elif name == "gemlite":  # tunes itself by compiling every config that it has for a problem
-                key = (name, variant.source, problem)
-                jobs.setdefault(key, Job(name, variant.source, problem, symmetric))
+            elif variant.kernel is not None:
+                jobs.setdefault((name, variant.kernel), Job(name, variant.source, problem, symmetric))
     return list(jobs.values())
 
 

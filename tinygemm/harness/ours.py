@@ -41,11 +41,17 @@ def cublas_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> l
     ]
 
 
-def fp16_triton_variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
-    from tinygemm.kernel import reference
+def fp16_triton_variants(dependent_launch: bool):
+    """Our FP16 kernel; without dependent launch, no call overlaps the one before."""
 
-    config, source = select(problem, gpu, form="fp16")
-    return [Variant(source, "fp16-nk", fp16_nk, lambda x, w: lambda: reference.fp16_gemm(x, w, config), config)]
+    def variants(problem: GemmProblem, gpu: str, symmetric: bool = True) -> list[Variant]:
+        from tinygemm.kernel import reference
+
+        config, source = select(problem, gpu, form="fp16")
+        bind = lambda x, w: lambda: reference.fp16_gemm(x, w, config, dependent_launch)  # noqa: E731
+        return [Variant(source, "fp16-nk", fp16_nk, bind, config)]
+
+    return variants
 
 
 # --- int4 -----------------------------------------------------------------------------------------------------------

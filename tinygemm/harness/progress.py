@@ -11,7 +11,8 @@ from tinygemm import runs
 from tinygemm.kernel.configs import PLAIN, Format, LaunchConfig
 from tinygemm.problem import GemmProblem
 
-Ranked = list[tuple[float, LaunchConfig]]  # finalists with their latency in us, fastest first
+# finalists with the latency in us of overlapping calls; the first is the fastest where it is used, see tune.places
+Ranked = list[tuple[float, LaunchConfig]]
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,8 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("fp16-cublas", _any_problem, ours.cublas_variants, _fp16_bits, quantised=False),
-        Backend("fp16-triton", _any_problem, ours.fp16_triton_variants, _fp16_bits, quantised=False),
+        Backend("fp16-triton", _any_problem, ours.fp16_triton_variants(True), _fp16_bits, quantised=False),
+        Backend("fp16-triton-serial", _any_problem, ours.fp16_triton_variants(False), _fp16_bits, quantised=False),
         Backend("dequant-fp16", _any_problem, ours.dequant_fp16_variants, _int4_bits),
         Backend("int4-static", _any_problem, ours.kernel_variants("static"), _int4_bits),
         Backend("int4-splitk", _any_problem, ours.kernel_variants("splitk"), _int4_bits),
@@ -133,6 +134,8 @@ BACKENDS = {
         ),
         Backend("bitsandbytes-nf4", peers.nf4_unsupported, peers.nf4_variants, peers.nf4_bits, check=peers.check_nf4),
         Backend("marlin", peers.marlin_unsupported, peers.marlin_variants, _int4_bits),
+        Backend("humming", peers.humming_unsupported, peers.humming_variants(overlap=True), _int4_bits),
+        Backend("humming-serial", peers.humming_unsupported, peers.humming_variants(overlap=False), _int4_bits),
     )
 }
 

@@ -14,6 +14,7 @@ IDEALS = of_family(CEILING)
 REPORT_BACKENDS = (
     "fp16-cublas",
     "fp16-triton",
+    "fp16-triton-serial",
     "dequant-fp16",
     "dequant-only",
     "int4-static",
@@ -26,18 +27,20 @@ REPORT_BACKENDS = (
     "gemlite",
     "bitsandbytes-nf4",
     "marlin",
+    "humming",
+    "humming-serial",
     *IDEALS,
 )
 # other people's packages: how they launch and cache is theirs, and tuning them takes long
 GUESTS = tuple(name for name in of_family(PEER) if name != "aten-int4mm")  # which comes with PyTorch
-GUEST_M = (1, 2, 4, 8)
+GUEST_M = (1, 2, 4, 8, 16)
 
 REP, GRID_REP = 25, 9  # samples per case where a ratio is the claim, and where a trend over a grid is
 PRIMARY = (("graph", "cold"),)
 BOTH_LAUNCHES = (("graph", "cold"), ("eager", "cold"))
 DECODE_MODES = (("graph", "cold"), ("graph", "hot"), ("eager", "cold"))
 
-MODEL_M = (1, 2, 4, 8)
+MODEL_M = (1, 2, 4, 8, 16)
 GRID_M = (1, 8)
 CROSSOVER_M = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 # about evenly spaced on a log scale; every shape of the causes and most of the report are among them

@@ -35,12 +35,14 @@ from tinygemm.problem import GemmProblem
 # what a config is tuned for: every config of these M is timed; then, for those between, only the best of them
 FULL_M = (1, 8, 16)
 MANY_M = (24, 32, 48, 64, 96, 128, 192, 256)  # where the fused kernel may lose to dequantising first
-SCREEN_REP, FINAL_REP, FINALISTS = 3, 15, 8
-PROJECTION_M = (1, 8)
-PROMISING = 20  # configs of a kernel, by the rough model, that are timed on a shape that is not searched in full
+SCREEN_REP, FINAL_REP, FINALISTS = 3, 11, 8
+PROJECTION_M = (1, 8, 16)
+NEIGHBOURS = 12  # tuned weights among whose configs there is nearly always one within 10 % of the best (NOTES.md)
+PROMISING = 12  # configs of a kernel, by the rough model, that are timed on a shape that is not searched in full
 OTHER_FORMATS = (Format(half=False), Format(symmetric=False), Format(64), Format(32))
 FORMAT_M = (1, 8)
 FAR = 0.5  # as `apart` counts: a weight of the regime map that is further from all that is tuned is tuned, too
+OVERLAPPING, ALONE = "overlapping", "alone"  # see places
 COMPILE_K = 4096  # every candidate's block_k divides it; one block of 128 more does not fill several warps
 
 Todo = dict[Task, list[LaunchConfig]]
@@ -51,6 +53,18 @@ def projections(known: Iterable[tuple[int, int]]) -> tuple[GemmProblem, ...]:
     known = set(known)
     shapes = [(K, N) for K, N, size in models.decode_shapes() if size == TUNED_GROUP_SIZE]
     return tuple(GemmProblem(M, N, K) for K, N in shapes if (K, N) not in known for M in PROJECTION_M)
+
+
+def of_model(model: models.Model, tp: int) -> tuple[GemmProblem, ...]:
+    """Problems of one model's projections, cut by `tp` GPUs, whose group size is the tuned one.
+
+    raises: ValueError where tp does not divide the model, or no projection can be had in groups of the tuned size
+    """
+    layers = [layer for layer in models.projections(model, tp) if layer.group_size == TUNED_GROUP_SIZE]
+    if not layers:
+        raise ValueError(f"no projection of {model.key} at tp={tp} can be quantised in groups of {TUNED_GROUP_SIZE}")
+    shapes = dict.fromkeys((layer.K, layer.N) for layer in layers)
+    return tuple(GemmProblem(M, N, K) for K, N in shapes for M in PROJECTION_M)
 
 
 def others(known: Iterable[tuple[int, int]]) -> tuple[GemmProblem, ...]:
@@ -88,7 +102,7 @@ def tune(
     of registers, or less requested at once. Products and the FP16 reference are raced in the plain format, products
     also in OTHER_FORMATS at `in_formats` for FORMAT_M. Winners on `others` are not raced again.
 
-    problems:   what to tune for, in the plain format: group size 128
+    problems:   what to tune for, in the plain format: group size 128; may be none where a table is kept
     others:     more problems, at other weights, on which only what promises most is timed: the best of the rough model,
                 and the finalists of the nearest of `problems`
     in_formats: weights (K, N) of `problems` that are raced in other formats
@@ -127,13 +141,13 @@ def tune(
         return variants(finalists(task))
 
     def promising(task: Task) -> list[LaunchConfig]:
-        return _promising(task, in_full(task), full, progress, gpu_spec(gpu))
+        return _promising(task, in_full(task), _neighbours(task, full, progress, old_rows), gpu_spec(gpu))
 
     phases = (
         (in_full, _tasks(full, forms, "full")),
         (finalists, _tasks(between, computing, "between")),
-        (promising, _tasks(others, computing, "promising")),
         (refined, _tasks_refined(problems, computing, products, in_formats)),
+        (promising, _tasks(others, computing, "promising")),
     )
     todo: Todo = {}
     for choice, tasks in phases:
@@ -234,19 +248,36 @@ def _crossovers(fused: dict[tuple[int, int], LaunchConfig], l2_bytes: int) -> li
     return rows
 
 
-def _promising(task: Task, configs, full, progress: Progress, spec: GpuSpec) -> list[LaunchConfig]:
-    """Those of a problem's candidates that the rough model ranks first, and what won at the nearest weight."""
+def _neighbours(task: Task, full, progress: Progress, old_rows: list[dict]) -> list[LaunchConfig]:
+    """The configs that won nearby: the finalists of the nearest weight of this search; without one, those of the table.
+
+    full:     problems that are searched in full
+    old_rows: of the table that stays
+    """
+    problem = task.problem
+    if full:
+        nearest = min(full, key=lambda p: apart(p.K, p.N, problem))
+        return progress.finalists(task.form, (nearest.K, nearest.N))
+    rows = [row for row in old_rows if row["config"].form == task.form and row["format"] == PLAIN]
+    near = sorted({(row["K"], row["N"]) for row in rows}, key=lambda weight: apart(*weight, problem))[:NEIGHBOURS]
+    return [row["config"] for row in rows if (row["K"], row["N"]) in near]
+
+
+def _promising(task: Task, configs, neighbours: list[LaunchConfig], spec: GpuSpec) -> list[LaunchConfig]:
+    """Those of a problem's candidates that the rough model ranks first, and what won nearby."""
     problem = task.problem
     ranked = sorted(configs, key=lambda config: predicted_us(config, problem, spec))[:PROMISING]
-    nearest = min(full, key=lambda p: apart(p.K, p.N, problem))
-    won = [fitted(config, problem) for config in progress.finalists(task.form, (nearest.K, nearest.N))]
+    won = [fitted(config, problem) for config in neighbours]
     # not by `fits`: what won nearby may leave some SMs idle here, and is tried all the same
     won = [config for config in for_tokens(problem.M, won) if problem.N % config.block_n == 0]
     return list(dict.fromkeys([*ranked, *won]))
 
 
 def _race(task: Task, configs, x, weights: Weights, clock) -> list[tuple[float, LaunchConfig]]:
-    """The finalists of a task, fastest first: all timed alone, the best few interleaved; wrong ones never start."""
+    """The finalists of a task, the best first: all screened, the best few interleaved in all `places`.
+
+    Wrong ones never start. The latency beside each is that of overlapping calls.
+    """
     import torch
 
     from tinygemm.kernel import quant
@@ -276,15 +307,40 @@ def _race(task: Task, configs, x, weights: Weights, clock) -> list[tuple[float, 
         _, *durations = clock.time_round([ready.run] * (1 + SCREEN_REP), queued=True)
         screened.append((median(durations) / ready.n_calls, config))
     screened.sort(key=lambda pair: pair[0])
-    finalists = {str(i): config for i, (_, config) in enumerate(screened[:FINALISTS])}
+    finalists = [config for _, config in screened[:FINALISTS]]
     if not finalists:
         raise RuntimeError(f"no config of kernel {task.form} computes {task.problem}")
     registry.forget_graphs()
-    replays = {name: timing.prepare([_bind(c, x, w) for w in copies], "graph", clock) for name, c in finalists.items()}
+    in_place = places(clock)
+    replays = {
+        (config, place): timing.prepare([wrapped(_bind(config, x, w)) for w in copies], "graph", clock)
+        for config in finalists
+        for place, wrapped in in_place.items()
+    }
     samples, _ = timing.interleave(replays, "graph", FINAL_REP, 2, clock)
     del replays
     torch.cuda.synchronize()
-    return sorted(((median(samples[name]), config) for name, config in finalists.items()), key=lambda pair: pair[0])
+    total = {config: sum(median(samples[config, place]) for place in in_place) for config in finalists}
+    return [(median(samples[config, OVERLAPPING]), config) for config in sorted(finalists, key=total.__getitem__)]
+
+
+def places(clock) -> dict[str, Callable]:
+    """The places where a config is judged, each a function from a call to what is captured there.
+
+    OVERLAPPING: calls one after another, each requesting its weights while the one before runs; in a model the kernels
+    around a product allow that if they were compiled so. ALONE: a kernel that knows no dependent launch lies between.
+    A decode step is between the two, so the sum of both times counts. Without dependent launch they are one place.
+    """
+    from tinygemm.kernel import reference
+
+    def alone(call):
+        def both():
+            reference.empty_kernel()
+            call()
+
+        return both
+
+    return {OVERLAPPING: lambda call: call} | ({ALONE: alone} if clock.can_prime() else {})
 
 
 def _stored(form: str) -> tuple[str, Callable]:

@@ -22,6 +22,8 @@ class Variant:
     bind:   (x, weight) -> a function of no arguments that computes the product; what a user would set up once
             (workspace, quantisation state) is set up here, outside the timed call
     config: LaunchConfig of our own kernels, None for others
+    kernel: what the kernels of a package that compiles for itself depend on, so that a sweep compiles equal ones once,
+            ahead; None where nothing is compiled, or `config` tells
     """
 
     source: str
@@ -29,6 +31,7 @@ class Variant:
     build: Callable
     bind: Callable
     config: LaunchConfig | None = None
+    kernel: tuple | None = None
 
 
 @dataclass(frozen=True)

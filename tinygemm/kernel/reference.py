@@ -74,10 +74,16 @@ def raw_weight(w: PackedInt4) -> torch.Tensor:
     return codes.double() * w.scales.double().repeat_interleave(w.group_length, 0).t()
 
 
-def fp16_gemm(x: torch.Tensor, weight: torch.Tensor, config: LaunchConfig) -> torch.Tensor:
-    """The splitk kernel in FP16: x [M, K] float16, weight [N, K] float16 contiguous, returns [M, N] float16."""
-    key = ("fp16", x.shape, x.stride(), x.dtype, x.get_device(), weight.shape, weight.get_device(), config)
-    return call(key, (x, weight), _fp16, x, weight, config)
+def fp16_gemm(
+    x: torch.Tensor, weight: torch.Tensor, config: LaunchConfig, dependent_launch: bool = True
+) -> torch.Tensor:
+    """The splitk kernel in FP16: x [M, K] float16, weight [N, K] float16 contiguous, returns [M, N] float16.
+
+    dependent_launch: as in gemm
+    """
+    where = (x.get_device(), weight.shape, weight.get_device())
+    key = ("fp16", x.shape, x.stride(), x.dtype, *where, config, dependent_launch)
+    return call(key, (x, weight), _fp16, x, weight, config, dependent_launch)
 
 
 def empty_kernel(dependent_launch: bool = False) -> None:
@@ -116,12 +122,13 @@ def _ablated(x: torch.Tensor, w: PackedInt4, config: LaunchConfig, dequant: str,
     return Work((M, w.N), x.dtype, launches.product(config, M, w, x.stride(0), pdl, dequant, add_warps))
 
 
-def _fp16(x: torch.Tensor, weight: torch.Tensor, config: LaunchConfig) -> Work:
+def _fp16(x: torch.Tensor, weight: torch.Tensor, config: LaunchConfig, dependent_launch: bool) -> Work:
     M, K = x.shape
     N, KB = weight.shape[0], triton.cdiv(K, TILE_K)
     if M > config.block_m:
         raise ValueError(f"x must have at most block_m={config.block_m} rows, got M={M}")
-    pdl = launches.dependent_launch(x.device) and launches.every_share_waits(config.split_k, KB, config.num_warps)
+    pdl = dependent_launch and launches.dependent_launch(x.device)
+    pdl = pdl and launches.every_share_waits(config.split_k, KB, config.num_warps)
     constants = {
         "FULL_TILES": launches.fills_tiles(N, K, config),
         "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "WARPS_K": config.num_warps, "SPLIT_K": config.split_k,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from tinygemm.models import MODELS, Model
 
+TILE_N, TILE_K = 16, 128  # of a packed weight, see kernel/quant.py, which needs torch
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -39,15 +41,31 @@ class Architecture:
             "down_proj": (m.hidden, m.intermediate),
         }
 
+    def parts(self, name: str) -> tuple[int, ...]:
+        """The output features of the projections that were joined into one: of q, k and v, say."""
+        m = self.model
+        if name == "qkv_proj":
+            return m.heads * m.head_dim, m.kv_heads * m.head_dim, m.kv_heads * m.head_dim
+        if name == "gate_up_proj":
+            return m.intermediate, m.intermediate
+        return (m.vocab if name == "lm_head" else m.hidden,)
+
     def shard(self, tp: int) -> Architecture:
         """The part that one of `tp` GPUs holds: its share of the heads and of the feed-forward layer.
 
-        raises: ValueError naming the size that tp does not divide
+        raises: ValueError naming the size that tp does not divide, into whole tiles where it is one of a weight
         """
         m = self.model
-        for name in ("heads", "kv_heads", "intermediate"):
-            if getattr(m, name) % tp:
-                raise ValueError(f"--tp {tp} does not divide the {getattr(m, name)} {name} of {m.key}")
+        units = {"heads": 1, "kv_heads": 1, "intermediate": TILE_K, "vocab": TILE_N}
+        for name, unit in units.items():
+            if tp > 1 and getattr(m, name) % (tp * unit):
+                tiles = f" into multiples of {unit}" if unit > 1 else ""
+                raise ValueError(f"--tp {tp} does not divide the {getattr(m, name)} {name} of {m.key}{tiles}")
+        if tp > 1 and m.heads * m.head_dim % (tp * TILE_K):
+            raise ValueError(
+                f"--tp {tp} does not divide the {m.heads} heads of {m.key}, {m.head_dim} features each, into multiples "
+                f"of {TILE_K}"
+            )
         parts = {name: getattr(m, name) // tp for name in ("heads", "kv_heads", "intermediate")}
         return dataclasses.replace(self, model=dataclasses.replace(m, **parts))
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass, fields
 
 from tinygemm.step.architecture import ARCHITECTURES, Architecture, architecture_named
 
-ATTENTION = ("fused", "equations")
+HOSTS = {"lean": ("fused", "equations"), "transformers": ("sdpa",)}  # and their kinds of attention, the usual first
 BACKENDS = ("fp16-cublas", "int4", "int4-serial", "int4-lm-head", "fp16-triton", "aten-int4mm", "gemlite")
 BASELINE = "fp16-cublas"  # what every other backend is timed against, round by round
 COMPARED = (BASELINE, "int4", "int4-lm-head")
+BACKENDS_OF = {"lean": BACKENDS, "transformers": COMPARED}
 INT4_BITS = 4.125  # in groups of 128, an FP16 scale each
 BITS = {"fp16-cublas": 16.0, "fp16-triton": 16.0, "aten-int4mm": 4.25}  # others: INT4_BITS
 # room for what a step allocates, for what the libraries set up, and for a weight that is dequantised on the way
@@ -18,36 +19,50 @@ WORKING_BYTES = 4 * 10**9
 
 @dataclass(frozen=True)
 class StepCase:
-    """One decode step to measure. Fields as in step_rows.Step."""
+    """One decode step to measure. Fields as in step_rows.Step.
+
+    attention: of HOSTS[host]; empty: the usual one
+    """
 
     model: str
     backend: str
     batch: int
     context: int
     host: str = "lean"
-    attention: str = "fused"
+    attention: str = ""
     compiled: bool = True
     compiler_overlap: bool = True
     tp: int = 1
 
     def __post_init__(self):
         architecture_named(self.model)
-        for name, known in (("backend", BACKENDS), ("attention", ATTENTION)):
+        for name, known in (("backend", BACKENDS), ("host", tuple(HOSTS))):
             if getattr(self, name) not in known:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}")
+        if not self.attention:
+            object.__setattr__(self, "attention", HOSTS[self.host][0])
+        for name, known in (("backend", BACKENDS_OF[self.host]), ("attention", HOSTS[self.host])):
+            if getattr(self, name) not in known:
+                raise ValueError(f"host {self.host} has no {name} {getattr(self, name)!r}; it has {', '.join(known)}")
         for name in ("batch", "context", "tp"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 1:
                 raise ValueError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
         self.arch  # noqa: B018  raises where tp does not divide the model
+        if self.tp > 1 and self.host != "lean":
+            raise ValueError(f"host {self.host} has no tp {self.tp}; host lean has")
+
+    @property
+    def whole(self) -> Architecture:
+        return architecture_named(self.model)
 
     @property
     def arch(self) -> Architecture:
         """The part that one GPU holds."""
-        return architecture_named(self.model).shard(self.tp)
+        return self.whole.shard(self.tp)
 
     @property
     def case_id(self) -> str:
-        plain = {f.name: f.default for f in fields(StepCase)}
+        plain = {f.name: f.default for f in fields(StepCase)} | {"attention": HOSTS[self.host][0]}
         unusual = {
             "attention": self.attention,
             "compiled": "" if self.compiled else "eager",
@@ -72,10 +87,10 @@ def weight_bytes(arch: Architecture, backend: str) -> int:
     return round(weights * BITS.get(backend, INT4_BITS) / 8) + biases
 
 
-def lm_head_bytes(arch: Architecture, backend: str) -> int:
-    """Bytes of lm_head that one step reads."""
-    bits = INT4_BITS if backend == "int4-lm-head" else 16
-    return round(arch.model.vocab * arch.model.hidden * bits / 8)
+def lm_head_bytes(case: StepCase) -> int:
+    """Bytes of lm_head that one step reads on one GPU."""
+    bits = INT4_BITS if case.backend == "int4-lm-head" else 16
+    return round(case.arch.model.vocab * case.arch.model.hidden * bits / 8) // case.tp
 
 
 def kv_bytes(case: StepCase) -> int:
@@ -94,11 +109,18 @@ def needed_bytes(case: StepCase) -> int:
     cache = kv_bytes(case) * (2 if other_dtype else 1)
     logits = 12 * case.batch * arch.model.vocab
     tables = (4 if other_dtype else 2) * table + round(table * INT4_BITS / 16)
-    return own + weight_bytes(arch, "int4") + tables + cache + logits + WORKING_BYTES
+    repeated = 0
+    if case.host == "transformers":  # copies keys and values of a layer for every head of q
+        repeated = 2 * kv_bytes(case) // arch.model.layers * (arch.model.heads // arch.model.kv_heads)
+    whole = weight_bytes(case.whole, "int4") if case.tp > 1 else 0  # for the reference, of which a share is cut later
+    return own + weight_bytes(arch, "int4") + tables + cache + logits + repeated + whole + WORKING_BYTES
 
 
-def matrix() -> list[StepCase]:
+def matrix(tp: int = 1) -> list[StepCase]:
     """The cases of the report, the most important first: a run that ends early has measured that."""
+    if tp > 1:
+        found = [StepCase("llama-3-8b", name, batch, 512, tp=tp) for batch in (1, 8) for name in COMPARED]
+        return found + [StepCase("llama-3-70b", name, batch, 512, tp=tp) for batch in (1, 8) for name in COMPARED]
     llama = [b for b in BACKENDS if b != "gemlite"]
     found = [StepCase("llama-3-8b", name, batch, 512) for batch in (1, 8) for name in llama]
     found += [  # what a token gains by one kernel of attention, and by overlap of the compiler's kernels
@@ -111,6 +133,12 @@ def matrix() -> list[StepCase]:
     others = [key for key in ("qwen3-0.6b", "qwen3-8b", "qwen2.5-32b") if key in ARCHITECTURES]
     found += [StepCase(key, name, batch, 512) for key in others for batch in (1, 8) for name in COMPARED]
     found += [StepCase("llama-3-70b", name, batch, 512) for batch in (1, 8) for name in COMPARED[1:]]
+    hosted = [(name, True) for name in COMPARED] + [(name, False) for name in COMPARED[:2]]
+    found += [  # the same steps in the model that people run
+        StepCase("llama-3-8b", name, batch, 512, host="transformers", compiled=compiled)
+        for batch in (1, 8)
+        for name, compiled in hosted
+    ]
     found += [StepCase("llama-3-8b", name, batch, 8192) for batch in (1, 8, 16, 2, 4) for name in llama]
     found += [StepCase("llama-3-8b", "gemlite", batch, 512) for batch in (1, 8)]
     return found
@@ -121,6 +149,7 @@ def chosen(
     batches: tuple[int, ...] = (),
     contexts: tuple[int, ...] = (),
     backends: tuple[str, ...] = (),
+    host: str = "lean",
     **others,
 ) -> list[StepCase]:
     """The cases that a user asks for: of each of what is given, every combination; of what is not, the usual.
@@ -129,8 +158,8 @@ def chosen(
     raises: ValueError naming what is unknown or not possible
     """
     return [
-        StepCase(model, name, batch, context, **others)
+        StepCase(model, name, batch, context, host, **others)
         for context in contexts or (512,)
         for batch in batches or (1, 8)
-        for name in backends or BACKENDS
+        for name in backends or BACKENDS_OF[host]
     ]

@@ -16,6 +16,7 @@ from tinygemm.kernel import fastpath
 from tinygemm.step import build, cases, profile
 from tinygemm.step.cases import BASELINE, StepCase
 from tinygemm.step.products import BACKENDS
+from tinygemm.step.ranks import Alone
 from tinygemm.step.weights import Weights, random_cache
 from tinygemm.step_rows import Step, StepKernel, StepSample
 
@@ -73,6 +74,7 @@ class Bench:
     device:       of the weights
     memory_bytes: of the GPU
     profiler:     replay -> launches, see profile.profiled; None: no profile
+    ranks:        the processes that share a step
     profile_fault: why steps are not profiled, once that has failed
     """
 
@@ -82,6 +84,7 @@ class Bench:
     profiler: Callable | None = profile.profiled
     rep: int = REP
     now: Callable[[], float] = time.monotonic
+    ranks: Alone = field(default_factory=Alone)
     weights: Weights | None = None
     caches: dict = field(default_factory=dict)
     reference: torch.Tensor | None = None
@@ -127,8 +130,8 @@ def measure_copy(bench: Bench) -> tuple[Step, list[StepSample]]:
 
 
 def _timed(bench: Bench, case: StepCase) -> tuple[Captured, Step, list[StepSample]]:
-    _refuse(bench, case)
-    _turn_to(bench, case)
+    bench.ranks.agree(lambda: _refuse(bench, case))
+    bench.ranks.agree(lambda: _turn_to(bench, case))
     alone = case.backend == BASELINE or not fits_beside_baseline(bench, case)
     if alone:
         _drop_baseline(bench)
@@ -137,18 +140,21 @@ def _timed(bench: Bench, case: StepCase) -> tuple[Captured, Step, list[StepSampl
         _drop_baseline(bench)
         bench.held = (bench.held[0], case.baseline.case_id)
         try:
-            bench.baseline = capture(bench, case.baseline)
+            bench.baseline = bench.ranks.agree(lambda: capture(bench, case.baseline))
         except Exception:  # its own case says why; the others are timed alone
             bench.baseline = None
             _collect(bench)
-    captured = capture(bench, case)
+    captured = bench.ranks.agree(lambda: capture(bench, case))
     if case.backend == BASELINE:
         bench.baseline, bench.held = captured, (bench.held[0], case.case_id)
     replays = {case.backend: captured.for_timing}
     if bench.baseline is not None and case.backend != BASELINE:
         replays[BASELINE] = bench.baseline.for_timing
+    if case.tp > 1:  # most rounds of a step then begin together on all GPUs
+        replays["meet"] = timing.Replay(bench.ranks.meet, 1, 1)
     times, readings = timing.interleave(replays, "graph", bench.rep, WARMUP, bench.clock)
-    beside = times[BASELINE] if len(replays) > 1 else [None] * bench.rep
+    alone = case.backend == BASELINE or BASELINE not in replays
+    beside = [None] * bench.rep if alone else times[BASELINE]
     pairs = enumerate(zip(times[case.backend], beside, strict=True))
     samples = [StepSample(case.case_id, i, us, fp16) for i, (us, fp16) in pairs]
     row = _row(
@@ -171,8 +177,8 @@ def _refuse(bench: Bench, case: StepCase) -> None:
     """Raise before anything is allocated where a case cannot be."""
     if reason := BACKENDS[case.backend].unsupported(case.batch):
         raise NotImplementedError(reason)
-    if case.tp > 1:
-        raise NotImplementedError(f"tp={case.tp} needs {case.tp} processes: start them with torchrun")
+    if case.tp != bench.ranks.world:
+        raise NotImplementedError(f"tp={case.tp} needs {case.tp} processes, and there are {bench.ranks.world}")
     if (needed := cases.needed_bytes(case)) > bench.memory_bytes:
         raise MemoryError(
             f"{case.model} with {case.backend}, batch {case.batch} and context {case.context} needs about "
@@ -182,12 +188,11 @@ def _refuse(bench: Bench, case: StepCase) -> None:
 
 def _turn_to(bench: Bench, case: StepCase) -> None:
     """Let go of what belongs to another model, batch or context, and compute the reference of this one."""
-    arch = case.arch
-    if bench.weights is None or bench.weights.arch != arch:
+    if bench.weights is None or (bench.weights.arch, bench.weights.world) != (case.whole, case.tp):
         _drop_baseline(bench)
         bench.weights, bench.caches, bench.held = None, {}, (None, None)
         _collect(bench)
-        bench.weights = Weights(arch, bench.device)
+        bench.weights = Weights(case.whole, bench.device, rank=bench.ranks.rank, world=case.tp)
     key = (case.model, case.batch, case.context)
     if bench.held[0] != key:
         _drop_baseline(bench)
@@ -195,7 +200,11 @@ def _turn_to(bench: Bench, case: StepCase) -> None:
         _collect(bench)
         if not fits_beside_baseline(bench, case):
             bench.weights.drop_all_but(set())
-        model = build.reference_model(bench.weights, _cache(bench, case, torch.float16))
+        one, cache = bench.weights, _cache(bench, case, torch.float16)
+        if case.tp > 1:  # the model as one GPU holds it
+            one = Weights(case.whole, bench.device)
+            cache = random_cache(case.whole, case.batch, case.context, torch.float16, bench.device)
+        model = build.reference_model(one, cache)
         bench.reference = model(*_inputs(bench, case))[0].float()
 
 
@@ -204,8 +213,8 @@ def capture(bench: Bench, case: StepCase) -> Captured:
 
     raises: StepMismatchError where they differ by more than rounding
     """
-    began, backend = bench.now(), BACKENDS[case.backend]
-    model = build.lean_model(bench.weights, backend, _cache(bench, case, backend.dtype), case.attention)
+    began = bench.now()
+    model = _model(bench, case)
     inputs, held = _inputs(bench, case), {}
 
     def call() -> None:
@@ -221,7 +230,7 @@ def capture(bench: Bench, case: StepCase) -> Captured:
             raise
         except Exception as error:  # a compiler has many ways to fail: the eager step is measured, and says so
             compiled, message = False, f"eager, since compiling failed: {first_line(error)}"
-            model = build.lean_model(bench.weights, backend, _cache(bench, case, backend.dtype), case.attention)
+            model = _model(bench, case)
     call()
     errors = _check(bench, case, held["logits"])  # before it is captured, and after: a graph overlaps more
     replay = bench.clock.capture([call])
@@ -231,6 +240,11 @@ def capture(bench: Bench, case: StepCase) -> Captured:
     errors = max(errors, _check(bench, case, held["logits"]))
     addresses, took = (*inputs, held), bench.now() - began
     return Captured(replay, model, addresses, *errors, compiled, message, took, _memory(bench, case, before))
+
+
+def _model(bench: Bench, case: StepCase) -> torch.nn.Module:
+    backend = BACKENDS[case.backend]
+    return build.model_of(bench.weights, backend, _cache(bench, case, backend.dtype), case.host, case.attention)
 
 
 def _check(bench: Bench, case: StepCase, logits: torch.Tensor) -> tuple[float, float]:
@@ -263,7 +277,8 @@ def _inputs(bench: Bench, case: StepCase) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _cache(bench: Bench, case: StepCase, dtype: torch.dtype) -> list[tuple]:
     if dtype not in bench.caches:
-        bench.caches[dtype] = random_cache(case.arch, case.batch, case.context, dtype, bench.device)
+        share = (bench.ranks.rank, case.tp)
+        bench.caches[dtype] = random_cache(case.whole, case.batch, case.context, dtype, bench.device, *share)
     return bench.caches[dtype]
 
 
@@ -278,7 +293,7 @@ def _memory(bench: Bench, case: StepCase, before: int) -> int | None:
     """Weights, cache, and the most that compiling, running and capturing allocated beside them."""
     if bench.device != "cuda":
         return None
-    tables = 2 * case.arch.model.vocab * case.arch.model.hidden + cases.lm_head_bytes(case.arch, case.backend)
+    tables = 2 * case.arch.model.vocab * case.arch.model.hidden + cases.lm_head_bytes(case)
     held = cases.weight_bytes(case.arch, case.backend) + tables + cases.kv_bytes(case)
     return held + torch.cuda.max_memory_allocated() - before
 
@@ -295,7 +310,7 @@ def _row(bench: Bench, case: StepCase, status: str, message: str, compiled: bool
         attention=case.attention, compiled="yes" if compiled else "no",
         compiler_overlap="yes" if compiled and _overlaps(bench, case) else "no", status=status, message=message,
         weight_bytes=cases.weight_bytes(case.arch, case.backend), kv_bytes=cases.kv_bytes(case),
-        lm_head_bytes=cases.lm_head_bytes(case.arch, case.backend), **measured,
+        lm_head_bytes=cases.lm_head_bytes(case), **measured,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from tinygemm.step_rows import StepKernel
 
 REPLAYS = 4
 KINDS = (
+    ("allreduce", r"nccl|all_?reduce|all_?gather"),
     ("attention", r"decode_attention|fmha|flash|sdpa|attention"),
     ("product", r"gemm|gemv|nvjet|cutlass|splitkreduce|cijk|matmul|marlin"),
 )
@@ -25,7 +26,7 @@ class Launch:
 
 
 def kind_of(kernel: str) -> str:
-    """product, attention or rest, by the name. A matmul inside attention by the equations counts as a product."""
+    """Say by its name what a kernel is for. A matmul inside attention by the equations counts as a product."""
     return next((kind for kind, pattern in KINDS if re.search(pattern, kernel.lower())), "rest")
 
 

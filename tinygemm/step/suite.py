@@ -11,6 +11,7 @@ from tinygemm.harness import timing
 from tinygemm.runs import RunWriter
 from tinygemm.step import measure
 from tinygemm.step.cases import StepCase
+from tinygemm.step.ranks import ranks_of_this_machine
 from tinygemm.step_rows import Step, StepKernel, StepSample
 
 LAST = 6  # cases that say how long the next one may take
@@ -27,11 +28,13 @@ class Rows:
     profile_fault: str = ""
 
 
-def bench_of_this_gpu() -> measure.Bench:
+def bench_of_this_gpu(tp: int = 1) -> measure.Bench:
+    """The clock and memory of this process's GPU, one of `tp`; raises as ranks_of_this_machine."""
     import torch
 
+    ranks = ranks_of_this_machine(tp)
     free, _ = torch.cuda.mem_get_info()
-    return measure.Bench(timing.CudaClock(), memory_bytes=free)
+    return measure.Bench(timing.CudaClock(), memory_bytes=free, ranks=ranks)
 
 
 def parameters(wanted: list[StepCase]) -> dict:
@@ -61,8 +64,9 @@ def run(
               0: no end
     writer:   each case is on disk before the next one starts
     seen:     told of each row
+    Of several processes, the first decides what is left and when time is up; it alone needs a writer.
     """
-    rows, done = Rows(), writer.done_steps() if writer else set()
+    rows, done = Rows(), bench.ranks.same(writer.done_steps() if writer else set())
     began = bench.now()
     if measure.COPY not in done:
         _keep(rows, writer, seen, [measure.measure_copy(bench)])
@@ -70,7 +74,7 @@ def run(
     took: list[float] = []
     for i, case in enumerate(left):
         started = bench.now()
-        if budget_s and started - began + max(took[-LAST:], default=0) > budget_s:
+        if bench.ranks.same(budget_s and started - began + max(took[-LAST:], default=0) > budget_s):
             rows.not_started = left[i:]
             break
         _keep(rows, writer, seen, measure.measure(bench, case))

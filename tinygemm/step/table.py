@@ -11,18 +11,18 @@ def table(steps: pd.DataFrame, samples: pd.DataFrame, kernels: pd.DataFrame) -> 
     """One row per case that was timed, in measured order.
 
     steps, samples, kernels: tables with the columns of step_rows.Step, StepSample and StepKernel
-    returns: case_id, model, backend, batch, context and
+    returns: case_id, model, host, backend, batch, context, tp, compiled and
         ms, tokens_per_s:        of a step (median), and of all its sequences
         speedup, low, high:      the FP16 library's step over it: median and middle 80 % of the rounds' ratios
         gb_per_s, of_copy:       bytes that a step must read over its time, and as a fraction of the measured copy
-        product, attention, rest: fractions of the profiled step;  kernels: launches per step
+        product, attention, allreduce, rest: fractions of the profiled step;  kernels: launches per step
         memory_gb, rel_err, argmax_agreement: as recorded
     """
     timed = steps[steps["status"] == "ok"].set_index("case_id")
     us = samples.groupby("case_id")["step_us"].median().reindex(timed.index)
     ratios = (samples["fp16_us"] / samples["step_us"]).groupby(samples["case_id"])
     read = timed["weight_bytes"] + timed["lm_head_bytes"] + timed["kv_bytes"]
-    out = timed[["model", "backend", "batch", "context"]].copy()
+    out = timed[["model", "host", "backend", "batch", "context", "tp", "compiled"]].copy()
     out["ms"] = us / 1000
     out["tokens_per_s"] = timed["batch"] / us * 1e6
     for name, quantile in (("speedup", 0.5), ("low", 0.1), ("high", 0.9)):
@@ -31,7 +31,7 @@ def table(steps: pd.DataFrame, samples: pd.DataFrame, kernels: pd.DataFrame) -> 
     out["of_copy"] = out["gb_per_s"] / out["gb_per_s"].get(COPY, float("nan"))
     added = kernels.pivot_table(index="case_id", columns="kind", values="added_us", aggfunc="sum")
     shares = added.div(added.sum(axis=1), axis=0)
-    for kind in ("product", "attention", "rest"):
+    for kind in ("product", "attention", "allreduce", "rest"):
         out[kind] = shares[kind].reindex(timed.index) if kind in shares else float("nan")
     out["kernels"] = kernels.groupby("case_id")["calls"].sum().reindex(timed.index)
     out["memory_gb"] = timed["memory_bytes"] / 1e9

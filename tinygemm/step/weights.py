@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tinygemm.kernel.parallel import shard
 from tinygemm.kernel.quant import PackedInt4
 from tinygemm.step.architecture import Architecture
 from tinygemm.step.packed import dense, random_words
@@ -20,12 +21,15 @@ RESIDUAL = ("o_proj", "down_proj")
 class Weights:
     """The weights of one model on one device; a form is built once and kept until it is dropped.
 
+    arch: the whole model; rank, world: the share of it that is held, of a model drawn as a whole
     held: form -> (layer, projection) -> the weight in that form; lm_head has layer -1
     """
 
     arch: Architecture
     device: str
     seed: int = 0
+    rank: int = 0
+    world: int = 1
     held: dict[str, dict] = field(default_factory=dict)
 
     def packed(self, layer: int, name: str) -> PackedInt4:
@@ -35,8 +39,20 @@ class Weights:
             N, K = (self.arch.projections() | {LM_HEAD: (self.arch.model.vocab, self.arch.model.hidden)})[name]
             seed = (self.seed * 1000 + layer + 1) * len(names) + names.index(name)
             size = (2 * self.arch.model.layers) ** -0.5 if name in RESIDUAL else 1.0
-            held[layer, name] = random_words(N, K, self.device, seed, size)
+            held[layer, name] = self._share(name, random_words(N, K, self.device, seed, size))
         return held[layer, name]
+
+    @property
+    def share(self) -> Architecture:
+        """The part of the model that is held."""
+        return self.arch.shard(self.world)
+
+    def _share(self, name: str, whole: PackedInt4) -> PackedInt4:
+        if self.world == 1:
+            return whole
+        if name in RESIDUAL:
+            return shard(whole, 1, self.rank, self.world)
+        return shard(whole, 0, self.rank, self.world, self.arch.parts(name))
 
     def form(self, backend: StepBackend, layer: int, name: str):
         """A weight as the backend stores it."""
@@ -68,7 +84,8 @@ class Weights:
         """The bias [N] of a projection, where the model has one."""
         if name != "qkv_proj" or not self.arch.qkv_bias:
             return None
-        return self._random((self.arch.qkv_features,), 10 * layer + 4, 0.1).to(dtype)
+        whole = self._random((self.arch.qkv_features,), 10 * layer + 4, 0.1).to(dtype)
+        return torch.cat([part.chunk(self.world)[self.rank] for part in whole.split(self.arch.parts(name))])
 
     def drop_all_but(self, forms: set[str]) -> None:
         """Let go of the weights in other forms; packed ones, embedding and lm_head stay."""
@@ -87,13 +104,16 @@ class Weights:
         return (mean + scale * random).bfloat16()
 
 
-def random_cache(arch: Architecture, batch: int, capacity: int, dtype: torch.dtype, device) -> list[tuple]:
-    """Keys and values of every layer, [batch, kv_heads, capacity, head_dim] each; the same in every dtype."""
+def random_cache(
+    arch: Architecture, batch: int, capacity: int, dtype: torch.dtype, device, rank: int = 0, world: int = 1
+) -> list[tuple]:
+    """Keys and values of every layer, [batch, kv_heads / world, capacity, head_dim] each; the same in every dtype."""
     m = arch.model
     generator = torch.Generator(device).manual_seed(5)
 
     def random() -> torch.Tensor:
         shape = (batch, m.kv_heads, capacity, m.head_dim)
-        return torch.randn(shape, dtype=torch.bfloat16, device=device, generator=generator).to(dtype)
+        whole = torch.randn(shape, dtype=torch.bfloat16, device=device, generator=generator)
+        return whole.chunk(world, 1)[rank].to(dtype, memory_format=torch.contiguous_format)
 
     return [(random(), random()) for _ in range(m.layers)]

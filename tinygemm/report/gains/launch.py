@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from tinygemm.backends import with_serial
+from tinygemm.backends import PEER, of_family, with_serial
 from tinygemm.problem import REPORT_SHAPES
 from tinygemm.report.base.contrasts import compare, primary_cases, timed
 from tinygemm.report.base.host import slow_groups, steady
@@ -24,7 +24,7 @@ SPEEDUP = ["speedup_vs_fp16", "speedup_vs_fp16_low", "speedup_vs_fp16_high"]
 # meta-llama/Meta-Llama-3-8B: 32 layers
 LAYERS = 32
 STEP = {"qkv": (4096, 6144), "attention output": (4096, 4096), "gate and up": (4096, 28672), "down": (14336, 4096)}
-OVERLAPS = with_serial()
+OVERLAPS = {backend: serial for backend, serial in with_serial().items() if backend not in of_family(PEER)}
 PROBLEM = ["problem", *SHAPE]
 
 

@@ -20,7 +20,7 @@ from tinygemm.report.predict import model as costmodel
 from tinygemm.report.predict import projection as extrapolate
 
 COMPARED = (BASELINE, INT4)
-RIVALS = ("aten-int4mm", "marlin", "gemlite")  # INT4 kernels of others that a run may have timed
+RIVALS = ("aten-int4mm", "marlin", "gemlite", "humming")  # INT4 kernels of others that a run may have timed
 USABLE = 0.9  # share of the memory that engines give to weights and cache
 ROUGH = 2.0  # an estimate of the rest of a step may be off by this factor at least
 FP16_BYTES = SCALE_BYTES = 2

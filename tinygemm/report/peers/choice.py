@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from tinygemm.backends import with_serial
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import style, tables
 from tinygemm.report.base.contrasts import geometric_mean
@@ -13,6 +14,7 @@ from tinygemm.report.base.words import bracket
 from tinygemm.report.compare.tables import NORMAL, newest_others, spread_of_runs
 from tinygemm.report.peers import tables as peers
 
+TWINS = {serial: backend for backend, serial in with_serial().items()}  # one kernel, named by that which overlaps
 OURS = {"overlap": "int4", "serial": "int4-serial"}
 TOKENS = (1, 8)  # in flight: the headline's, and the most that every peer was timed at
 
@@ -96,7 +98,7 @@ def _at(M: int, rows: pd.DataFrame) -> str:
     if len(rows) == 1:
         return f"{told}."
     serial = rows.loc["serial"]
-    other = "" if serial["backend"] == usual["backend"] else f" ({_name(serial['backend'])})"
+    other = "" if _name(serial["backend"]) == _name(usual["backend"]) else f" ({_name(serial['backend'])})"
     return f"{told}, or {_ratio(serial)}{other} where calls cannot overlap."
 
 
@@ -105,13 +107,13 @@ def _ratio(row: pd.Series) -> str:
 
 
 def _name(backend: str) -> str:
-    return style.name(backend).removeprefix("INT4, ").removesuffix(" (aten)")
+    return style.name(TWINS.get(backend, backend)).removeprefix("INT4, ").removesuffix(" (aten)")
 
 
 def _source(run) -> str:
     """Which kernels were timed, and when, where that is not the kernel of this checkout."""
     timed = run.cases.loc[run.cases["status"] == "ok", "backend"]
-    names = [_name(peer) for peer in peers.PEERS if peer in set(timed)]
+    names = dict.fromkeys(_name(peer) for peer in peers.PEERS if peer in set(timed))
     when = run.provenance["started"][:10]
     old = "" if tables.has_todays_kernels(run) else f" on {when}, with an older kernel of ours"
     return f"Timed against {', '.join(names)}{old}."

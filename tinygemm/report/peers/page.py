@@ -6,6 +6,7 @@ import pandas as pd
 from IPython.display import Markdown
 from matplotlib.figure import Figure
 
+from tinygemm.backends import with_serial
 from tinygemm.report.base import claims, style
 from tinygemm.report.base import page as shared
 from tinygemm.report.base.bounds import case_name, listed
@@ -91,8 +92,12 @@ def contest_columns(rows: pd.DataFrame) -> dict[str, tuple[str, str]]:
     """Columns of `contest` for pages.table: those kernels that were timed or quoted."""
     others = [backend for backend in (*peers.PEERS, peers.CONTEXT) if backend in set(rows["backend"])]
     columns = {"shape": ("K×N", ""), "M": ("M", ".0f"), "int4_us": ("tuned, µs", ".2f")}
-    columns |= {name: (f"{style.name(name).removeprefix('INT4, ')}, µs", "") for name in others}
+    columns |= {name: (f"{style.name(name).removeprefix('INT4, ')}{_overlap(name)}, µs", "") for name in others}
     return columns | {"value": ("best peer / tuned", ".2f"), "interval": ("95 % interval", "")}
+
+
+def _overlap(backend: str) -> str:
+    return ", overlapping" if backend in with_serial() else ""
 
 
 def reads(run) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tinygemm.backends import PEER, of_family
+from tinygemm.backends import PEER, of_family, with_serial
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base.contrasts import compare, geometric_mean, medians, primary_cases
 from tinygemm.report.base.intervals import sample_matrix
@@ -15,6 +15,7 @@ from tinygemm.report.base.tables import GROUP_SIZE, SHAPE, at_shapes, problem_of
 from tinygemm.report.limits.tables import static_counts
 from tinygemm.runs import DATA_ROOT
 
+LATER = ("humming", "humming-serial")  # the first recorded runs did not ask for them
 CONTEXT = "bitsandbytes-nf4"  # four bits, but another format: shown beside the peers, never one of them
 PEERS = tuple(name for name in of_family(PEER) if name != CONTEXT)
 # reads -> what is held against them: both overlap the call before them, or neither does
@@ -31,12 +32,24 @@ def contest(run, quoted: Path | None = QUOTED, ours: str = "int4") -> pd.DataFra
     quoted:  Marlin's times of an earlier measurement, which stand where the run has the GPU they are of and no Marlin
     ours:    what stands for `int4`, as int4_us: `int4-serial` overlaps the call before it no more than they do
     returns: problem, M, K, N, backend, other_us, int4_us, value (other / int4), low, high, kind ("measured" or
-             "quoted": without an interval), left_id, right_id
+             "quoted": without an interval), left_id, right_id, overlaps (the other starts before the call before it
+             has finished)
     """
+    return _contest(run, quoted, ours).pipe(lambda rows: rows.assign(overlaps=rows["backend"].isin(with_serial())))
+
+
+def held_against(ours: str = "int4") -> tuple[str, ...]:
+    """The peers that `contest` lists: those that overlap beside a kernel of ours that does, else their twins."""
+    pairs = with_serial()
+    left_out = pairs if ours in pairs.values() else pairs.values()
+    return tuple(peer for peer in PEERS if peer not in left_out)
+
+
+def _contest(run, quoted: Path | None, ours: str) -> pd.DataFrame:
     cases = _study(run)
     rows = [
         compare(run, _of(cases, name), _of(cases, ours), PROBLEM).assign(backend=name, kind="measured")
-        for name in (*PEERS, CONTEXT)
+        for name in (*held_against(ours), CONTEXT)
     ]
     names = {"left_us": "other_us", "right_us": "int4_us"}
     rows = pd.concat([part for part in rows if len(part)] or rows[:1], ignore_index=True).rename(columns=names)

@@ -16,7 +16,7 @@ from tinygemm.report.predict.terms import DEVICE, HOST, META, Fitted, Terms, dev
 
 BACKENDS = (
     "fp16-cublas", "fp16-triton", "int4", "int4-static", "int4-load-only", "aten-int4mm", "dequant-fp16", "int4-serial",
-    "gemlite", "marlin", "bitsandbytes-nf4",
+    "gemlite", "marlin", "humming", "humming-serial", "bitsandbytes-nf4",
 )  # fmt: skip
 MAX_M = 16  # beyond, products are prefill: arithmetic counts, which the terms do not describe
 MIN_SHAPES = 4  # fewer cannot tell the terms apart
