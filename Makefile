@@ -27,7 +27,7 @@ help: ## list the targets
 report: $(VENV)/.has-report$(if $(and $(GPU),$(PARAMS)),+kernel) ## build the report; PARAMS=notebooks/params/a10g.yaml on that GPU measures it first
 	@$(PY) -m tinygemm.report.build $(if $(PARAMS),-f "$(PARAMS)")
 
-publish: $(VENV)/.has-report ## build the report of the newest run and pack it into _build/tinygemm-report.zip; SITE=https://... is its address
+publish: $(VENV)/.has-report ## build the report of the newest run into _build/tinygemm-report.zip (.pdf, too, where Chromium is); SITE=https://... is its address
 	@rm -f _build/made_from
 	@TINYGEMM_SITE_URL="$(SITE)" $(PY) -m tinygemm.report.build
 	@$(PY) -m tinygemm.report.publish

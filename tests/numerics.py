@@ -88,7 +88,7 @@ TINY = Limits(M=20, N=48, K=512, weights=2**14)  # for the emulator
 
 @dataclass(frozen=True)
 class Problem:
-    """What a seed stands for.
+    """The meaning of a seed.
 
     how:       selected by the library, or forced: fused, static, or any row of the GPU's table, with a split of K
               that it may never have had
@@ -258,7 +258,7 @@ class Bound:
 
 
 def bound_of(config: LaunchConfig, K: int, dtype: str) -> Bound:
-    """What a launch config may be wrong by; K inputs, x and the output of `dtype`."""
+    """The error that a launch config may have; K inputs, x and the output of `dtype`."""
     info = torch.finfo(DTYPES[dtype])
     u, tiny = info.eps / 2, info.smallest_normal * info.eps / 2
     if config.form in ("splitk", "ring"):
@@ -431,7 +431,7 @@ def summarise(records: list[dict]) -> dict:
 
 
 def _records(job, first: int) -> list[dict]:
-    """What a worker found; one that died is a fault of its own."""
+    """The findings of a worker; one that died is a fault of its own."""
     try:
         return job.result()
     except Exception as error:

@@ -62,7 +62,7 @@ class Kernel:
     parameters: tuple[str, ...]
 
     def positions(self, opcode: str) -> list[int]:
-        """Where instructions stand whose opcode begins so."""
+        """The places of instructions whose opcode begins so."""
         return [at for at, instruction in enumerate(self.instructions) if instruction.opcode.startswith(opcode)]
 
     @functools.cached_property
@@ -240,7 +240,7 @@ NARROW = {
 
 
 def kernel_faults(compiled) -> list[str]:
-    """What is wrong with a kernel that Triton compiled, by its PTX; see the checks below."""
+    """The faults of a kernel that Triton compiled, by its PTX; see the checks below."""
     constants = {compiled.src.fn.arg_names[path[0]]: value for path, value in compiled.src.constants.items()}
     parameters = tuple(name for name, kind in compiled.src.signature.items() if kind != "constexpr")
     kernel = parse(compiled.asm["ptx"], parameters)
@@ -293,7 +293,7 @@ def sizes(constants: dict, num_warps: int, large: bool) -> dict[str, int]:
 
 
 def order_faults(kernel: Kernel, values: dict[str, int], dependent: bool, waits_first: bool = True) -> list[str]:
-    """What is wrong about the wait for the kernel before, and about letting the next one start.
+    """The faults of the wait for the kernel before, and about letting the next one start.
 
     dependent:   the kernel is launched before the one in front of it has finished
     waits_first: the next one must not start before this one has waited
@@ -327,7 +327,7 @@ def narrow_faults(kernel: Kernel, values: dict[str, int], allowed=()) -> list[st
 
 
 def counter_faults(kernel: Kernel, values: dict[str, int], split: bool) -> list[str]:
-    """What is wrong about how programs that share K hand each other their sums.
+    """The faults in how programs that share K hand each other their sums.
 
     Store the share, barrier, count with acquire and release for the whole GPU, barrier, read past L1, zero the counter.
     """

@@ -61,7 +61,7 @@ def watched(tool: str) -> bool:
 
 
 def verdict(output: str, exit_code: int) -> tuple[bool, str]:
-    """Whether a run was clean, and that in words; one that ran no test, or gave no summary, was not."""
+    """Tell whether a run was clean, and say so; one that ran no test, or gave no summary, was not."""
     errors = [int(number) for number in FOUND.findall(output)]
     passed = re.search(r"(\d+) passed", output)
     if not errors:

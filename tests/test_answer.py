@@ -103,7 +103,8 @@ def test_a_projection_that_was_not_timed_is_predicted_and_counted(run, fitted):
 
 
 def test_the_most_tokens_are_where_a_token_takes_as_long_in_fp16(table):
-    most, timed = one_token.most_tokens(table)
+    gains = one_token.gains(table)
+    most, timed = one_token.most_tokens(gains)
 
     def gain(M):
         sums = [
@@ -113,14 +114,23 @@ def test_the_most_tokens_are_where_a_token_takes_as_long_in_fp16(table):
         return sums[0] / sums[1]
 
     assert timed == 256
+    assert gains[32] == pytest.approx(gain(32), rel=0.01)
     assert gain(np.floor(most / 1.15).astype(int).item()) > 1 > gain(np.ceil(most * 1.15).astype(int).item())
 
 
 def test_without_an_end_or_without_the_measurement_the_most_tokens_say_so(tmp_path, run):
     fast = load(tmp_path, {"int4-fused": 0.01})
-    assert one_token.most_tokens(tables.report_table(fast)) == (np.inf, 256)
-    few = tables.only(run, run.cases["M"] == 1)
-    assert np.isnan(one_token.most_tokens(tables.report_table(few))[0])
+    assert one_token.most_tokens(one_token.gains(tables.report_table(fast))) == (np.inf, 256)
+    few = one_token.gains(tables.report_table(tables.only(run, run.cases["M"] == 1)))
+    assert few.empty
+    assert np.isnan(one_token.most_tokens(few)[0])
+
+
+def test_whether_it_pays_at_32_tokens_is_a_number(found):
+    assert f"At 32 tokens in flight the layers are still {found.gains[32]:.1f} times as fast" in answer.sentence(found)
+    slow = replace(found, gains=found.gains * 0 + 0.75)
+    assert "At 32 tokens in flight the layers are 0.8 times as fast" in answer.sentence(slow)
+    assert "32" not in answer.sentence(replace(found, gains=found.gains.drop(32)))
 
 
 def test_the_unfused_layers_are_those_of_the_model():
@@ -268,7 +278,7 @@ def test_kv_alone_is_worth_what_it_saves_of_a_token(found, share, worth):
 
 
 def test_what_is_said_of_published_kernels_at_more_tokens_is_published(found):
-    told = answer.case_in_short(replace(found.case, peer=(1.02, 1.08)))
+    told = " ".join(answer.case_lines(replace(found.case, peer=(1.02, 1.08))))
     quoted = published.load()
     quoted = quoted[(quoted["gpu"] == "a10") & (quoted["M"] == 4) & (quoted["quantity"] == "speedup")]
     quoted = quoted[~quoted["method"].str.contains("base clock")]["value"]
@@ -278,9 +288,9 @@ def test_what_is_said_of_published_kernels_at_more_tokens_is_published(found):
 
 def test_a_projected_case_says_that_launch_configs_are_predicted_which_they_are(found):
     assert configs.table("a10g")[1] == "predicted", "they are searched now: mend the sentence on how far to trust"
-    assert "predicted" in answer.case_in_short(found.case)
+    assert "predicted" in " ".join(answer.case_lines(found.case))
     measured = replace(found.case, advice=replace(found.case.advice, run_gpu=found.case.advice.gpu))
-    assert "predicted" not in answer.case_in_short(measured)
+    assert "predicted" not in " ".join(answer.case_lines(measured))
 
 
 # --- the words ------------------------------------------------------------------------------------------------------
@@ -310,18 +320,19 @@ def test_the_sentence_leaves_out_what_the_run_lacks_and_marks_what_it_predicts(f
 
 def test_the_sentence_says_what_of_it_is_lm_head(found):
     said = answer.sentence(replace(found, token=found.token.assign(head_ms=0.42)))
-    assert "`lm_head` in FP16, 0.4 ms" in said
+    assert "`lm_head` in FP16, 0.42 ms" in said
     assert " ms" not in answer.sentence(replace(found, token=found.token.assign(head_ms=np.nan))).split("lm_head")[1]
 
 
 def test_the_page_and_the_readme_say_the_same(found):
-    readme_says = readme.first_screen(found, "")
+    readme_says = readme.first_screen(found, "", ["**GPU: a kernel.**"])
     assert answer.sentence(found) in answer_page.sentence(found).data
     assert answer.sentence(found) in readme_says
+    assert "* **GPU: a kernel.**" in readme_says
     for row in found.ways.itertuples():
-        span = answer.way_span(row)
-        assert span in answer_page.ways(found).data
-        assert span in readme_says
+        assert answer.way_span(row) in answer_page.ways(found).data
+    for end in (found.ways["low"].min(), found.ways["high"].max()):
+        assert f"{end:.1f}×" in readme_says
 
 
 def test_a_run_that_timed_little_leaves_sentences(tmp_path):
@@ -334,7 +345,7 @@ def test_a_run_that_timed_little_leaves_sentences(tmp_path):
     assert "did not time" in answer_page.case(shown).data
     assert len(shown.findings) == 3
     assert small.run_id in answer_page.conditions(shown, small).data
-    assert small.run_id in readme.first_screen(shown, "")
+    assert small.run_id in readme.first_screen(shown, "", [])
 
 
 def test_bars_without_a_model_have_no_lm_head(run, table):

@@ -122,6 +122,19 @@ def test_page_of_a_synthetic_a10g_has_its_tables_cards_and_figure(runs, found):
     assert NAME in figures.several_gpus(compared.speedups([run, *others])).get_label()
 
 
+def test_takeaway_has_the_gain_on_every_gpu_and_says_whose_kernel_is_older(runs):
+    run, other = runs["a10g"], runs["h200"]
+    rows = compared.speedups([run, other])
+    told = page.takeaway(run, [other]).data
+    for name, of in rows.groupby("name"):
+        assert f"{of['speedup'].min():.1f} to {of['speedup'].max():.1f}× on the {name.removeprefix('NVIDIA ')}" in told
+    assert "older" not in told
+    changed = other.provenance | {"kernel_code_sha256": "0" * 64, "kernel_sha256": "0" * 64}
+    for run_id, age in (("2000-01-01T0000Z-abc", "older"), ("2999-01-01T0000Z-abc", "newer")):
+        aged = dataclasses.replace(other, provenance=changed, path=other.path.with_name(run_id))
+        assert f"kernel of the H200 run is {age}" in page.takeaway(run, [aged]).data
+
+
 def test_one_gpu_alone_is_a_sentence(runs, tmp_path):
     alone = synthetic.load(tmp_path, m_list=(1,), n_samples=3, backends=("fp16-cublas",), counters=False)
     assert compared.newest_others(alone) == []

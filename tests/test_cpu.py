@@ -15,7 +15,7 @@ ROUNDING = {torch.float16: 2**-11, torch.bfloat16: 2**-8}
 
 @pytest.fixture(autouse=True)
 def without_kernels(monkeypatch):
-    """What a user's process without a GPU is like: nothing emulates kernels."""
+    """A user's process without a GPU: nothing emulates kernels."""
     monkeypatch.setattr(launches, "INTERPRETED", False)
     poison_allocations(monkeypatch)
     with torch.no_grad():

@@ -12,8 +12,9 @@ from conftest import ROOT
 from tinygemm.hardware import GPUS
 from tinygemm.model_config import from_config
 from tinygemm.models import MODELS, possible_degrees
+from tinygemm.problem import GemmProblem
 from tinygemm.report.explorer import export, page
-from tinygemm.report.models import token, words
+from tinygemm.report.models import advice, token, words
 from tinygemm.runs import load_run
 
 CASES = 50
@@ -214,6 +215,27 @@ def test_the_keyboard_reaches_every_question_and_the_answer_is_spoken(open_card)
     before = tab.locator("[aria-live=polite]").inner_text()
     tab.keyboard.press("ArrowDown")
     assert tab.locator("[aria-live=polite]").inner_text() != before
+
+
+@pytest.mark.browser
+def test_the_map_shows_the_speedup_of_every_size_and_where_the_projections_lie(open_card, fitted):
+    tab, question = open_card(), {"model": "llama-3-8b", "gpu": "h200", "m": 8, "tp": 2, "launch": "graph"}
+    tab.get_by_label("GPU", exact=True).select_option("h200")
+    tab.get_by_label("Tokens in flight").select_option("8")
+    tab.get_by_label("GPUs that share it").select_option("2")
+    drawing = tab.locator(".explorer-map svg")
+    assert drawing.locator("rect").count() == 64
+    rows = [row for row in expected(fitted, question)["rows"] if row["speedup"] is not None]
+    assert drawing.locator("circle").count() == len(rows) == 4
+    label = drawing.get_attribute("aria-label")
+    for row in rows:
+        assert f"{row['layer']} at {row['K']}×{row['N']}, {row['speedup']:.1f}×" in label
+    points = tab.evaluate(
+        "q => TinyGemm.map(JSON.parse(document.querySelector('.explorer-data').textContent), q, [1024, 4096])", question
+    )
+    problems = [GemmProblem(8, point["N"], point["K"]) for point in points]
+    python = advice.compared(fitted["h200"], problems, GPUS["h200"])["speedup"]
+    assert [point["speedup"] for point in points] == pytest.approx(python.tolist(), rel=1e-8)
 
 
 @pytest.mark.browser

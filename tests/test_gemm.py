@@ -1,4 +1,4 @@
-"""How `gemm` chooses: the fused kernel for few tokens, the dequantised weight for many, and few binaries for all."""
+"""The choice of `gemm`: the fused kernel for few tokens, the dequantised weight for many, and few binaries for all."""
 
 from dataclasses import replace
 
@@ -158,7 +158,7 @@ def test_any_arrangement_of_rows_is_multiplied(view):
     ids=lambda value: getattr(value, "form", value),
 )
 def test_scales_may_be_negative_and_subnormal(config, M, dtype, symmetric):
-    """What quantising small weights by full range gives, in every form; activations bring the output to order one."""
+    """Small weights quantised by full range, in every form; activations bring the output to order one."""
     operands = make_operands(M, 32, 256, 64, symmetric)
     sign = torch.where(torch.arange(32) % 3 == 0, -1, 1)  # the neighbour's sign would show
     scales = (operands.scales * sign * 2.0**-13).half()  # steps of 2^-24 are a percent of them

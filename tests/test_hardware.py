@@ -1,4 +1,4 @@
-"""What is known of GPUs: names that torch reports and people type lead to the right figures, and to no other's."""
+"""GPUs by name: names that torch reports and people type lead to the right figures, and to no other's."""
 
 import dataclasses
 import re

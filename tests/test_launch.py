@@ -374,7 +374,7 @@ def test_a_failed_launch_leaves_nothing_behind(failure, version, kernel, monkeyp
 
 
 def test_a_known_call_asks_torch_for_one_tensor_and_nothing_else(version, kernel, monkeypatch):
-    """What costs host time: allocations, selection, checks, Triton's own launcher. One allocation is the output."""
+    """The costs on the host: allocations, selection, checks, Triton's own launcher. One allocation is the output."""
     x = aligned()
     config = replace(SPLITK, split_k=1)
     gemm.gemm(x, W, config)

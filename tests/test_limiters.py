@@ -1,4 +1,4 @@
-"""What limits a kernel: the rule case by case, the counters it reads, and the verdicts that rest on it."""
+"""The limit of a kernel: the rule case by case, the counters it reads, and the verdicts that rest on it."""
 
 import dataclasses
 

@@ -23,7 +23,7 @@ def interpreter(monkeypatch):
 
 
 class Block(nn.Module):
-    """What matters of a transformer's block: attention, a gated MLP, norms and residuals."""
+    """The parts of a transformer's block that matter: attention, a gated MLP, norms and residuals."""
 
     def __init__(self, width: int, hidden: int, heads: int = 4):
         super().__init__()

@@ -1,5 +1,6 @@
 """Pages on a user's model and on published numbers: every case is there, and what a run lacks becomes a sentence."""
 
+import dataclasses
 import re
 
 import pytest
@@ -58,6 +59,15 @@ def test_speedup_and_answer_come_first_and_the_headings_name_the_baseline(fitted
     assert row[1].split("×")[0].replace(".", "").isdigit()
     assert row[2] in {"yes", "no", "tie"}
     assert all("cuBLAS" in headings[row.index(cell)] for cell in (row[1], row[4]))
+
+
+def test_a_second_gpu_is_among_the_tests_only_with_the_same_kernel(tmp_path):
+    asked = {"m_list": (1,), "backends": ("fp16-cublas", "int4"), "n_samples": 3, "counters": False}
+    synthetic.write_run(tmp_path, gpu="a10g", **asked)
+    run = synthetic.load(tmp_path, **asked)
+    assert "A10G" in models_page.tested(run).data
+    other = dataclasses.replace(run, provenance=run.provenance | {"kernel_code_sha256": "0" * 64, "kernel_sha256": ""})
+    assert "No value" in models_page.tested(other).data
 
 
 def test_advice_that_a_run_cannot_give_is_a_sentence(fitted):

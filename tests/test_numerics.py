@@ -43,7 +43,7 @@ def rounded(problem, operands):
 
 
 def faults(problem, spoil=lambda y: y):
-    """What is found where the product is the exact one, spoilt."""
+    """The findings where the product is the exact one, spoilt."""
     operands = numerics.make(problem, "cpu")
 
     def product(asked, x, w):

@@ -1,8 +1,10 @@
 """The chapter on one token, and what pages say of a run: planted times, bytes and decode steps come out again."""
 
 import dataclasses
+import math
 import re
 import shutil
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -36,6 +38,25 @@ def test_layers_of_a_token_are_the_planted_times_of_its_projections(run):
     for backend, of in rows.groupby("backend"):
         planted = sum(truth.latency_us(backend, GemmProblem(1, each.N, each.K)) for each in projections(MODEL))
         assert of["ms"].sum() == pytest.approx(MODEL.layers * planted / 1e3, rel=0.02)
+
+
+def test_nearness_to_the_floor_is_that_of_the_planted_times(run):
+    table, truth = tables.report_table(run), synthetic.Truth()
+    found = token.of_floors(table)
+    for place, (K, N) in (("narrow", STUDY_SHAPES[0]), ("wide", STUDY_SHAPES[2])):
+        for name, backend, bits in (("fp16", "fp16-cublas", 16), ("int4", "int4", 4.125)):
+            problem = GemmProblem(1, N, K)
+            floor = problem.bytes_min(bits) / truth.copy_gb_s / 1e3 + tables.empty_node_us(table)
+            assert found[f"{place}_{name}"] == pytest.approx(floor / truth.latency_us(backend, problem), rel=0.02)
+
+
+def test_shares_of_the_gain_are_of_its_factors_and_no_part_is_more_than_all(run):
+    found = gains.facts(run, tables.report_table(run))
+    for place in ("narrow", "wide"):
+        whole = found[f"{place}_bits"] * found[f"{place}_rest"]
+        share = min(1, max(0, math.log(found[f"{place}_bits"]) / math.log(whole)))
+        assert found[f"{place}_bits_share"] == pytest.approx(share)
+        assert found[f"{place}_rest_share"] == pytest.approx(1 - share)
 
 
 def test_bytes_of_a_token_are_every_weight_once_and_lm_head_in_fp16(run):

@@ -22,7 +22,7 @@ TESTS = Path(__file__).resolve().parent
 
 
 def same(w, expected) -> bool:
-    """Whether two packed weights agree in every stored bit."""
+    """Tell whether two packed weights agree in every stored bit."""
     return w.shape == expected.shape and w.group_size == expected.group_size and all(
         torch.equal(*pair) for pair in zip(w.tensors(), expected.tensors(), strict=True)
     )  # fmt: skip
@@ -122,7 +122,7 @@ def test_tiles_that_do_not_fit_are_refused(call, words):
 
 
 class Mesh:
-    """What a style asks a mesh for."""
+    """The mesh that a style asks."""
 
     def __init__(self, rank, world):
         self.rank, self.world = rank, world

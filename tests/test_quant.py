@@ -1,4 +1,4 @@
-"""What the bits mean: the packed format, quantisation, and their errors."""
+"""The meaning of the bits: the packed format, quantisation, and their errors."""
 
 import copy
 import gc

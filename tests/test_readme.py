@@ -14,6 +14,7 @@ from tinygemm.report import readme
 from tinygemm.report.answer import tables as one_token
 from tinygemm.report.base import tables
 from tinygemm.report.models import advice
+from tinygemm.report.peers import choice
 from tinygemm.report.predict import model as costmodel
 from tinygemm.report.trust import ways
 from tinygemm.runs import latest_run, load_run, recorded_runs
@@ -45,8 +46,11 @@ def test_numbers_of_the_first_screen_are_those_of_the_newest_run():
         assert f"{token.loc[backend, 'ms']:.1f} ms" in block(TEXT)
     assert f"**{token.loc['int4', 'speedup']:.1f} times**" in block(TEXT)
     assert f"{totals['fp16'] / 1e3:.1f} ms → {totals['advised'] / 1e3:.1f} ms" in block(TEXT)
-    for row in ways.spans(ways.speedups(run)).itertuples():
-        assert f"{row.low:.1f}× to {row.high:.1f}×" in block(TEXT)
+    every_way = ways.spans(ways.speedups(run))
+    for end in (every_way["low"].min(), every_way["high"].max()):
+        assert f"{end:.1f}×" in block(TEXT)
+    for row in choice.nearest(run, tokens=(1,)).itertuples():
+        assert f"{row.value:.2f}×" in block(TEXT)
 
 
 @pytest.mark.skipif(bool(recorded_runs()), reason="there is a recorded run to show")
@@ -82,8 +86,10 @@ def test_findings_follow_the_run_and_are_written_the_same_twice(tmp_path):
 
 def test_readme_is_one_screen_and_shows_the_figure_first():
     lines = TEXT.splitlines()
-    assert len(lines) <= 55
+    assert len(lines) <= 60
+    assert len(TEXT.split()) <= 700
     assert lines[2] == readme.BEGIN
+    assert lines[3].startswith("![") or not block(TEXT)
 
 
 def test_every_make_target_and_file_it_names_exists():

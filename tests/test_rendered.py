@@ -1,4 +1,4 @@
-"""What a reader sees: tables read back from the page with a value of its own in every column, and badges by state."""
+"""The view of a reader: tables read back from the page with a value of its own in every column, and badges by state."""
 
 import re
 
@@ -88,7 +88,9 @@ def test_a_card_has_the_finding_as_its_heading_and_a_neutral_badge(state, word, 
     said = page.card(Verdict("It wins", state, "Sentence.", {}), "It does not win").data
     assert said.splitlines()[0] == f":::{{admonition}} {heading}"
     assert f"{{bdg-muted}}`{word}`" in said
-    assert ("Claim: It wins" in said) == (state == FAILS), "what was refuted is named where the heading denies it"
+    assert ("Claim: *It wins*: {bdg-muted}`refuted`" in said) == (state == FAILS), (
+        "what was refuted is named where the heading denies it"
+    )
     assert "Sentence." in said
 
 

@@ -1,4 +1,4 @@
-"""What `make sanitize` makes of a sanitizer's report: clean only where every test ran and nothing was found."""
+"""The verdict of `make sanitize` on a sanitizer's report: clean only where every test ran and nothing was found."""
 
 import re
 

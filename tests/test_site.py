@@ -1,4 +1,4 @@
-"""What the finished site gets beyond its pages, shown on a small page: addresses, descriptions, fonts, one file."""
+"""The finished site beyond its pages, shown on a small page: addresses, descriptions, fonts, one file."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tinygemm.report.base import style
 
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 import optional_pages
+import report_pages
 import table_data
 import whole_site
 
@@ -206,3 +207,102 @@ def test_nothing_is_packed_before_the_report_is_built(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"index\.html"):
         publish.archive(tmp_path, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("One {glue:text}`a-x:.1f`×. Two {glue:text}`b-y:.0f`. Three.", "One {glue:text}`a-x:.1f`×. Three."),
+        ("# Title\n\n*All of {glue:text}`b-y:.0f`.*", f"# Title\n\n{report_pages.LACKING}"),
+        (":::{admonition} Takeaway\n\nOnly {glue:text}`c-z`.\n:::",
+         f":::{{admonition}} Takeaway\n\n{report_pages.LACKING}\n:::"),
+        ("Code `a. b`, 4096×1024. {doc}`x`.", "Code `a. b`, 4096×1024. {doc}`x`."),
+    ],
+)  # fmt: skip
+def test_a_sentence_on_a_number_that_the_run_lacks_is_left_out(text, left):
+    outputs = [
+        {"metadata": {"scrapbook": {"name": name}}, "data": {"text/plain": value}}
+        for name, value in (("a-x", "1.5"), ("b-y", "nan"))
+    ]
+    known = report_pages.glued({"cells": [{"cell_type": "code", "outputs": outputs}]})
+    assert known == {"a-x"}
+    assert report_pages.only_known(text, known) == left
+
+
+TABLE = """<html lang="en"><head><title>t</title></head><body><main class="bd-content"><h1>t</h1><table class="table">
+<thead><tr><th><p>K×N</p></th><th><p>gain</p></th></tr></thead><tbody>{}</tbody></table></main></body></html>"""
+CELLS = [
+    ("4096×512", "3.90× (3.8 to 4.0)"), ("4096×1024", "–"), ("512×4096", "10.0×"), ("14336×512", "1,024"),
+    ("4096×4096", "-0.5"), ("8192×512", "2.8e-04"), ("1024×512", "0.7"), ("2048×512", "0.65"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def sorted_by(browser):
+    """(rows, keys pressed) -> the texts of both columns and the order that is told, after a page with them loaded."""
+
+    def shown(rows, *keys):
+        tab = browser.new_page()
+        body = "".join(f"<tr><td>{shape}</td><td>{gain}</td></tr>" for shape, gain in rows)
+        script = (ROOT / "book" / "_static" / "sort.js").read_text(encoding="utf-8")
+        page = TABLE.format(body).replace("</head>", f"<script>{script}</script></head>")
+        tab.route("http://site/", lambda route: route.fulfill(body=page, content_type="text/html; charset=utf-8"))
+        tab.goto("http://site/")
+        for key in keys:
+            tab.keyboard.press(key)
+        cells = [tab.locator(f"td:nth-child({column})").all_inner_texts() for column in (1, 2)]
+        told = [th.get_attribute("aria-sort") for th in tab.locator("th").all()]
+        tab.close()
+        return *cells, told
+
+    return shown
+
+
+@pytest.mark.browser
+def test_a_long_table_sorts_by_keyboard_numbers_as_numbers_and_shapes_as_shapes(sorted_by):
+    shapes, _, told = sorted_by(CELLS, "Tab", "Enter")
+    assert shapes == ["512×4096", "1024×512", "2048×512", "4096×512", "4096×1024", "4096×4096", "8192×512", "14336×512"]
+    assert told == ["ascending", None]
+    _, gains, told = sorted_by(CELLS, "Tab", "Tab", "Space")
+    assert gains == ["-0.5", "2.8e-04", "0.65", "0.7", "3.90× (3.8 to 4.0)", "10.0×", "1,024", "–"]
+    assert told == [None, "ascending"]
+    _, gains, told = sorted_by(CELLS, "Tab", "Tab", "Space", "Space")
+    assert gains == ["1,024", "10.0×", "3.90× (3.8 to 4.0)", "0.7", "0.65", "2.8e-04", "-0.5", "–"]
+    assert told == [None, "descending"]
+
+
+@pytest.mark.browser
+def test_a_short_table_is_left_as_it_is(sorted_by):
+    shapes, _, told = sorted_by(CELLS[:4], "Tab", "Enter")
+    assert shapes == [shape for shape, _ in CELLS[:4]]
+    assert told == [None, None]
+
+
+def test_the_page_that_is_printed_holds_every_page_once_and_its_links_lead_within_it(tmp_path):
+    nav = '<nav class="bd-links"><a class="internal" href="#">a</a><a class="internal" href="01_b.html">b</a>'
+    nav += '<a class="internal" href="../glossary.html">c</a></nav><script src="x.js"></script>'
+    pages = {
+        "executed/00_answer.html": '<h1 id="t">A</h1><a href="01_b.html#t">b</a><a href="../glossary.html">c</a>',
+        "executed/01_b.html": '<h1 id="t">B</h1><img src="../_images/f.svg"/><a href="#t">up</a>',
+        "glossary.html": '<h1 id="t">C</h1><img src="_images/f.svg"/><a href="https://example.org/">out</a>',
+    }
+    for name, article in pages.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"<html><body>{nav}<article>{article}</article></body></html>", encoding="utf-8")
+    text = publish.one_page(tmp_path)
+    assert [*re.findall(r"<h1[^>]*>(\w)</h1>", text)] == ["A", "B", "C"]
+    ids, links = re.findall(r'\bid="([^"]*)"', text), re.findall(r'href="([^"]*)"', text)
+    assert len(ids) == len(set(ids)) == 6
+    assert {link.removeprefix("#") for link in links} - {"https://example.org/"} <= set(ids)
+    assert set(re.findall(r'src="([^"]*)"', text)) == {"../_images/f.svg"}
+
+
+def test_without_a_browser_nothing_is_printed_and_a_browser_that_fails_is_named(tmp_path, monkeypatch):
+    (tmp_path / "executed").mkdir()
+    (tmp_path / "executed" / "00_answer.html").write_text("<body><article></article></body>", encoding="utf-8")
+    monkeypatch.setattr(publish.shutil, "which", lambda name: None)
+    assert publish.pdf(tmp_path, tmp_path) is None
+    monkeypatch.setattr(publish.shutil, "which", lambda name: "/bin/false")
+    with pytest.raises(OSError, match="/bin/false did not print"):
+        publish.pdf(tmp_path, tmp_path)
+    assert [path.name for path in (tmp_path / "executed").iterdir()] == ["00_answer.html"]

@@ -1,4 +1,4 @@
-"""How the kernel got fast: planted steps come out as factors, and a step that loses turns the verdict."""
+"""The six steps: planted steps come out as factors, and a step that loses turns the verdict."""
 
 import dataclasses
 

@@ -7,8 +7,9 @@ import synthetic
 from tinygemm.problem import REPORT_SHAPES, STUDY_SHAPES
 from tinygemm.report.base import claims as claim
 from tinygemm.report.base import tables
-from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
+from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict
 from tinygemm.report.gains import claims as gains_claims
+from tinygemm.report.limits import page as limits_page
 
 NARROW, WIDE = STUDY_SHAPES[0], STUDY_SHAPES[2]
 BACKENDS = ("fp16-cublas", "int4-static", "int4", "int4-no-dequant", "int4-load-only", "fp16-triton")
@@ -102,6 +103,22 @@ def test_bottleneck_shift_follows_the_clock_whatever_the_counters_of_a_lone_call
     assert (verdict.numbers["int4_rate"] > 2 / 3) == (int4 < 1)
     assert verdict.numbers["dram_shift"] == pytest.approx(0.84 - int4_dram)
     assert f"DRAM {int4_dram:.0%} busy" in verdict.sentence, "the lone call stands beside it"
+
+
+@pytest.mark.parametrize(
+    ("fp16", "int4", "limit", "told"),
+    [(0.9, 0.9, "bandwidth", "both"), (0.9, 0.5, "other than bandwidth", "FP16 alone"),
+     (0.5, 0.5, "other than bandwidth", "neither"), (0.5, 0.9, "bandwidth", "INT4 alone")],
+)  # fmt: skip
+def test_page_of_limits_begins_with_what_the_rates_say(fp16, int4, limit, told):
+    shift = Verdict("", UNDECIDED, "", {"fp16_rate": fp16, "int4_rate": int4})
+    assert limit in limits_page.answer(shift)
+    assert ("other than" in limits_page.answer(shift)) == ("other than" in limit)
+    for word in (told, f"{fp16:.0%}", f"{int4:.0%}"):
+        assert word in limits_page.takeaway(shift).data
+    lacking = Verdict("", UNDECIDED, "It was not timed.", {})
+    assert "did not time" in limits_page.answer(lacking)
+    assert lacking.sentence in limits_page.takeaway(lacking).data
 
 
 def test_bottleneck_shift_at_the_line_itself_is_undecided(judge):

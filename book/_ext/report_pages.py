@@ -1,6 +1,8 @@
-"""Parts that Jupyter Book lacks here: alt texts that follow the data, the code of a page at its foot and out of
-the search, tables that the keyboard can scroll, terms that explain themselves under the pointer, and figures that open
-by themselves."""
+"""Parts that Jupyter Book lacks here.
+
+Alt texts follow the data. The code of a page is at its foot and out of the search. The keyboard can scroll tables,
+terms explain themselves under the pointer, and figures open by themselves.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,9 @@ from docutils import nodes
 FOLDED = {"tag_hide-input", "tag_injected-parameters", "tag_parameters"}  # classes of cells whose code goes to the foot
 SCROLLED = re.compile(r'<div class="pst-scrollable-table-container">(<table.*?>)(\s*<caption>.*?</caption>)?', re.S)
 FIGURE = re.compile(r'(<figure\b[^>]*>\s*)(<img\b[^>]*?\bsrc="([^"]+)"[^>]*>)')
+GLUED = re.compile(r"\{glue:text\}`([^`:]+)")
+SENTENCES = re.compile(r"(?<=[.!?]) +")
+LACKING = "*This run did not time what this sentence is about.*"
 TERM = re.compile(r'<a class="reference internal" href="([^"]*glossary\.html#term-([^"]+))"')
 
 
@@ -34,20 +39,46 @@ def setup(app):
 
 
 def prepare_notebook(app, docname: str, source: list[str]) -> None:
-    """Drop the defaults of parameters that papermill overrode, and give each image the alt text of its output."""
+    """Drop the defaults of parameters that papermill overrode and sentences on numbers that the run does not have, and
+    give each image the alt text of its output."""
     if not app.env.doc2path(docname).endswith(".ipynb"):
         return
     notebook = json.loads(source[0])
     tagged = {tag: cell for cell in notebook["cells"] for tag in cell["metadata"].get("tags", [])}
     if "injected-parameters" in tagged:
         tagged["parameters"]["metadata"]["tags"].append("remove-cell")
+    known = glued(notebook)
     for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = only_known("".join(cell["source"]), known)
         for output in cell.get("outputs", []):
             for of_kind in output.get("metadata", {}).values():
                 if isinstance(of_kind, dict) and "alt" in of_kind:  # MyST-NB takes from an output only the size
                     options = cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})
                     options["alt"] = of_kind["alt"]
     source[0] = json.dumps(notebook)
+
+
+def glued(notebook: dict) -> set[str]:
+    """The names under which an executed notebook glued something; without those of numbers that are not there."""
+    found = {}
+    for output in (output for cell in notebook["cells"] for output in cell.get("outputs", [])):
+        if name := output.get("metadata", {}).get("scrapbook", {}).get("name"):
+            found[name] = "".join(next(iter(output["data"].values())))
+    return {name for name, value in found.items() if value != "nan"}
+
+
+def only_known(text: str, known: set[str]) -> str:
+    """A text without the sentences that quote a number which the run does not have; a line of nothing else says so."""
+
+    def kept(line: str) -> str:
+        names = [set(GLUED.findall(sentence)) for sentence in SENTENCES.split(line)]
+        if all(each <= known for each in names):
+            return line
+        rest = [sentence for sentence, each in zip(SENTENCES.split(line), names, strict=True) if each <= known]
+        return " ".join(rest) or LACKING
+
+    return "\n".join(map(kept, text.split("\n")))
 
 
 def move_code_to_the_foot(app, doctree, docname: str) -> None:

@@ -275,14 +275,23 @@ const TinyGemm = (() => {
     };
   }
 
-  return { advice, fromConfig, degreesOf };
+  /* The speedup of INT4 at every point of a map of K and N, for the GPU, tokens and launch of a question. */
+  function map(data, question, sizes) {
+    const { gpu: key, m: M, launch } = question, run = data.runs[key] ?? data.runs[data.default_run];
+    const at = (K, N) => compared(data, run, key, { M, K, N, group_size: 128 }, launch).speedup;
+    return sizes.flatMap((K) => sizes.map((N) => ({ K, N, speedup: at(K, N) })));
+  }
+
+  return { advice, fromConfig, degreesOf, map };
 })();
 
 // --- the page ----------------------------------------------------------------------------------------------------------
 
 (() => {
   const ms = (us) => (us / 1e3).toFixed(2), gb = (bytes) => (bytes / 1e9).toFixed(1);
-  const band = ({ speedup, speedup_low, speedup_high }) => `${speedup.toFixed(2)}× (${speedup_low.toFixed(2)} to ${speedup_high.toFixed(2)})`;
+  /* nothing where both ends are within half a percent of their middle: as base/words.py prints an interval */
+  const bracket = (low, high) => (high - low <= 0.005 * Math.abs(high + low) ? "" : ` (${low.toFixed(2)} to ${high.toFixed(2)})`);
+  const band = ({ speedup, speedup_low, speedup_high }) => `${speedup.toFixed(2)}×${bracket(speedup_low, speedup_high)}`;
   const element = (tag, text, properties = {}) => Object.assign(document.createElement(tag), { textContent: text }, properties);
 
   function sentence(question, found) {
@@ -304,7 +313,7 @@ const TinyGemm = (() => {
       ["Memory", `weights ${gb(memory.fp16)} GB in FP16, ${gb(memory.int4)} GB in INT4, per GPU: ${fits("FP16", memory.context_fp16)}, ${fits("INT4", memory.context_int4)}`],
     ];
     if (kv.length) told.push(["K and V alone", `INT4 saves ${ms(kv[0].gain_us)} ms a step as two products (${kv[0].speedup.toFixed(2)}×), ${ms(kv[1].gain_us)} ms as one (${kv[1].speedup.toFixed(2)}×)`]);
-    if (rival) told.push(["Other kernel", `${data.names[rival.backend]} takes ${rival.ratio.toFixed(2)} times as long (${rival.low.toFixed(2)} to ${rival.high.toFixed(2)}): ${rival.as_good ? "would do as well within the band" : "would not do as well"}`]);
+    if (rival) told.push(["Other kernel", `${data.names[rival.backend]} takes ${rival.ratio.toFixed(2)} times as long${bracket(rival.low, rival.high)}: ${rival.as_good ? "would do as well within the band" : "would not do as well"}`]);
     return told;
   }
 
@@ -322,6 +331,43 @@ const TinyGemm = (() => {
       for (const cell of cells) line.append(element("td", String(cell)));
     }
     return shown;
+  }
+
+  const SIZES = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536], CELL = 44, LEFT = 62, TOP = 8;
+  const place = (size) => (Math.min(Math.max(Math.log2(size), 9), 16) - 9 + 0.5) * CELL;
+  /* below 1 a warm colour, above it green to the ratio of the bytes; dark letters are legible on all of them */
+  const shade = (speedup) => (speedup < 1 ? "#f6cfa9" : `hsl(152 45% ${95 - 8 * Math.min(speedup - 1, 4)}%)`);
+
+  /* Where the projections of a model lie on the map of K and N: a drawing, and in words what it shows. */
+  function position(data, question, rows) {
+    const side = SIZES.length * CELL, svg = (tag, of, text = "") => {
+      const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+      for (const [name, value] of Object.entries(of)) made.setAttribute(name, value);
+      made.textContent = text;
+      return made;
+    };
+    const shown = rows.filter((row) => row.speedup !== null), middle = { "text-anchor": "middle", "font-size": 12 };
+    const told = shown.map((row) => `${row.layer} at ${row.K}×${row.N}, ${row.speedup.toFixed(1)}×`).join("; ");
+    const drawn = svg("svg", { viewBox: `0 0 ${LEFT + side + 4} ${TOP + side + 40}`, role: "img", "aria-label": `Map of the speedup of INT4 by K and N. ${told}.` });
+    for (const { K, N, speedup } of TinyGemm.map(data, question, SIZES)) {
+      const x = LEFT + place(N) - CELL / 2, y = TOP + place(K) - CELL / 2;
+      drawn.append(svg("rect", { x, y, width: CELL, height: CELL, fill: shade(speedup), stroke: "#fff" }),
+        svg("text", { ...middle, x: x + CELL / 2, y: y + CELL - 5, "font-size": 10, fill: "#3c4043" }, speedup.toFixed(1)));
+    }
+    SIZES.forEach((size) => drawn.append(
+      svg("text", { ...middle, x: LEFT + place(size), y: TOP + side + 16 }, String(size)),
+      svg("text", { x: LEFT - 6, y: TOP + place(size) + 4, "text-anchor": "end", "font-size": 12 }, String(size))));
+    drawn.append(svg("text", { ...middle, x: LEFT + side / 2, y: TOP + side + 34 }, "N"),
+      svg("text", { x: 4, y: TOP + side / 2, "font-size": 12 }, "K"));
+    for (const row of shown) {
+      const x = LEFT + place(row.N), y = TOP + place(row.K);
+      drawn.append(svg("circle", { cx: x, cy: y, r: 5, fill: "#1a237e", stroke: "#fff" }),
+        svg("text", { ...middle, x, y: y - 8, "font-weight": "bold", fill: "#1a237e", stroke: "#fff", "stroke-width": 3, "paint-order": "stroke" }, row.layer.replace("_proj", "")));
+    }
+    const figure = element("figure", "", { className: "explorer-map" }), caption = "Where these products lie: speedup of INT4 over FP16 in the library for every K and N at " +
+      `${question.m === 1 ? "one token" : `${question.m} tokens`} in flight. Each dot is a projection as one GPU holds it; of a larger size it lies on the edge.`;
+    figure.append(drawn, element("figcaption", caption));
+    return figure;
   }
 
   function start(box) {
@@ -356,7 +402,7 @@ const TinyGemm = (() => {
         wide.setAttribute("aria-label", "Per projection");
         wide.append(table(found.rows));
         output.querySelector(".explorer-sentence").textContent = sentence(question, found);
-        output.querySelector(".explorer-more").replaceChildren(list, wide,
+        output.querySelector(".explorer-more").replaceChildren(list, wide, position(data, question, found.rows),
           element("p", `From run ${found.run.run_id} of the ${found.run.gpu}; cold L2. Not included: sampling, and what GPUs exchange.`));
       } catch (error) {
         output.querySelector(".explorer-sentence").textContent = `No answer: ${error.message}.`;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 from matplotlib.figure import Figure
@@ -11,6 +12,7 @@ from tinygemm.report.answer import words as answer
 from tinygemm.report.base import page as shared
 from tinygemm.report.base import tables
 from tinygemm.report.base.page import lacks, table
+from tinygemm.report.base.words import bracket
 from tinygemm.report.predict.page import no_model
 
 FINDINGS = {"claim": ("Its claim", ""), "finding": ("What we find", ""), "why": ("Why", "")}
@@ -62,12 +64,15 @@ def token(found: answer.Answer) -> Figure | Markdown:
 
 def takeaway(found: answer.Answer) -> Markdown:
     """Advice for the GPU that was measured, and for the one of the earlier study."""
-    told = [f"On the {found.gpu.removeprefix('NVIDIA ')}: quantise every projection but `lm_head`."]
+    speedup = found.token.set_index("backend")["speedup"].get("int4", np.nan)
+    advised = "quantise every projection but `lm_head`" if speedup > 1 else "ask for your model before you quantise"
+    told = [f"On the {found.gpu.removeprefix('NVIDIA ')}: {advised}."]
     if (case := found.case) is not None:
         totals, name = case.advice.totals, case.advice.gpu.removeprefix("NVIDIA ")
         how = "Projected for" if case.projected else "On"
         told.append(
-            f"{how} an {name}: {totals['speedup']:.1f}× ({totals['speedup_low']:.1f} to {totals['speedup_high']:.1f}) "
-            f"per token at M = 1. Key and value alone: {case.kv['share']:.0%} of a token."
+            f"{how} an {name}: {totals['speedup']:.1f}×"
+            f"{bracket(totals['speedup_low'], totals['speedup_high'], '.1f')} per token at M = 1. Key and value alone: "
+            f"{case.kv['share']:.0%} of a token."
         )
     return shared.takeaway(" ".join(told))

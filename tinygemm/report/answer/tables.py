@@ -50,22 +50,35 @@ def times(run, table: pd.DataFrame, fitted: CostModel | None, backends=BACKENDS)
     return rows.assign(**origin(run)).reset_index(drop=True)
 
 
-def most_tokens(table: pd.DataFrame) -> tuple[float, int]:
-    """Up to how many tokens in flight the fused INT4 kernel beats the library's FP16 over the layers of one token.
+def gains(table: pd.DataFrame) -> pd.Series:
+    """The speedup of the fused INT4 kernel over the library's FP16, over the linear layers of a token, by M.
 
     table:   report_table(run)
-    returns: the M at which both take as long, interpolated; infinite where INT4 still wins at the largest M, NaN where
-             the run did not time the four weights at several M or INT4 loses at once; and the largest M that was timed
+    returns: index M, ascending; empty where the run did not time the four weights at several M
     """
     rows = regimes.by_tokens(table, tuple(UNFUSED))
     wide = rows.pivot(index=["K", "N"], columns=["backend", "M"], values="latency_us_p50").reindex(list(UNFUSED))
     calls = np.array(list(UNFUSED.values()))
     token = (wide * calls[:, None]).sum(axis=0, skipna=False).unstack("backend")
     token = token.reindex(columns=[BASELINE, "int4-fused"]).dropna()
-    if len(token) < 2:
+    return (token[BASELINE] / token["int4-fused"]).iloc[: None if len(token) > 1 else 0]
+
+
+def most_tokens(gain: pd.Series) -> tuple[float, int]:
+    """Up to how many tokens in flight INT4 pays.
+
+    gain:    gains(table)
+    returns: the M at which INT4 takes as long as FP16, interpolated; infinite where INT4 still wins at the largest M,
+             NaN without gains or where INT4 loses at once; and the largest M that was timed
+    """
+    if gain.empty:
         return np.nan, 0
-    gain = token[BASELINE] / token["int4-fused"]
-    return np.inf if gain.iloc[-1] > 1 else regimes.crossing(gain), int(token.index.max())
+    return np.inf if gain.iloc[-1] > 1 else regimes.crossing(gain), int(gain.index.max())
+
+
+def about(m_pays: float) -> int:
+    """A number of tokens to the digits that its interpolation allows: to five, and small ones to one."""
+    return 5 * round(m_pays / 5) if m_pays > 7.5 else round(m_pays)
 
 
 def weight_gb(model: Model = MODEL, bits: float = 16.0) -> float:

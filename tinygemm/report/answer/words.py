@@ -14,7 +14,7 @@ from tinygemm.report.answer import tables as one_token
 from tinygemm.report.base import tables
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict
 from tinygemm.report.base.tables import BASELINE, at_shapes
-from tinygemm.report.base.words import shape_name, span
+from tinygemm.report.base.words import bracket, shape_name, span
 from tinygemm.report.dequantisation import claims as dequantisation_claims
 from tinygemm.report.dequantisation.tables import REGIMES
 from tinygemm.report.gains import claims as gains_claims
@@ -30,6 +30,7 @@ KV = GemmProblem(1, 1024, 4096)
 ALIKE = 0.10  # kernels whose projections differ by less are worth the same to a user
 LEVEL = 0.05  # speedups nearer to 1 are no gain and no loss: runs differ by almost as much
 LITTLE = 0.05  # a share of a token that is hardly worth the work
+LATER = 32  # tokens in flight at which readers ask whether it still pays
 MANY = 4  # tokens at which the published kernels of SIMILAR_GPU lie apart
 PUBLISHED_NAMES = {"awq": "AWQ", "marlin": "Marlin", "aten-int4mm": "PyTorch", "exllamav2": "ExLlamaV2"}
 SIMILAR_GPU = "a10"  # the chip and memory of CASE_GPU, of which others published speedups at several M
@@ -63,6 +64,7 @@ class Answer:
 
     conditions: of the measurement, in one sentence
     token:      one_token.times
+    gains:      one_token.gains
     m_pays:     up to how many tokens in flight INT4 pays, and the largest M that was timed: one_token.most_tokens
     case:       None where the run timed too few shapes for a projection
     findings:   claim, finding, why: one row per finding of the earlier study
@@ -72,6 +74,7 @@ class Answer:
     gpu: str
     conditions: str
     token: pd.DataFrame
+    gains: pd.Series
     m_pays: tuple[float, int]
     case: Case | None
     findings: pd.DataFrame
@@ -84,8 +87,9 @@ def of_run(run) -> Answer:
     cold = (cases["launch"] == "graph") & (cases["l2_state"] == "cold")
     few = tables.only(run, cold & (cases["M"].isin((0, 1)) | at_shapes(cases, STUDY_SHAPES)))
     table, causes = tables.report_table(few), dequantisation_claims.of_run(run)
+    gains = one_token.gains(table)
     return Answer(
-        run.gpu["name"], _conditions(run), one_token.times(run, table, fitted), one_token.most_tokens(table),
+        run.gpu["name"], _conditions(run), one_token.times(run, table, fitted), gains, one_token.most_tokens(gains),
         _case(fitted), findings(gains_claims.of_run(run), causes), ways.spans(ways.speedups(run)),
     )  # fmt: skip
 
@@ -119,16 +123,16 @@ def sentence(found: Answer) -> str:
     return (
         f"**{_lead(speedup['int4'], *found.m_pays, found.gpu)}** The linear layers of one token of Llama 3 8B take "
         f"{ms['int4']:.1f} ms there in INT4 and {ms[BASELINE]:.1f} ms in FP16{predicted}: INT4 is "
-        f"**{_times(speedup['int4'])}** as fast{serial}. {_head(rows['head_ms'][BASELINE])} The accuracy of a large "
-        "model is not measured here."
+        f"**{_times(speedup['int4'])}** as fast{serial}. {_later(found)}{_head(rows['head_ms'][BASELINE])} The "
+        "accuracy of a large model is not measured here."
     )
 
 
 def terms() -> str:
     """The terms that the sentence takes for granted."""
     return (
-        "INT4 stores a weight in 4 bits; FP16 is what runs today, in cuBLAS. *Tokens in flight*, M, share one read of "
-        "the weights. Calls *overlap* when one requests its weights while the call before it still runs."
+        "FP16 is what runs today, in cuBLAS. *Tokens in flight*, M, share one read of the weights. Calls *overlap* "
+        "when one requests its weights while the one before runs."
     )
 
 
@@ -144,12 +148,13 @@ def case_lines(case: Case) -> list[str]:
     bits = KV.int4_bits_per_weight()
     lines = [
         f"The linear layers of a token take **{totals['advised'] / 1e3:.1f} ms instead of {totals['fp16'] / 1e3:.1f} "
-        f"ms: {totals['speedup']:.1f}×** ({totals['speedup_low']:.1f} to {totals['speedup_high']:.1f}).",
+        f"ms: {totals['speedup']:.1f}×**{bracket(totals['speedup_low'], totals['speedup_high'], '.1f')}.",
         f"By projection: {each.replace('gate_up', 'gate and up')}.",
         f"Only the K and V projections in INT4 (this is not the KV cache): {_worth(kv['share'])}. They would be "
-        f"{kv['speedup']:.1f}× as fast ({kv['low']:.1f} to {kv['high']:.1f}) and save {kv['saved_ms']:.1f} ms, "
+        f"{kv['speedup']:.1f}× as fast{bracket(kv['low'], kv['high'], '.1f')} and save {kv['saved_ms']:.1f} ms, "
         f"{kv['share']:.0%} of a token.",
-        f"Memory of the weights: {one_token.weight_gb(bits=bits):.1f} GB instead of {one_token.weight_gb():.1f} GB.",
+        f"Memory of the weights, embedding included: {one_token.weight_gb(bits=bits):.1f} GB instead of "
+        f"{one_token.weight_gb():.1f} GB.",
         f"{'Calls can overlap on this GPU.' if case.overlaps else 'Calls cannot overlap on this GPU.'} {_peer(case)}",
     ]
     if case.projected:
@@ -158,21 +163,17 @@ def case_lines(case: Case) -> list[str]:
 
 
 def case_in_short(case: Case) -> str:
-    """The case in one sentence."""
+    """The case in two sentences."""
     totals, kv = case.advice.totals, case.kv
     bits = KV.int4_bits_per_weight()
-    trust = [_trust(case)] if case.projected else []
     told = [
         f"Llama 3 8B on an {_short(case.advice.gpu)}, one token, {_kind(case)}: {totals['fp16'] / 1e3:.1f} ms → "
-        f"{totals['advised'] / 1e3:.1f} ms, {totals['speedup']:.1f}× ({totals['speedup_low']:.1f} to "
-        f"{totals['speedup_high']:.1f}), weights {one_token.weight_gb():.1f} GB → {one_token.weight_gb(bits=bits):.1f} "
-        "GB.",
-        *trust,
-        f"Only the K and V projections (not the KV cache): {_worth(kv['share'])}, {kv['share']:.0%} of a token.",
-        _peer(case),
-        beyond(),
+        f"{totals['advised'] / 1e3:.1f} ms, {totals['speedup']:.1f}×"
+        f"{bracket(totals['speedup_low'], totals['speedup_high'], '.1f')}, weights {one_token.weight_gb():.1f} GB → "
+        f"{one_token.weight_gb(bits=bits):.1f} GB.",
+        f"Only the K and V projections: {_worth(kv['share'])}, {kv['share']:.0%} of a token.",
     ]
-    return " ".join(filter(None, told))
+    return " ".join(told)
 
 
 def beyond() -> str:
@@ -181,11 +182,13 @@ def beyond() -> str:
 
 
 def caveats_in_short(found: Answer) -> str:
-    """Every way to time or compare the kernels, in one sentence; empty where the run has one way only."""
+    """The least and the most that any way to time or compare the kernels gives; empty for a run of one way only."""
     if len(found.ways) < 2:
         return ""
-    told = [f"{way_span(row)} ({way_name(row)})" for row in found.ways.itertuples()]
-    return f"The same INT4 kernel over FP16 at M = 1, {of_study()}: {'; '.join(told)}."
+    ends = found.ways.loc[[found.ways["low"].idxmin(), found.ways["high"].idxmax()]]
+    least, most = (f"{value:.1f}× ({way_name(row)})" for value, row in
+                   zip((ends["low"].iloc[0], ends["high"].iloc[1]), ends.itertuples(), strict=True))  # fmt: skip
+    return f"Timed in {len(found.ways)} ways, single projections gain {least} to {most} at one token."
 
 
 def of_study() -> str:
@@ -263,7 +266,7 @@ def _lead(speedup: float, m_pays: float, m_most: int, gpu: str) -> str:
     elif np.isinf(m_pays):
         tokens = f"at up to {m_most} tokens in flight, the most that were timed,"
     else:
-        tokens = f"up to about {5 * round(m_pays / 5) if m_pays > 7.5 else round(m_pays)} tokens in flight"
+        tokens = f"up to about {one_token.about(m_pays)} tokens in flight"
     return f"Yes, {tokens} with our kernel on an {gpu}."
 
 
@@ -271,7 +274,15 @@ def _head(head_ms: float) -> str:
     """The part of lm_head in both times."""
     if np.isnan(head_ms):
         return "Neither holds `lm_head`."
-    return f"Both hold `lm_head` in FP16, {head_ms:.1f} ms as predicted."
+    return f"Both hold `lm_head` in FP16, {head_ms:.2f} ms as predicted."
+
+
+def _later(found: Answer) -> str:
+    """The speedup at LATER tokens in flight; empty where the run did not time them."""
+    if LATER not in found.gains.index:
+        return ""
+    gain = found.gains[LATER]
+    return f"At {LATER} tokens in flight the layers are {'still ' if gain > 1 else ''}{_times(gain)} as fast. "
 
 
 def _times(speedup: float) -> str:
@@ -329,8 +340,8 @@ def _trust(case: Case) -> str:
     """The trust in a case on a GPU that was not timed."""
     there = _short(case.advice.gpu)
     return (
-        f"Projected from the {_short(case.advice.run_gpu)}: our kernel was not timed on an {there}, and its launch "
-        f"configs there are predicted, too; the ranges hold what that assumes."
+        f"Projected from the {_short(case.advice.run_gpu)}; launch configs on an {there} are predicted, too, and the "
+        "ranges hold what that assumes."
     )
 
 

@@ -34,9 +34,9 @@ def card(verdict: Verdict, refuted: str) -> Markdown:
     refuted: the heading where the run refutes the claim: what is so instead
     """
     heading = {HOLDS: verdict.claim, FAILS: refuted, UNDECIDED: f"Open: {verdict.claim}"}[verdict.state]
-    judged = f" *Claim: {verdict.claim}.*" if verdict.state == FAILS else ""
-    answer = f"{badge(verdict)}{judged} {verdict.sentence}"
-    return Markdown(f":::{{admonition}} {heading}\n:class: finding\n\n{answer}\n:::")
+    # the badge stands beside what it judges: the heading of a refuted claim says the opposite of it
+    judged = f"Claim: *{verdict.claim}*: {badge(verdict)}." if verdict.state == FAILS else badge(verdict)
+    return Markdown(f":::{{admonition}} {heading}\n:class: finding\n\n{judged} {verdict.sentence}\n:::")
 
 
 def badge(verdict: Verdict) -> str:

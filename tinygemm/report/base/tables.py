@@ -254,11 +254,14 @@ def problem_of(table: pd.DataFrame) -> pd.Series:
 
 def kernels(run) -> str:
     """The kernels of this checkout compared with those that were measured, in words that follow "the kernels are"."""
-    measured = run.provenance.get("kernel_sha256")
-    if measured is None:
+    if run.provenance.get("kernel_sha256") is None:
         return "those of the run's commit; this checkout may have others"
-    same = same_kernels(measured, kernel_digest(run.gpu["key"]))
-    return "those of this checkout" if same else "those of the run's commit; they changed since"
+    return "those of this checkout" if has_todays_kernels(run) else "those of the run's commit; they changed since"
+
+
+def has_todays_kernels(run) -> bool:
+    """Tell whether the kernels that a run timed are known to be those of this checkout."""
+    return same_kernels(run.provenance.get("kernel_sha256"), kernel_digest(run.gpu["key"]))
 
 
 def origin(run) -> dict[str, str]:

@@ -28,7 +28,7 @@ def interval(low: float, high: float, spec: str = ".2f", unit: str = "") -> str:
 
     spec: format specification of both ends
     """
-    if pd.isna(low) or pd.isna(high) or high - low <= NARROW * abs(high + low):
+    if pd.isna(low) or pd.isna(high) or _near(low, high):
         return ""
     ends = [f"{end:{spec}}{unit}" for end in (low, high)]
     return "" if ends[0] == ends[1] else " to ".join(ends)
@@ -50,15 +50,23 @@ def interval_texts(rows: pd.DataFrame, spec: str = ".2f", ends: tuple[str, str] 
 
 
 def span(values: pd.Series, spec: str = ".1f", unit: str = "") -> str:
-    """`1.2 to 3.4 µs`: the range of values; one number if both ends read the same, a dash if there is none."""
+    """`1.2 to 3.4 µs`: the range of values; one number if both ends read the same or nearly so, a dash without any."""
     known = values.dropna()
     if known.empty:
         return "–"
-    low, high = (format(float(end), spec) for end in (known.min(), known.max()))
-    return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
+    low, high = float(known.min()), float(known.max())
+    ends = [format(end, spec) for end in (low, high)]
+    if ends[0] == ends[1] or _near(low, high):
+        return f"{(low + high) / 2:{spec}}{unit}"
+    return f"{' to '.join(ends)}{unit}"
 
 
 def spans(rows: pd.DataFrame, column: str, spec: str = ".1f", unit: str = "") -> str:
     """`FP16 (cuBLAS) 8.3 to 41.0 µs; INT4, tuned kernel 2.1 to 10.9 µs`: the range of a column for each backend."""
     of = {backend: rows.loc[rows["backend"] == backend, column] for backend in style.in_order(rows["backend"])}
     return "; ".join(f"{style.name(backend)} {span(values, spec, unit)}" for backend, values in of.items())
+
+
+def _near(low: float, high: float) -> bool:
+    """Tell whether both ends lie within ±0.5 % of their middle."""
+    return high - low <= NARROW * abs(high + low)

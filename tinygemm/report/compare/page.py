@@ -16,6 +16,12 @@ from tinygemm.runs import Run
 MODES = {"graph": "CUDA graph", "primed": "after a dependent launch", "eager": "from Python", "do_bench": "do_bench"}
 
 
+def takeaway(run: Run, others: list[Run]) -> Markdown:
+    """The gain of INT4 on every GPU in one box, and whose kernel is older or newer than the one of this report."""
+    rows = compared.speedups([run, *others]) if others else pd.DataFrame()
+    return page.takeaway(words.takeaway(run, others, rows)) if len(rows) else nothing(run)
+
+
 def figure(run: Run, others: list[Run]):
     """The speedup on every GPU, or the sentence that there is nothing to draw."""
     if not others:

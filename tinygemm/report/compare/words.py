@@ -9,8 +9,35 @@ import pandas as pd
 from tinygemm.digest import same_code
 from tinygemm.report.base import style
 from tinygemm.report.base.bounds import listed
+from tinygemm.report.base.words import span
 from tinygemm.report.compare import tables as compared
 from tinygemm.runs import Run
+
+
+def takeaway(run: Run, others: list[Run], rows: pd.DataFrame) -> str:
+    """The gain of INT4 on every GPU, and the runs of another version of our kernel.
+
+    rows: compared.speedups([run, *others])
+    """
+    gains = [
+        f"{span(rows.loc[rows['name'] == each.gpu['name'], 'speedup'], '.1f', '×')} on the {_gpu(each)}"
+        for each in (run, *others)
+    ]
+    shared = len(rows[["K", "N"]].drop_duplicates())
+    told = f"At one token and the {shared} projections that all runs timed, INT4 gains {' and '.join(gains)}."
+    for age, later in (("older", False), ("newer", True)):
+        names = [
+            _gpu(each)
+            for each in others
+            if not same_code(run.provenance, each.provenance) and (each.run_id > run.run_id) == later
+        ]
+        if names:
+            told += f" The kernel of the {' and '.join(names)} run is {age}: part of the difference is the kernel's."
+    return told
+
+
+def _gpu(run: Run) -> str:
+    return run.gpu["name"].removeprefix("NVIDIA ")
 
 
 def summary(a: Run, b: Run, cases: pd.DataFrame) -> list[str]:
@@ -69,5 +96,9 @@ def _limits(a: Run, b: Run) -> list[str]:
             "which can move times by some percent."
         )
     if not same_code(a.provenance, b.provenance):
-        said.append("Our own kernels are not known to be the same code in both runs, so their ratios mix code and GPU.")
+        older, newer = compared.names(a, b)[:: 1 if a.run_id < b.run_id else -1]
+        said.append(
+            f"Our own kernels in the run of {older} are not known to be those of {newer}, which is later, so their "
+            "ratios mix code and GPU."
+        )
     return said

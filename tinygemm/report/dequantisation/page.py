@@ -45,7 +45,9 @@ def card(regime: str, verdicts: dict) -> Markdown:
     verdicts: verdicts.causes.of_run(run)
     """
     both = {"In a CUDA graph": verdicts[f"cause_{regime}_graph"], "Called from Python": verdicts[f"cause_{regime}"]}
-    answers = [f"{badge(verdict)} *{where}:* {verdict.sentence}" for where, verdict in both.items()]
+    answers = [
+        f"{where}, the claim that it is: {badge(verdict)}. {verdict.sentence}" for where, verdict in both.items()
+    ]
     shape = "×".join(map(str, REGIMES[regime]))
     costs = {HOLDS: "is the largest cost", FAILS: "is not the largest cost", UNDECIDED: "may be the largest cost"}
     state = both["In a CUDA graph"].state
@@ -70,7 +72,9 @@ def largest(verdicts: dict) -> Markdown:
         told.append(f"another cost is larger at {', '.join(named[FAILS])}")
     if named[UNDECIDED]:
         told.append(f"it is open at {', '.join(named[UNDECIDED])}")
-    return Markdown(f"In a CUDA graph, {'; '.join(told)}.")
+    exists = bool(named[HOLDS]) and found["narrow"].state == FAILS
+    mechanism = " So the study's mechanism exists, but it does not decide at the narrow projection." if exists else ""
+    return Markdown(f"In a CUDA graph, {'; '.join(told)}.{mechanism}")
 
 
 def savings(removals: pd.DataFrame) -> pd.DataFrame:

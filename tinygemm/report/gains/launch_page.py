@@ -128,7 +128,7 @@ def token(step: pd.DataFrame) -> Markdown:
 
 
 def host_table(table: pd.DataFrame) -> Markdown:
-    """What a call costs the host with each backend, folded."""
+    """The cost of a call on the host with each backend, folded."""
     caption = "One call at the smallest weight that was timed on a steady host"
     return folded("What a call costs the host", host(table), HOST, "tab-host", caption)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 from matplotlib.figure import Figure
 
 from tinygemm.problem import NARROW, STUDY_SHAPES, WIDE
 from tinygemm.report.base import page, tables
+from tinygemm.report.base.claims import Verdict
 from tinygemm.report.base.tables import BASELINE, at_shapes
 from tinygemm.report.base.words import shape_names
 from tinygemm.report.gains import figures, ladder, ladder_figures, launch, launch_figures, launch_page, timeline_figures
@@ -29,12 +31,21 @@ def facts(run, table: pd.DataFrame) -> dict[str, float]:
         last = here.loc[(here["order"] == "overlap last") & (here["step"] == "overlap"), "value"]
         found |= {f"{name}_bits": bits.max(), f"{name}_rest": rest.prod() if len(rest) else float("nan")}
         found |= {f"{name}_overlap": last.max()}
+        share = np.log(found[f"{name}_bits"]) / np.log(found[f"{name}_bits"] * found[f"{name}_rest"])
+        share = np.clip(share, 0, 1)  # beyond, one of the two loses time
+        found |= {f"{name}_bits_share": share, f"{name}_rest_share": 1 - share}
         rows = tables.primary(table)
         rows = rows[(rows["backend"] == BASELINE) & (rows["M"] == 1) & at_shapes(rows, [shape])]
         found[f"{name}_library"] = rows["frac_floor"].max()
     serial = launch.overlaps(run)
     serial = serial[(serial["backend"] == "int4") & at_shapes(serial, STUDY_SHAPES)]
     return found | {"overlap_least": serial["value"].min(), "overlap_most": serial["value"].max()}
+
+
+def from_python(verdict: Verdict) -> Markdown:
+    """The card on the gain that launching from Python leaves. verdict: launch_claims.of_launch(...)["hides"]"""
+    some = "at some weights" if verdict.numbers.get("n_kept", 0) < verdict.numbers.get("n", 0) else "everywhere"
+    return page.card(verdict, f"Launched from Python, INT4 is still faster {some}")
 
 
 def steps(run) -> Figure | Markdown:

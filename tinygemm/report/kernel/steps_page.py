@@ -1,4 +1,4 @@
-"""What the chapter on the kernel shows of its six steps: the stairs, their factors, and every time."""
+"""The six steps on the page of the kernel: the stairs, their factors, and every time."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def every_step(rows: pd.DataFrame, M: int) -> Markdown:
 
 
 def extremes(rows: pd.DataFrame, M: int = 1) -> dict[str, float]:
-    """What the prose quotes: the least and the largest factor of all steps together at one M."""
+    """Numbers of the prose: the least and the largest factor of all steps together at one M."""
     total = steps.totals(rows)
     total = total.loc[total["M"] == M, "total"]
     return {"least": total.min(), "most": total.max()}

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from tinygemm import runs
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import page, style
+from tinygemm.report.base.claims import Verdict
 from tinygemm.report.base.tables import primary
 from tinygemm.report.base.words import shape_name, shape_names
 from tinygemm.report.gains import figures as gains_figures
@@ -23,6 +24,7 @@ from tinygemm.report.limits.tables import (
     PASSED_ON,
     REREAD,
     ROUTE,
+    limited_by_bytes,
     marked,
 )
 from tinygemm.report.peers.tables import OVERLAPPING
@@ -137,7 +139,9 @@ def counted(run):
     """The run whose counters a page shows: this one if it was profiled, else the newest recorded one that was."""
     if len(run.counters):
         return run
-    profiled = [path for path in runs.recorded_runs() if (path / "counters.csv").is_file() and "-dirty" not in path.name]
+    profiled = [
+        path for path in runs.recorded_runs() if (path / "counters.csv").is_file() and "-dirty" not in path.name
+    ]
     return runs.load_run(profiled[-1]) if profiled else run
 
 
@@ -163,6 +167,30 @@ def cases_of(run, table: pd.DataFrame) -> pd.DataFrame:
     return limiters.in_a_row(cases, table) if len(cases) else cases
 
 
+def answer(shift: Verdict) -> str:
+    """The answer of the chapter in one sentence. shift: gains.claims.of_run(run)["B"]"""
+    rate = shift.numbers.get("int4_rate")
+    if rate is None:
+        return "One call alone waits; of calls in a row this run did not time what decides."
+    limit = "bandwidth" if limited_by_bytes(rate) else "something other than bandwidth"
+    return f"At the wide projection {limit} limits INT4 when calls follow each other, and latency when one runs alone."
+
+
+def takeaway(shift: Verdict) -> Markdown:
+    """The rates of FP16 and INT4, and whether bytes limit them. shift: gains.claims.of_run(run)["B"]"""
+    numbers = shift.numbers
+    if "int4_rate" not in numbers:
+        return page.takeaway(shift.sentence)
+    rates = {"INT4": numbers["int4_rate"], "FP16": numbers["fp16_rate"]}
+    limited = [name for name, rate in rates.items() if limited_by_bytes(rate)]
+    verdict = {0: "Bytes limit neither.", 1: f"Bytes limit {limited[0] if limited else ''} alone.",
+               2: "Bytes limit both. Nothing has shifted."}[len(limited)]  # fmt: skip
+    return page.takeaway(
+        f"At the wide projection in a row of calls, INT4 moves its bytes at **{rates['INT4']:.0%}** of the speed of a "
+        f"copy and FP16 at **{rates['FP16']:.0%}**. {verdict}"
+    )
+
+
 def four_table(cases: pd.DataFrame, table: pd.DataFrame) -> Markdown:
     """Four questions about one case, and one number for each."""
     caption = f"Four questions about one case, {shape_name(STUDY_SHAPES[2])} at M = 1, and one number for each"
@@ -170,20 +198,20 @@ def four_table(cases: pd.DataFrame, table: pd.DataFrame) -> Markdown:
 
 
 def busy(cases: pd.DataFrame, M: int = 1) -> Figure | Markdown:
-    """How busy each part of the GPU was during one call alone."""
+    """The share of time in which each part of the GPU was busy during one call alone."""
     few = cases[cases["M"] == M] if len(cases) else cases
     return figures.limits(few.reset_index(drop=True)) if len(few) else no_counters()
 
 
 def near_floor(table: pd.DataFrame) -> Figure | Markdown:
-    """How near each kernel comes to its own floor, against N."""
+    """The distance of each kernel from its own floor, against N."""
     rows = primary(table)
     there = rows[(rows["K"] == STUDY_SHAPES[0][0]) & (rows["M"] == 1) & rows["frac_floor"].notna()]
     return page.shown(gains_figures.frac_of_floor, table if len(there) else there, lacking="M = 1 at K = 4096")
 
 
 def waits(cases: pd.DataFrame, most_tokens: int = 16) -> Figure | Markdown:
-    """What the warps wait for, for few tokens."""
+    """The reasons for which warps wait, for few tokens."""
     if not any(name.startswith("stall_") for name in cases):
         return not_collected("why warps wait")
     return figures.stalls(cases[cases["M"] <= most_tokens].reset_index(drop=True))

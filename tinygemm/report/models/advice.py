@@ -11,6 +11,7 @@ from tinygemm.hardware import GpuSpec
 from tinygemm.models import Model, projections
 from tinygemm.problem import GemmProblem
 from tinygemm.report.base.tables import BASELINE, speedups
+from tinygemm.report.base.words import interval
 from tinygemm.report.limits.tables import limited_by_bytes
 from tinygemm.report.predict import model as costmodel
 from tinygemm.report.predict import projection as extrapolate
@@ -121,10 +122,12 @@ def sentences(found: Advice) -> list[str]:
     predicted = (rows["kind"] == costmodel.PREDICTED).sum()
     yes = rows.loc[rows["quantise"] == YES, "layer"]
     advised = f"{', '.join(yes)} in INT4" if len(yes) else "nothing in INT4"
-    left_out = "; the error of lm_head is not in it" if head["kind"] == costmodel.PREDICTED else ""
+    band = interval(totals["speedup_low"], totals["speedup_high"])
+    left_out = "without the error of lm_head" if head["kind"] == costmodel.PREDICTED else ""
+    told = ", ".join(filter(None, [band, left_out]))
     return [
         f"Per token and GPU: {totals['fp16'] / 1e3:.2f} ms in FP16, {totals['advised'] / 1e3:.2f} ms with {advised}: "
-        f"{totals['speedup']:.2f}× ({totals['speedup_low']:.2f} to {totals['speedup_high']:.2f}{left_out}).",
+        f"{totals['speedup']:.2f}×{f' ({told})' if told else ''}.",
         f"Included: {found.model.layers} layers, and lm_head in FP16, {head['fp16_us'] / 1e3:.2f} ms ({head['kind']}). "
         "Not included: attention, norms, sampling, and what GPUs exchange.",
         f"Measured on this GPU: {len(rows) - predicted} of {len(rows)} rows; predicted: {predicted}.",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pandas as pd
 from IPython.display import Markdown
 
+from tinygemm.digest import same_code
 from tinygemm.hardware import gpu_spec
 from tinygemm.model_config import model_named
 from tinygemm.report.base.page import table
 from tinygemm.report.base.tables import GROUP_SIZE
 from tinygemm.report.base.words import bracket, shape_names
+from tinygemm.report.compare.tables import newest_others
 from tinygemm.report.models import advice
 from tinygemm.report.models.tables import NOT_QUANTISABLE, NOT_TIMED, SLOWER, TIE
 from tinygemm.report.predict.model import PREDICTED, CostModel
@@ -43,6 +45,14 @@ def advise(fitted: CostModel | None, model: str, name: str, gpu: str = "", M: in
     what, source = advice.heading(found)
     shown = table(rows, ADVICE, name, f"Advice for {what}; predicted values in italics").data
     return Markdown(f"{shown}\n\n{' '.join(advice.sentences(found))} The numbers are {source}.")
+
+
+def tested(run) -> Markdown:
+    """The GPUs on which a projection of the tuned kernel was held against a measurement of the same kernel."""
+    names = [other.gpu["name"] for other in newest_others(run) if same_code(run.provenance, other.provenance)]
+    if not names:
+        return Markdown("No value of the tuned kernel on a second GPU is among these tests.")
+    return Markdown(f"The tuned kernel was also measured on the {' and '.join(names)}: the tests include that.")
 
 
 def every_case(cases: pd.DataFrame) -> Markdown:

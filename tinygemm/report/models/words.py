@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
+from tinygemm.report.base.words import bracket
 from tinygemm.report.models.advice import CANNOT, LM_HEAD, YES
 from tinygemm.report.models.token import LEAN, TokenAdvice
 from tinygemm.report.predict import model as costmodel
@@ -22,7 +23,7 @@ def answer(found: TokenAdvice) -> str:
     verdict = "Yes" if found.speedup_low > 1 else "No" if found.speedup_high <= 1 else "Open"
     return (
         f"{verdict}: {where}, {what} takes {found.int4_us / 1e3:.2f} ms with INT4 and {found.fp16_us / 1e3:.2f} ms in "
-        f"FP16, {found.speedup:.2f}× ({found.speedup_low:.2f} to {found.speedup_high:.2f}): "
+        f"FP16, {found.speedup:.2f}×{bracket(found.speedup_low, found.speedup_high)}: "
         f"{asked.M * 1e6 / found.int4_us:,.0f} tokens/s{_unless_too_large(found)}."
     )
 
@@ -129,9 +130,8 @@ def _kv(found: TokenAdvice) -> str:
 def _rival(found: TokenAdvice) -> str:
     rival = found.rival
     verdict = "would do as well within the band" if rival.as_good else "would not do as well"
-    low, high = f"{rival.low:.2f}", f"{rival.high:.2f}"
-    band = f"({low} to {high})" if low != high else "as measured"
-    return f"{rival.backend} {verdict}: {rival.ratio:.2f} times our time {band}"
+    band = bracket(rival.low, rival.high) or " as measured"
+    return f"{rival.backend} {verdict}: {rival.ratio:.2f} times our time{band}"
 
 
 def _rest(found: TokenAdvice) -> str:

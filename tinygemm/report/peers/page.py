@@ -8,12 +8,13 @@ from matplotlib.figure import Figure
 
 from tinygemm.backends import with_serial
 from tinygemm.report.base import claims, style
+from tinygemm.report.base import page as shared
 from tinygemm.report.base.bounds import case_name, listed
 from tinygemm.report.base.page import dropdown, folded, lacks, table
 from tinygemm.report.base.words import interval_texts, shape_names
 from tinygemm.report.limits import claims as limits_claims
 from tinygemm.report.limits import tables as limiters
-from tinygemm.report.peers import figures
+from tinygemm.report.peers import choice, figures
 from tinygemm.report.peers import tables as peers
 
 READS = {
@@ -164,8 +165,11 @@ def machine_code(run) -> Markdown:
 
 
 def sixteen(run) -> pd.DataFrame:
-    """The time of M = 16 beyond M = 8, as it is and with one row of activations, where both were timed: shape, right_us
-    (M = 8), left_us (M = 16) and interval (of their ratio), and the last three of rows alike with `alike_` before."""
+    """The time of M = 16 beyond M = 8, as it is and with one row of activations, where both were timed.
+
+    returns: shape, right_us (M = 8), left_us (M = 16), interval (of their ratio); the last three with rows alike, too,
+             under names that begin with `alike_`
+    """
     rows, alike = (ratio_rows(peers.sixteen_over_eight(run, name)) for name in ("int4", "int4-one-row"))
     alike = alike[["K", "N", "right_us", "left_us", "interval"]]
     alike = alike.rename(columns={name: f"alike_{name}" for name in ("right_us", "left_us", "interval")})
@@ -180,6 +184,19 @@ def ratio_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _time(row: pd.Series) -> str:
     return f"{row['other_us']:.2f}" if row["kind"] == "measured" else f"*{row['other_us']:.2f}* (quoted)"
+
+
+def takeaway(run) -> Markdown:
+    """The kernel to use on this GPU, and its lead over the next one."""
+    rows = choice.nearest(run, tokens=(1,))
+    if rows.empty:
+        return shared.takeaway("This run timed no other INT4 kernel beside ours.")
+    return shared.takeaway(f"Use {choice.best(rows)}. {choice.ratios(rows)} Newer and better tuned peers come closer.")
+
+
+def on_each_gpu(run, tokens: tuple[int, ...] = choice.TOKENS) -> Markdown:
+    """The kernel to use on every GPU that was measured, as a list. tokens: M to name"""
+    return Markdown("\n".join(f"* {told}" for told in choice.of_gpus(run, tokens)))
 
 
 def times(run, rows: pd.DataFrame, origin: pd.DataFrame) -> Figure | Markdown:

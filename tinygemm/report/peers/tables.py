@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tinygemm.backends import with_serial
+from tinygemm.backends import PEER, of_family, with_serial
 from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base.contrasts import compare, geometric_mean, medians, primary_cases
 from tinygemm.report.base.intervals import sample_matrix
@@ -15,9 +15,9 @@ from tinygemm.report.base.tables import GROUP_SIZE, SHAPE, at_shapes, problem_of
 from tinygemm.report.limits.tables import static_counts
 from tinygemm.runs import DATA_ROOT
 
-PEERS = ("aten-int4mm", "gemlite", "marlin", "humming", "humming-serial")
 LATER = ("humming", "humming-serial")  # the first recorded runs did not ask for them
 CONTEXT = "bitsandbytes-nf4"  # four bits, but another format: shown beside the peers, never one of them
+PEERS = tuple(name for name in of_family(PEER) if name != CONTEXT)
 # reads -> what is held against them: both overlap the call before them, or neither does
 READS = {"int4-load-only": "int4", "int4-load-only-serial": "int4-serial"}
 OVERLAPPING, SERIAL = READS
@@ -82,9 +82,11 @@ def mean_over_peers(run, best: pd.DataFrame) -> dict[str, float]:
 
 
 def fraction_of_reads(run, reads: str = OVERLAPPING) -> pd.DataFrame:
-    """The share of the weight-read bound that the tuned kernel reaches: problem, M, K, N, value = reads / READS[reads],
-    low, high, with left_us (reads) and right_us (kernel); every problem of the run at the group size of the peers for
-    whose weight the reads were tuned."""
+    """The share of the weight-read bound that the tuned kernel reaches.
+
+    returns: problem, M, K, N, value = reads / READS[reads], low, high, left_us (reads), right_us (kernel); every
+             problem at the group size of the peers for whose weight the reads were tuned
+    """
     cases = _primary(run)
     readers = _of(cases, reads)
     tuned = readers[readers["config_source"] != "rule"]  # at one M: a config that reads no x serves every other

@@ -15,7 +15,7 @@ from tinygemm.problem import STUDY_SHAPES, GemmProblem
 from tinygemm.report.base import style
 from tinygemm.report.base.page import folded, lacks
 from tinygemm.report.base.tables import BASELINE, SHAPE, primary
-from tinygemm.report.base.words import shape_name, shape_names
+from tinygemm.report.base.words import bracket, shape_name, shape_names
 from tinygemm.report.predict import against_published, against_runs, figures
 from tinygemm.report.predict import model as costmodel
 from tinygemm.report.predict import projection as extrapolate
@@ -192,7 +192,7 @@ def latencies(model: CostModel, M: int = 1, shapes=STUDY_SHAPES) -> pd.DataFrame
     rows = rows.assign(
         name=rows["backend"].map(style.name),
         shape=shape_names(rows),
-        text=[f"*{row.latency_us:.3g}* ({row.low_us:.3g}–{row.high_us:.3g})" for row in rows.itertuples()],
+        text=[f"*{row.latency_us:.3g}*{bracket(row.low_us, row.high_us, '.3g')}" for row in rows.itertuples()],
     )
     wide = rows.pivot(index=["name", "launch"], columns="shape", values="text").reset_index()
     return wide.sort_values(["launch", "name"], key=_place({style.name(name): i for i, name in enumerate(wanted)}))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 from matplotlib.figure import Figure
 
+from tinygemm.report.answer import tables as one_token
+from tinygemm.report.answer.words import LATER
 from tinygemm.report.base.page import folded, lacks, shown, table
+from tinygemm.report.base.tables import BASELINE
 from tinygemm.report.base.words import bracket, shape_names
 from tinygemm.report.regimes import figures
 from tinygemm.report.regimes import tables as regimes
 
+NONE = pd.Series(dtype=float)
 CROSSINGS = {
     "shape": ("K×N", ""),
     "fp16": ("Fused as slow as FP16 (cuBLAS)", ""),
@@ -122,10 +127,23 @@ def point_table(rows: pd.DataFrame, M: int) -> Markdown:
 
 
 def stops(tokens: pd.DataFrame) -> dict[str, float]:
-    """Numbers of the prose: the fewest and the most tokens from which FP16 in the library is as fast as the fused
-    kernel; NaN where there is no crossing.
+    """Numbers of the prose, by projection; NaN where there is none.
+
+    tokens:  regimes.by_tokens(report_table(run))
+    returns: least and most tokens from which FP16 in the library is as fast as the fused kernel; later_least and
+             later_most, the speedups of the fused kernel at LATER tokens
+    """
+    found = regimes.crossings(tokens)["m_fp16"]
+    later = tokens[tokens["M"] == LATER].pivot(index=["K", "N"], columns="backend", values="latency_us_p50")
+    gain = later.get(BASELINE, NONE) / later.get("int4-fused", NONE)
+    return {"least": found.min(), "most": found.max(), "later_least": gain.min(), "later_most": gain.max()}
+
+
+def of_a_token(tokens: pd.DataFrame) -> dict[str, float]:
+    """Numbers of the first page: up to about how many tokens INT4 pays over a token's layers, and the gain at LATER.
 
     tokens: regimes.by_tokens(report_table(run))
     """
-    found = regimes.crossings(tokens)["m_fp16"]
-    return {"least": found.min(), "most": found.max()}
+    gains = one_token.gains(tokens)
+    m_pays, _ = one_token.most_tokens(gains)
+    return {"pays": one_token.about(m_pays) if np.isfinite(m_pays) else np.nan, "later": gains.get(LATER, np.nan)}

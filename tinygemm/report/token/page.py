@@ -100,6 +100,16 @@ def weight_table(table: pd.DataFrame) -> Markdown:
     return page.table(weights(table), WEIGHTS, "tab-weights", caption)
 
 
+def of_floors(table: pd.DataFrame, M: int = 1) -> dict[str, float]:
+    """Numbers of the prose: floor over time of the library and of our INT4 kernel at the narrow and the wide weight."""
+    rows = tables.primary(table).set_index(["backend", *SHAPE])["frac_floor"]
+    return {
+        f"{place}_{name}": rows.get((backend, M, *shape), float("nan"))
+        for place, shape in (("narrow", NARROW), ("wide", WIDE))
+        for name, backend in (("fp16", BASELINE), ("int4", "int4"))
+    }
+
+
 def worked(table: pd.DataFrame, M: int = 1) -> Markdown:
     """Two numbers worked out: the narrow and the wide projection, each in FP16 and INT4, from bytes to microseconds."""
     rows, copy, empty = tables.primary(table), copy_bandwidth_gb_s(table), empty_node_us(table)

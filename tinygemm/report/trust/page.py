@@ -210,7 +210,7 @@ def ways(rows: pd.DataFrame) -> Figure | Markdown:
 
 
 def extremes(rows: pd.DataFrame) -> dict[str, float]:
-    """What the prose quotes: the least and the largest speedup of all ways, and how many ways there are."""
+    """Numbers of the prose: the least and the largest speedup of all ways, and how many ways there are."""
     of = all_ways.spans(rows)
     return {"least": of["low"].min(), "most": of["high"].max(), "ways": len(of)}
 
