@@ -4,7 +4,6 @@ import dataclasses
 import math
 import re
 import shutil
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
