@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -36,6 +35,11 @@ def three_steps(rows: pd.DataFrame, shapes=STUDY_SHAPES) -> tuple[Figure, str]:
         "From FP16 in the library to INT4", where, legend=handles, height=0.4 + 0.95 * len(shapes),
         nrows=len(shapes), sharex=True, squeeze=False,
     )  # fmt: skip
+    low, high = 0.8 * rows["right_us"].min(), 1.25 * rows["left_us"].max()
+    ticks = [tick for tick in TICKS_US if low < tick < high]
+    axes[-1, 0].set(xscale="log", xlim=(high, low), xlabel="µs per call (log scale, faster to the right)")
+    axes[-1, 0].set_xticks(ticks, [f"{tick}" for tick in ticks])
+    axes[-1, 0].minorticks_off()
     told = []
     for ax, shape in zip(axes[:, 0], shapes, strict=True):
         mine = rows[(rows["K"] == shape[0]) & (rows["N"] == shape[1])]
@@ -50,19 +54,18 @@ def three_steps(rows: pd.DataFrame, shapes=STUDY_SHAPES) -> tuple[Figure, str]:
         ax.set_ylim(len(lines) - 0.45, -0.55)
         ax.grid(axis="y", visible=False)
         told.append(f"{shape_name(shape)}: " + ", ".join(f"{row.step} {row.value:.2f}" for row in first.itertuples()))
-    low, high = 0.8 * rows["right_us"].min(), 1.25 * rows["left_us"].max()
-    ticks = [tick for tick in TICKS_US if low < tick < high]
-    axes[-1, 0].set(xscale="log", xlim=(high, low), xlabel="µs per call (log scale, faster to the right)")
-    axes[-1, 0].set_xticks(ticks, [f"{tick}" for tick in ticks])
-    axes[-1, 0].minorticks_off()
     return fig, f"Steps from FP16 in the library to INT4, as factors. {'; '.join(told)}."
 
 
 def _line(ax: Axes, y: int, steps: pd.DataFrame) -> None:
-    """One bar per step, end to end, with its factor in it."""
+    """One bar per step, end to end, a thin one where the step loses; their factors beside them, in the same order."""
     for row in steps.itertuples():
-        ax.barh(y, row.right_us - row.left_us, 0.7, left=row.left_us, color=COLOURS[row.step], zorder=2)
-        middle = float(np.sqrt(row.left_us * row.right_us))
-        inside = abs(np.log(row.value)) > 0.3
-        look = {"color": "white"} if inside else {"path_effects": style.HALO}
-        ax.text(middle, y, f"{row.value:.2f}", ha="center", va="center", size=9, weight="bold", zorder=4, **look)
+        height, above = (0.7, 2) if row.value >= 1 else (0.3, 3)
+        ax.barh(y, row.right_us - row.left_us, height, left=row.left_us, color=COLOURS[row.step], zorder=above)
+    factors = " × ".join(f"{value:.2f}" for value in steps["value"])
+    slow, fast = steps["left_us"].max(), steps["right_us"].min()
+    low, high = sorted(ax.get_xlim())
+    room_left, room_right = high / slow, fast / low
+    x, side, gap = (slow, "right", -6) if room_left > room_right else (fast, "left", 6)
+    place = {"xytext": (gap, 0), "textcoords": "offset points", "ha": side, "va": "center"}
+    ax.annotate(factors, (x, y), size=9.5, zorder=4, path_effects=style.HALO, **place)
