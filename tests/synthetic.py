@@ -93,6 +93,7 @@ class Truth:
         formulas: dict[str, Callable[[], float]] = {
             "fp16-cublas": lambda: 4.8 + 0.95 * fp16,
             "fp16-triton": lambda: 2.4 + fp16,
+            "fp16-triton-serial": lambda: 3.7 + fp16,
             "dequant-only": lambda: 2.5 + 1.1 * (fp16 + int4),
             "dequant-fp16": lambda: 7.3 + 2.05 * fp16 + 1.1 * int4,
             "int4-static": lambda: 8.2 * problem.K / 4096 + 1.5 * int4,

@@ -179,7 +179,8 @@ def test_split_variants_differ_from_the_tuned_kernel_by_the_split_alone(K, N):
     for variant in whole:
         tile = {"block_n": variant.config.block_n, "block_k": variant.config.block_k}
         assert variant.config == replace(tuned.config, **tile, split_k=1, num_warps=1, max_registers=0)
-        assert words(variant.config) == words(tuned.config)
+        # at least one block is asked for, and a wide tile has many words in one
+        assert words(variant.config) == max(words(tuned.config), words(replace(variant.config, block_k=128)))
     assert more.config == replace(fused.config, split_k=2 * fused.config.split_k)
 
 
@@ -234,17 +235,18 @@ def test_no_share_of_a_doubled_split_is_empty():
 @pytest.mark.parametrize("backend", ["int4-bf16", "int4-asymmetric"])
 def test_a_format_that_was_not_tuned_takes_the_config_of_int4_without_its_limit_of_registers(backend, K, N):
     problem = GemmProblem(1, N, K)
-    (half,), (other,) = (registry.BACKENDS[name].variants(problem, "h200") for name in ("int4", backend))
+    (half,), (other,) = (registry.BACKENDS[name].variants(problem, "a10g") for name in ("int4", backend))
     assert other.config == replace(half.config, max_registers=0)
-    assert (half.source, other.source) == ("table", "rule")
+    assert (half.source, other.source) == ("predicted", "rule")
 
 
 @pytest.mark.parametrize(("K", "N"), STUDY_SHAPES)
 @pytest.mark.parametrize("M", [1, 8])
-def test_a_format_that_was_tuned_takes_its_own_config(M, K, N):
-    rows = [row for row in table("h100-80gb-hbm3")[0] if (row["M"], row["K"], row["N"]) == (M, K, N)]
+@pytest.mark.parametrize("gpu", ["h100-80gb-hbm3", "h200"])
+def test_a_format_that_was_tuned_takes_its_own_config(gpu, M, K, N):
+    rows = [row for row in table(gpu)[0] if (row["M"], row["K"], row["N"]) == (M, K, N)]
     for backend, asked in (("int4-bf16", Format(half=False)), ("int4-asymmetric", Format(symmetric=False))):
-        (variant,) = registry.BACKENDS[backend].variants(GemmProblem(M, N, K), "h100-80gb-hbm3")
+        (variant,) = registry.BACKENDS[backend].variants(GemmProblem(M, N, K), gpu)
         fastest = min((row for row in rows if row["format"] == asked), key=lambda row: row["latency_us"])
         assert (variant.config, variant.source) == (fastest["config"], "table")
 

@@ -122,7 +122,7 @@ def test_constants_stand_in_the_order_of_the_signature():
         *launches.product(STATIC, 1, W, K, False),
         launches.dequantise(W),
         *reference._load_only(random_packed(N, K), SPLITK, True).launches,
-        *reference._fp16(aligned(), torch.zeros(N, K).half(), SPLITK).launches,
+        *reference._fp16(aligned(), torch.zeros(N, K).half(), SPLITK, True).launches,
         *reference._ablated(aligned(), W, SPLITK, "none", True, True).launches,
     ]
     for one in described:

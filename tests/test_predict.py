@@ -118,10 +118,8 @@ def test_every_published_value_of_a_timed_backend_is_compared(run):
 
 def test_predict_needs_no_torch_and_marks_what_was_measured(run, tmp_path):
     file = tmp_path / "out.csv"
-    done = without_torch(
-        "predict", "--gpu", "H200", "--shape_list", "1,4096,512;2,4096,512;1,4096,14336", "--csv", file,
-        "--data_root", run.path.parent.parent, "--backend", "fp16-cublas,int4,marlin",
-    )  # fmt: skip
+    shapes = ("--shape_list", "1,4096,512;2,4096,512;1,4096,14336", "--backend", "fp16-cublas,int4,marlin")
+    done = without_torch(("predict", "--gpu", "H200", *shapes, "--csv", file, "--data_root", run.path.parent.parent))
     assert done.returncode == 0, done.stderr
     assert "8 rows measured, 4 predicted" in done.stdout
     assert "not in that run at enough shapes: marlin" in done.stderr

@@ -12,6 +12,7 @@ from tinygemm.cli import measure as command
 from tinygemm.harness import registry, sweep
 from tinygemm.harness.variant import Ceiling
 from tinygemm.kernel import launches
+from tinygemm.report.token import steps as recorded
 from tinygemm.runs import RunWriter
 from tinygemm.step import cases, measure, suite
 from tinygemm.step.architecture import ARCHITECTURES, Architecture
@@ -48,12 +49,12 @@ def record(tmp_path, text: str, code: int = 0) -> None:
 
 
 def recorded_steps(tmp_path):
-    return runs.latest_steps("h200", tmp_path / "data").steps
+    return recorded.latest("h200", tmp_path / "data").steps
 
 
 def test_steps_are_recorded_after_the_sweep_of_the_same_commit(tmp_path):
     record(tmp_path, "step: true\nstep_budget: 0\n")
-    run = runs.latest_steps("h200", tmp_path / "data")
+    run = recorded.latest("h200", tmp_path / "data")
     assert run.steps["case_id"].tolist() == ["copy", case("fp16-cublas").case_id, case("int4").case_id]
     assert run.path.parent.parent.name == "steps"
     swept = runs.latest_run("h200", tmp_path / "data")

@@ -19,9 +19,10 @@ from tinygemm.harness.choose import SweepStoppedError
 from tinygemm.harness.variant import Ceiling
 from tinygemm.kernel import launches
 from tinygemm.models import Model
+from tinygemm.report.token import steps as recorded
 from tinygemm.rows import columns_of
 from tinygemm.runs import RunWriter
-from tinygemm.step import build, cases, lean, measure, profile, suite, table
+from tinygemm.step import build, cases, lean, measure, profile, suite
 from tinygemm.step.architecture import ARCHITECTURES, Architecture
 from tinygemm.step.cases import StepCase
 from tinygemm.step.products import BACKENDS, Dense
@@ -267,15 +268,15 @@ def test_the_newest_run_with_steps_is_found_among_full_runs_and_those_of_steps_a
         return writer.finish()
 
     with pytest.raises(runs.RunError, match="data/steps"):
-        runs.latest_steps(root=tmp_path)
+        recorded.latest(root=tmp_path)
     full = write(tmp_path, "0100", steps=True)
     write(tmp_path, "0300", steps=False)
-    assert runs.latest_steps("h200", tmp_path).path == full
+    assert recorded.latest("h200", tmp_path).path == full
     alone = write(tmp_path / "steps", "0200", steps=True)
-    assert runs.latest_steps(root=tmp_path).path == alone
+    assert recorded.latest(root=tmp_path).path == alone
     assert alone not in runs.recorded_runs(root=tmp_path)
     with pytest.raises(runs.RunError, match="a10g"):
-        runs.latest_steps("a10g", tmp_path)
+        recorded.latest("a10g", tmp_path)
 
 
 # --- the profile and the table ----------------------------------------------------------------------------------------
@@ -328,7 +329,7 @@ def test_the_table_derives_what_a_user_asks():
         pd.DataFrame([dataclasses.astuple(row) for row in rows], columns=columns_of(type(rows[0])))
         for rows in (steps, samples, kernels)
     ]
-    (row,) = table.table(*frames).to_dict("records")
+    (row,) = recorded.table(*frames).to_dict("records")
     assert (row["ms"], row["tokens_per_s"], row["speedup"]) == (4.0, 1000.0, pytest.approx(2.1))
     assert (row["gb_per_s"], row["of_copy"]) == (2.0, 0.5)
     assert (row["product"], row["rest"], row["kernels"]) == (0.75, 0.25, 6.0)

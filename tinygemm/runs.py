@@ -215,26 +215,6 @@ def recorded_runs(gpu: str | None = None, root: Path = DATA_ROOT) -> list[Path]:
     return sorted((p for p in found if gpu in (None, p.parent.name)), key=lambda p: p.name)
 
 
-def latest_steps(
-    gpu: str | None = None, root: Path = DATA_ROOT, *, allow_dirty: bool = False, shared: bool = False
-) -> Run:
-    """The newest run of a GPU that holds decode steps: a run of the report, or one of steps alone in <root>/steps.
-
-    shared: only runs of models that several GPUs shared; False: only runs of models on one GPU
-    raises: RunError that says how to record one
-    """
-    found = [*recorded_runs(gpu, root), *recorded_runs(gpu, root / STEPS)]
-    for path in sorted(found, key=lambda path: path.name, reverse=True):
-        if (path / "steps.csv").is_file() and (allow_dirty or not path.name.endswith("-dirty")):
-            run = load_run(path, allow_dirty=allow_dirty)
-            if len(run.steps) and (run.steps["tp"].max() > 1) == shared:
-                return run
-    raise RunError(
-        f"no recorded decode steps of {gpu or 'any GPU'} in {root}; on a machine with that GPU, "
-        f"run `tinygemm step --out-dir data/{STEPS}`"
-    )
-
-
 def latest_run(gpu: str | None = None, root: Path = DATA_ROOT, *, allow_dirty: bool = False) -> Run:
     """The newest recorded run of a GPU; raises RunError that says how to record one."""
     runs = [p for p in recorded_runs(gpu, root) if allow_dirty or not p.name.endswith("-dirty")]

@@ -88,8 +88,8 @@ def report(rows, writer, csv, seal: bool) -> None:
     import pandas as pd
 
     from tinygemm import runs, step_rows
+    from tinygemm.report.token import steps as summary
     from tinygemm.rows import columns_of
-    from tinygemm.step import table
 
     tables = (
         pd.DataFrame([dataclasses.astuple(row) for row in found], columns=columns_of(of))
@@ -102,7 +102,7 @@ def report(rows, writer, csv, seal: bool) -> None:
     if writer:
         tables = (runs.read_table(writer.path / name) for name in ("steps.csv", "step_samples.csv", "step_kernels.csv"))
     steps, samples, kernels = tables
-    found = table.table(steps, samples, kernels)
+    found = summary.table(steps, samples, kernels)
     shown = found[["case_id", *FORMATS]]
     formatters = {name: text.format for name, text in FORMATS.items()}
     click.echo(shown.to_string(index=False, formatters=formatters, na_rep="–"))

@@ -12,7 +12,7 @@ from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import style
 from tinygemm.report.base.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, empty_node_us, primary
 from tinygemm.report.base.words import shape_name, spans
-from tinygemm.step.cases import BACKENDS, INT4_BITS
+from tinygemm.step_rows import BACKENDS, INT4_BITS
 
 SHOWN = (BASELINE, "fp16-triton", "int4-static", "int4")
 TICKS_US = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)

@@ -12,8 +12,7 @@ from tinygemm.problem import LAYER_OF_SHAPE, NARROW, WIDE, GemmProblem
 from tinygemm.report.base import page, tables
 from tinygemm.report.base.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, empty_node_us, origin
 from tinygemm.report.base.words import shape_name
-from tinygemm.report.token import figures
-from tinygemm.step.table import table as step_table
+from tinygemm.report.token import figures, steps
 
 MODEL = MODELS["llama-3-8b"]
 KERNELS = (BASELINE, "fp16-triton", "aten-int4mm", "int4-serial", "int4")
@@ -151,19 +150,19 @@ def steps_of(run, shared: bool = False):
         return run
     try:
         dirty = run.path.name.endswith("-dirty")
-        return runs.latest_steps(run.gpu["key"], run.path.parents[1], allow_dirty=dirty, shared=shared)
+        return steps.latest(run.gpu["key"], run.path.parents[1], allow_dirty=dirty, shared=shared)
     except runs.RunError:
         return None
 
 
 def whole_steps(found) -> pd.DataFrame:
-    """Decode steps of the model at the context that most cases have: columns of step.table.table, gpu and run_id.
+    """Decode steps of the model at the context that most cases have: columns of steps.table, gpu and run_id.
 
     found: steps_of(run); without one there are no rows
     """
     if found is None:
         return pd.DataFrame(columns=["backend", "host", "batch", "ms"])
-    rows = step_table(found.steps, found.step_samples, found.step_kernels)
+    rows = steps.table(found.steps, found.step_samples, found.step_kernels)
     rows = rows[(rows["model"] == MODEL.key) & rows["ms"].notna()]
     rows = rows[rows["case_id"].str.count("/") - (rows["tp"] > 1) == 4]  # no other option of the case is unusual
     if len(rows):

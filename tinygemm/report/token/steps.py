@@ -1,10 +1,34 @@
-"""The table of a user's question: what a token takes, from the recorded rows of decode steps; needs no torch."""
+"""Recorded decode steps: the newest run that has some, and the table of a user's question: what a token takes."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 
+from tinygemm import runs
+
 COPY = "copy"
+
+
+def latest(
+    gpu: str | None = None, root: Path = runs.DATA_ROOT, *, allow_dirty: bool = False, shared: bool = False
+) -> runs.Run:
+    """The newest run of a GPU that holds decode steps: a run of the report, or one of steps alone in <root>/steps.
+
+    shared: only runs of models that several GPUs shared; False: only runs of models on one GPU
+    raises: RunError that says how to record one
+    """
+    found = [*runs.recorded_runs(gpu, root), *runs.recorded_runs(gpu, root / runs.STEPS)]
+    for path in sorted(found, key=lambda path: path.name, reverse=True):
+        if (path / "steps.csv").is_file() and (allow_dirty or not path.name.endswith("-dirty")):
+            run = runs.load_run(path, allow_dirty=allow_dirty)
+            if len(run.steps) and (run.steps["tp"].max() > 1) == shared:
+                return run
+    raise runs.RunError(
+        f"no recorded decode steps of {gpu or 'any GPU'} in {root}; on a machine with that GPU, "
+        f"run `tinygemm step --out-dir data/{runs.STEPS}`"
+    )
 
 
 def table(steps: pd.DataFrame, samples: pd.DataFrame, kernels: pd.DataFrame) -> pd.DataFrame:
