@@ -16,7 +16,7 @@ from tinygemm.report.base.words import bracket
 from tinygemm.report.predict.page import no_model
 
 FINDINGS = {"claim": ("Its claim", ""), "finding": ("What we find", ""), "why": ("Why", "")}
-WAYS = {"how": ("The same INT4 kernel over FP16, M = 1", ""), "range": ("Speedup", "")}
+WAYS = {"how": ("Our INT4 kernel over FP16, M = 1", ""), "range": ("Speedup", "")}
 
 
 def sentence(found: answer.Answer) -> Markdown:

@@ -20,6 +20,8 @@ from tinygemm.report.dequantisation.tables import REGIMES
 from tinygemm.report.gains import claims as gains_claims
 from tinygemm.report.limits.tables import limited_by_bytes
 from tinygemm.report.models import advice
+from tinygemm.report.models.token import RIVALS
+from tinygemm.report.peers import choice
 from tinygemm.report.predict import model as costmodel
 from tinygemm.report.predict import projection as extrapolate
 from tinygemm.report.trust import ways
@@ -44,14 +46,16 @@ class Case:
     advice:        advice.advise of it, projected where the run is of another GPU
     kv:            speedup, low, high of the KV projection, and the time saved by quantising nothing else: saved_ms of
                    a token, and its share of one
-    peer:          time of PyTorch's INT4 kernel over ours: least and most of the four projections; () if unknown
+    peer:          time of the fastest other INT4 kernel over ours: least and most of the projections; () if unknown
     overlaps:      the GPU has programmatic dependent launch
+    peer_name:     that kernel
     """
 
     advice: advice.Advice
     kv: dict[str, float]
     peer: tuple[float, ...]
     overlaps: bool
+    peer_name: str = "aten-int4mm"
 
     @property
     def projected(self) -> bool:
@@ -131,8 +135,8 @@ def sentence(found: Answer) -> str:
 def terms() -> str:
     """The terms that the sentence takes for granted."""
     return (
-        "FP16 is what runs today, in cuBLAS. *Tokens in flight*, M, share one read of the weights. Calls *overlap* "
-        "when one requests its weights while the one before runs."
+        "FP16 means cuBLAS, which models use today. *Tokens in flight*, M, share one read of the weights. Calls "
+        "*overlap* when one requests its weights while the one before runs."
     )
 
 
@@ -217,7 +221,7 @@ def findings_in_short(found: Answer) -> str:
 def _fit(run) -> costmodel.CostModel | None:
     """The latency model of the kernels that the answer names; None where the run timed too few shapes for one."""
     try:
-        return costmodel.fit(run, backends=one_token.BACKENDS)
+        return costmodel.fit(run, backends=tuple(dict.fromkeys((*one_token.BACKENDS, *RIVALS))))
     except ValueError:
         return None
 
@@ -236,15 +240,18 @@ def _case(fitted: costmodel.CostModel | None) -> Case | None:
     kv = {"speedup": latency.iloc[0] / latency.iloc[1], "low": band["speedup_low"], "high": band["speedup_high"]}
     kv |= {"saved_ms": saved / 1e3, "share": saved / found.totals["fp16"]}
     overlaps = spec.compute_capability >= extrapolate.DEPENDENT_LAUNCH
-    return Case(found, {name: float(value) for name, value in kv.items()}, _peer_range(fitted, found, spec), overlaps)
+    peers = {name: _peer_range(name, fitted, found, spec) for name in RIVALS}
+    known = [name for name in RIVALS if peers[name]] or ["aten-int4mm"]
+    best = min(known, key=lambda name: sum(peers[name]))
+    return Case(found, {name: float(value) for name, value in kv.items()}, peers[best], overlaps, best)
 
 
-def _peer_range(fitted: costmodel.CostModel, found: advice.Advice, spec) -> tuple[float, ...]:
-    if "graph" not in getattr(fitted.backends.get("aten-int4mm"), "spread", {}):
+def _peer_range(name: str, fitted: costmodel.CostModel, found: advice.Advice, spec) -> tuple[float, ...]:
+    if "graph" not in getattr(fitted.backends.get(name), "spread", {}):
         return ()
     rows = found.rows.dropna(subset=["int4_us"])
     problems = [GemmProblem(1, row.N, row.K, int(row.group_size)) for row in rows.itertuples()]
-    theirs = costmodel.predict(fitted, problems, spec, ("aten-int4mm",), ("graph",))["latency_us"].to_numpy()
+    theirs = costmodel.predict(fitted, problems, spec, (name,), ("graph",))["latency_us"].to_numpy()
     ratios = theirs / rows["int4_us"].to_numpy()
     return float(ratios.min()), float(ratios.max())
 
@@ -274,7 +281,7 @@ def _head(head_ms: float) -> str:
     """The part of lm_head in both times."""
     if np.isnan(head_ms):
         return "Neither holds `lm_head`."
-    return f"Both hold `lm_head` in FP16, {head_ms:.2f} ms as predicted."
+    return f"Both include `lm_head` in FP16: {head_ms:.2f} ms, a prediction."
 
 
 def _later(found: Answer) -> str:
@@ -308,7 +315,7 @@ def _peer(case: Case) -> str:
     )
     alike = max(abs(least - 1), abs(most - 1)) < ALIKE
     takes = "is projected to take" if case.projected else "takes"
-    told = f"PyTorch's own INT4 kernel {takes} {ratio}"
+    told = f"Of the other INT4 kernels timed, {choice.short(case.peer_name)} is the fastest there and {takes} {ratio}"
     return f"{told}: at one token any decent INT4 kernel will do. {_with_more_tokens()}" if alike else f"{told}."
 
 
@@ -341,7 +348,7 @@ def _trust(case: Case) -> str:
     there = _short(case.advice.gpu)
     return (
         f"Projected from the {_short(case.advice.run_gpu)}; launch configs on an {there} are predicted, too, and the "
-        "ranges hold what that assumes."
+        "ranges include that uncertainty."
     )
 
 
@@ -393,7 +400,7 @@ def _narrow(found: dict[str, Verdict], causes: dict[str, Verdict]) -> str:
             f"{numbers['too_little_parallelism_value']:.0%} of the time of one warp."
         )
     if found["C_loses_static"].state == HOLDS:
-        told.append("A simple kernel does lose.")
+        told.append("A simple kernel does lose: it walks K alone.")
     elsewhere = [name for name in REGIMES if name != "narrow" and causes[f"cause_{name}_graph"].state == HOLDS]
     for name in elsewhere:
         share = causes[f"cause_{name}_graph"].numbers["dequantisation_value"]

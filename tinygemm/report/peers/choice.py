@@ -86,7 +86,7 @@ def best(rows: pd.DataFrame) -> str:
     lost = rows[rows["value"] < 1]
     if lost.empty:
         return "our kernel"
-    names = ", ".join(dict.fromkeys(map(_name, lost["backend"])))
+    names = ", ".join(dict.fromkeys(map(short, lost["backend"])))
     return names if len(lost) == len(rows) else f"our kernel or {names}"
 
 
@@ -94,11 +94,11 @@ def _at(M: int, rows: pd.DataFrame) -> str:
     """The nearest kernel at one M, with and without overlap."""
     where, usual = "At one token" if M == 1 else f"At {M} tokens", rows.iloc[0]
     rank = "the next best" if usual["value"] >= 1 else "the best"
-    told = f"{where} {rank}, {_name(usual['backend'])}, takes {_ratio(usual)} our time"
+    told = f"{where} {rank}, {short(usual['backend'])}, takes {_ratio(usual)} our time"
     if len(rows) == 1:
         return f"{told}."
     serial = rows.loc["serial"]
-    other = "" if _name(serial["backend"]) == _name(usual["backend"]) else f" ({_name(serial['backend'])})"
+    other = "" if short(serial["backend"]) == short(usual["backend"]) else f" ({short(serial['backend'])})"
     return f"{told}, or {_ratio(serial)}{other} where calls cannot overlap."
 
 
@@ -106,14 +106,15 @@ def _ratio(row: pd.Series) -> str:
     return f"{row['value']:.2f}×{bracket(row['low'], row['high'])}"
 
 
-def _name(backend: str) -> str:
+def short(backend: str) -> str:
+    """The name of an INT4 kernel in a sentence about INT4 kernels."""
     return style.name(TWINS.get(backend, backend)).removeprefix("INT4, ").removesuffix(" (aten)")
 
 
 def _source(run) -> str:
     """Which kernels were timed, and when, where that is not the kernel of this checkout."""
     timed = run.cases.loc[run.cases["status"] == "ok", "backend"]
-    names = dict.fromkeys(_name(peer) for peer in peers.PEERS if peer in set(timed))
+    names = dict.fromkeys(short(peer) for peer in peers.PEERS if peer in set(timed))
     when = run.provenance["started"][:10]
     old = "" if tables.has_todays_kernels(run) else f" on {when}, with an older kernel of ours"
     return f"Timed against {', '.join(names)}{old}."
