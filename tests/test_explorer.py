@@ -49,7 +49,7 @@ def card(run):
 
 @pytest.fixture
 def open_card(browser, card):
-    """(end of the address, script runs, colour scheme) -> a page of the theme with the card; every complaint of it fails the test."""
+    """(end of the address, script runs, scheme) -> a page of the theme with the card; a complaint fails the test."""
     contexts, complaints = [], []
     theme = Path(pydata_sphinx_theme.__file__).parent / "theme" / "pydata_sphinx_theme" / "static" / "styles"
 
