@@ -67,7 +67,7 @@ def crossover(rows: pd.DataFrame) -> tuple[Figure, str]:
     panels = style.shapes_present(rows, STUDY_SHAPES)
     shown = [backend for backend in regimes.CONTENDERS if backend in set(rows["backend"])]
     handles = [Line2D([], [], label=style.name(backend), **_look(backend)) for backend in shown]
-    handles.append(Line2D([], [], color=style.INK, lw=1.2, ls=(0, (3, 2)), label="fused as slow as dequantising first"))
+    handles.append(Line2D([], [], color=style.INK, lw=1.2, ls=(0, (3, 2)), label="dequantising wins"))
     lines = -(-len(panels) // 2)
     where = style.conditions(rows[rows["backend"] != regimes.BASELINE])
     fig, axes = style.canvas(
