@@ -8,6 +8,7 @@ from tinygemm.problem import STUDY_SHAPES
 from tinygemm.report.base import tables
 from tinygemm.report.peers import choice
 from tinygemm.report.peers import page as peers_page
+from tinygemm.report.peers.tables import contest
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,28 @@ def test_the_best_kernel_is_whichever_is_fastest(plain, factors, best):
     assert choice.best(rows) == best
     assert best in peers_page.takeaway(with_kernels(plain, **factors)).data
     assert (best == "our kernel") == choice.lead(rows).startswith("Our kernel")
+
+
+def test_takeaway_and_list_give_one_interval_to_one_number(plain, monkeypatch):
+    run = with_kernels(plain, gemlite=1.5)
+    monkeypatch.setattr(choice, "newest_others", lambda of: [])
+    monkeypatch.setattr(choice, "spread_of_runs", lambda of: 0.02)
+    for told in (peers_page.takeaway(run).data, *choice.of_gpus(run)):
+        assert "1.50× (1.42 to 1.59)" in told
+
+
+def test_only_peers_that_were_timed_are_said_to_be_searched(plain):
+    run = with_kernels(plain, gemlite=1.5, humming=1.3)
+    cases = run.cases
+    gemlite = cases["backend"] == "gemlite"
+    cases.loc[gemlite, ["status", "message"]] = ["unsupported", "gemlite is not installed (pip install gemlite)"]
+    humming = cases["backend"] == "humming"
+    cases.loc[humming, "config_source"] = [f"tile={i % 2}" for i in range(humming.sum())]
+    here, absent = peers_page.searches(run, contest(run)).data.split("Not timed here: ")
+    assert "Humming the fastest" in here
+    assert "GemLite" not in here
+    assert "GemLite (not installed)" in absent
+    assert "Humming" not in absent
 
 
 def test_a_kernel_that_lacks_a_projection_is_not_ranked_and_none_is_a_sentence(plain):

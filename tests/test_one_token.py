@@ -199,6 +199,11 @@ def test_a_peer_far_slower_than_the_fastest_is_named():
     })  # fmt: skip
     assert "12.0 µs at 4096×1024, M = 1" in peers.odd_ones(rows).data
     assert peers.odd_ones(rows.assign(other_us=[4.0, 5.0])) is None
+    quoted = rows.assign(kind=["measured", "quoted"], backend=["aten-int4mm", "marlin"])
+    assert "One peer" in (told := peers.odd_ones(quoted).data)
+    assert "Marlin (quoted) 12.0 µs" in told
+    third = pd.concat([rows, rows.tail(1).assign(backend="marlin")])
+    assert "One peer" not in peers.odd_ones(third).data
 
 
 def test_what_a_run_lacks_is_said_by_what_would_show_it(tmp_path):

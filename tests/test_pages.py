@@ -5,6 +5,7 @@ import dataclasses
 import synthetic
 
 from tinygemm.problem import GemmProblem
+from tinygemm.report.backends import page as backends_page
 from tinygemm.report.base import page, tables
 from tinygemm.report.dequantisation import page as dequantisation_page
 from tinygemm.runs import load_run
@@ -37,3 +38,10 @@ def test_how_many_cases_ran_in_a_config_of_the_rule_is_counted(tmp_path):
     told = page.by_rule(run, "crossover").data
     assert f"Of {len(mine)} cases of the tuned kernel here, {len(mine) // 2} ran" in told
     assert "did not time" in page.by_rule(run, "models").data
+
+
+def test_many_sources_of_configs_are_told_by_their_first_words(tmp_path):
+    run = synthetic.load(tmp_path, m_list=(1,), backends=("int4",), counters=False)
+    many = ["rule, ring", "rule, splitk", "table", "table, ring"]
+    run.cases["config_source"] = [many[i % len(many)] for i in range(len(run.cases))]
+    assert backends_page.contenders(run).set_index("backend").loc["`int4`", "source"] == "rule; table"

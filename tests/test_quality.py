@@ -304,3 +304,10 @@ def test_the_error_of_the_kernel_is_that_of_the_run_over_the_least_of_rounding(t
         assert verdict.state == state
         if rms_err:
             assert verdict.numbers["ratio"] == pytest.approx(6.8 / (100 * rms_err))
+
+
+def test_the_error_of_the_other_path_is_not_the_kernels(tmp_path):
+    run = synthetic.load(tmp_path, m_list=(1, 2))
+    run.cases["rms_err"] = 2e-4
+    run.cases.loc[run.cases["M"] == 2, ["rms_err", "form"]] = [9e-3, "dequantise"]
+    assert claims.of_quality(planted(), run)["kernel"].numbers["own_percent"] == pytest.approx(0.02)

@@ -115,6 +115,38 @@ def test_the_cells_of_the_map_are_the_speedups(load):
     np.testing.assert_allclose(2 ** np.asarray(mesh.get_array()).reshape(expected.shape), expected)
 
 
+def test_every_number_of_the_map_stands_out_from_its_cell(load):
+    lost = {("int4", K, N): 2.0 ** (i / 4) for i, (K, N) in enumerate(GRID)}
+    ax = regimes_page.best_map(regimes.speedups(load(lost))).axes[0]
+    (mesh,) = [c for c in ax.collections if isinstance(c, mpl.collections.QuadMesh)]
+    cells = np.asarray(mesh.get_array()).reshape(len(HEIGHTS), len(WIDTHS))
+    assert len(ax.texts) == cells.size
+    for text in ax.texts:
+        x, y = (int(place) for place in text.get_position())
+        ground, ink = (luminance(colour) + 0.05 for colour in (mesh.to_rgba(cells[y, x]), text.get_color()))
+        assert max(ground, ink) / min(ground, ink) >= 4
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["256", "1k", "4k", "14k"]
+
+
+def luminance(colour) -> float:
+    """Relative luminance of a colour, by the power that approximates sRGB."""
+    return float(np.array(mpl.colors.to_rgb(colour)) ** 2.2 @ [0.2126, 0.7152, 0.0722])
+
+
+def test_the_least_point_of_the_map_has_its_shape_its_ratio_and_whether_it_was_searched(load):
+    run = load({("int4", 4096, 1024): 9.0})
+    rows = regimes.speedups(run)
+    value = rows.set_index(["kernel", "against", "K", "N"]).loc[("int4", "best FP16", 4096, 1024), "value"]
+    mine = run.cases["backend"] == "int4"
+    for source, word in (("table", "(searched"), ("rule", "not searched")):
+        run.cases.loc[mine, "config_source"] = source
+        told = regimes_page.least_point(run, rows)["least"]
+        assert told.startswith("4096×1024, ")
+        assert word in told
+        assert f"{value:.2f}×" in told
+    assert regimes_page.least_point(run, rows.iloc[:0]) == {"least": "no point"}
+
+
 def test_the_prose_quotes_the_first_and_the_last_stop(load):
     tokens = regimes.by_tokens(tables.report_table(load(shapes=STUDY_SHAPES, backends=PATHS, m_list=MANY)))
     found, quoted = regimes.crossings(tokens)["m_fp16"], regimes_page.stops(tokens)

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from tinygemm.report.base.words import shape_name, shape_names, span
+from tinygemm.report.base.words import bracket, number, shape_name, shape_names, span
 
 ROWS = pd.DataFrame({"K": [4096.0, 14336.0], "N": [1024, 4096]}, index=[3, 7])
 
@@ -25,3 +25,16 @@ def test_the_shapes_of_rows_keep_their_index():
 )  # fmt: skip
 def test_a_range_of_nearly_equal_ends_is_one_number(values, told):
     assert span(pd.Series(values, dtype=float), ".2f", "×") == told
+
+
+@pytest.mark.parametrize(
+    ("value", "spec", "told"),
+    [(-0.03, ".0%", "−3%"), (-0.001, ".0%", "0%"), (-0.0, ".2f", "0.00"), (0.5, "+.0%", "+50%"),
+     (-2e-4, ".1e", "−2.0e-04")],
+)  # fmt: skip
+def test_a_number_has_a_minus_sign_but_not_at_zero(value, spec, told):
+    assert number(value, spec) == told
+
+
+def test_the_ends_of_an_interval_are_such_numbers():
+    assert bracket(-0.05, -0.001, ".0%") == " (−5% to 0%)"

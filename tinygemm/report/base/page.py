@@ -11,6 +11,7 @@ from tinygemm.hardware import GPUS
 from tinygemm.report.base import tables
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict
 from tinygemm.report.base.contrasts import primary_cases
+from tinygemm.report.base.words import number
 
 # neutral words in one neutral colour: a refuted claim of somebody else is no bad news
 BADGE = {HOLDS: "supported", FAILS: "refuted", UNDECIDED: "open"}
@@ -139,14 +140,14 @@ def dropdown(title: str, content: Markdown) -> Markdown:
 def _sources(values: pd.Series) -> str:
     found = sorted(set(filter(None, values)))
     if len(found) > 3:
-        found = sorted({name.split()[0] for name in found})
+        found = sorted({name.split()[0].rstrip(",") for name in found})
     return "; ".join(found) or "–"
 
 
 def _cell(value, spec: str) -> str:
     if pd.isna(value):
         return "–"
-    return format(value, spec)
+    return number(value, spec) if spec else format(value)
 
 
 def _known(value, pattern: str = "{}") -> str:

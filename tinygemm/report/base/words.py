@@ -23,6 +23,14 @@ def shape_names(rows: pd.DataFrame) -> pd.Series:
     return pd.Series(map(shape_name, zip(rows["K"], rows["N"], strict=True)), index=rows.index, dtype="str")
 
 
+def number(value: float, spec: str = ".2f") -> str:
+    """`−3%`: a number with a minus sign, and no sign at what rounds to zero."""
+    text = format(value, spec)
+    if not text.startswith("-"):
+        return text
+    return ("−" if any(digit in "123456789" for digit in text) else "") + text[1:]
+
+
 def interval(low: float, high: float, spec: str = ".2f", unit: str = "") -> str:
     """`1.02 to 1.05`; empty where it says nothing: unknown, within ±0.5 % of its middle, or of equal ends as written.
 
@@ -30,7 +38,7 @@ def interval(low: float, high: float, spec: str = ".2f", unit: str = "") -> str:
     """
     if pd.isna(low) or pd.isna(high) or _near(low, high):
         return ""
-    ends = [f"{end:{spec}}{unit}" for end in (low, high)]
+    ends = [f"{number(end, spec)}{unit}" for end in (low, high)]
     return "" if ends[0] == ends[1] else " to ".join(ends)
 
 
@@ -55,9 +63,9 @@ def span(values: pd.Series, spec: str = ".1f", unit: str = "") -> str:
     if known.empty:
         return "–"
     low, high = float(known.min()), float(known.max())
-    ends = [format(end, spec) for end in (low, high)]
+    ends = [number(end, spec) for end in (low, high)]
     if ends[0] == ends[1] or _near(low, high):
-        return f"{(low + high) / 2:{spec}}{unit}"
+        return f"{number((low + high) / 2, spec)}{unit}"
     return f"{' to '.join(ends)}{unit}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED, Verdict
-from tinygemm.report.base.words import bracket, shape_name
+from tinygemm.report.base.words import bracket, number, shape_name
 from tinygemm.report.dequantisation import tables as causes
 from tinygemm.report.dequantisation.tables import CAUSES, REGIMES
 
@@ -83,7 +83,7 @@ def _answer(here: pd.DataFrame, where: str) -> str:
 
 
 def _percent(row: pd.Series) -> str:
-    return f"{row['value']:.0%}{bracket(row['low'], row['high'], '.0%')}"
+    return f"{number(row['value'], '.0%')}{bracket(row['low'], row['high'], '.0%')}"
 
 
 def _key(cause: str) -> str:

@@ -10,7 +10,7 @@ from tinygemm.problem import STUDY_SHAPES, WIDE
 from tinygemm.report.base import page, tables
 from tinygemm.report.base.claims import FAILS, HOLDS, UNDECIDED
 from tinygemm.report.base.page import badge, shown
-from tinygemm.report.base.words import bracket, shape_name, shape_names
+from tinygemm.report.base.words import bracket, number, shape_name, shape_names
 from tinygemm.report.dequantisation import figures
 from tinygemm.report.dequantisation import tables as causes
 from tinygemm.report.dequantisation.tables import CAUSES, LEFTOVERS, REGIMES
@@ -84,7 +84,7 @@ def savings(removals: pd.DataFrame) -> pd.DataFrame:
     """
     varied = removals[removals["cause"] != ""].groupby("problem")["cause"].nunique()
     rows = removals[removals["problem"].isin(varied[varied > 1].index)]
-    cells = [f"{row.value:.0%}{bracket(row.low, row.high, '.0%')}" for row in rows.itertuples()]
+    cells = [f"{number(row.value, '.0%')}{bracket(row.low, row.high, '.0%')}" for row in rows.itertuples()]
     wide = rows.assign(cell=cells).pivot(index=["K", "N", "problem"], columns="removal", values="cell")
     wide = wide.reindex(columns=[*CAUSES, *LEFTOVERS]).reset_index().sort_values(["K", "N"]).rename_axis(columns=None)
     return wide.assign(shape=shape_names(wide))

@@ -225,11 +225,13 @@ def _speedup_axis(ax: Axes, rows: pd.DataFrame, text: str) -> None:
     ideal = _ideal(rows)
     ax.axhline(1, color=style.colour(BASELINE), lw=1.4, zorder=1)
     ax.axhline(ideal, color=style.IDEAL, lw=1.2, ls=(0, (4, 3)), zorder=1)
-    _on_line(ax, ideal, text.format(bits=16 / ideal, ideal=ideal))
+    _on_line(ax, ideal, text.format(bits=16 / ideal, ideal=ideal), right=True)
     top = max(ideal, rows["speedup_vs_fp16"].max())
     ax.set_ylim(0, top * 1.14)
     ax.set_yticks(range(int(top + 0.7)), ["0", "FP16", *(f"{tick}×" for tick in range(2, int(top + 0.7)))])
 
 
-def _on_line(ax: Axes, y: float, text: str) -> None:
-    ax.text(0.01, y, text, transform=ax.get_yaxis_transform(), va="bottom", size=9.5, path_effects=style.HALO)
+def _on_line(ax: Axes, y: float, text: str, right: bool = False) -> None:
+    """right: at that end, where the first marker of a curve could lie at the other"""
+    x, ha = (0.99, "right") if right else (0.01, "left")
+    ax.text(x, y, text, transform=ax.get_yaxis_transform(), ha=ha, va="bottom", size=9.5, path_effects=style.HALO)

@@ -23,7 +23,7 @@ def of_steps(rows: pd.DataFrame) -> dict[str, Verdict]:
 
 def every_step_gains(rows: pd.DataFrame) -> Verdict:
     """No step makes the kernel slower anywhere; where the kernel stays what it was, there is no step."""
-    claim = "Every step of the ladder makes the kernel faster at every projection"
+    claim = "No step of the ladder makes the kernel slower at any projection"
     found = steps.gains(rows)
     names = {"factor": "value", "factor_low": "low", "factor_high": "high"}
     found = found[["M", "K", "N", "label", *names]].rename(columns=names)

@@ -93,6 +93,7 @@ def _stairs(ax: Axes, rows: pd.DataFrame) -> None:
             text = f"{time:.1f} µs" if y == 0 else f"{text}, {time:.1f} µs"
         ax.annotate(
             text, (max(time, before), y), xytext=(7, 0), textcoords="offset points", va="center", size=9,
-            path_effects=style.HALO, zorder=4, weight="bold" if y in (0, len(rows) - 1) else "normal",
+            bbox={"fc": "white", "ec": "none", "pad": 0.6}, zorder=4,
+            weight="bold" if y in (0, len(rows) - 1) else "normal",
         )  # fmt: skip
         before = time

@@ -24,9 +24,13 @@ def of_gpus(run, tokens: tuple[int, ...] = TOKENS) -> list[str]:
 
     tokens: M to name
     """
-    runs = [run, *newest_others(run)]
-    spread = np.nanmax([0.0, *map(spread_of_runs, runs)])
-    return [advice(each, nearest(each, spread, tokens)) for each in runs]
+    widened = spread_of_all(run)
+    return [advice(each, nearest(each, widened, tokens)) for each in [run, *newest_others(run)]]
+
+
+def spread_of_all(run) -> float:
+    """The relative standard deviation of one run: the largest of those known of `run` and of every other GPU's."""
+    return np.nanmax([0.0, *map(spread_of_runs, [run, *newest_others(run)])])
 
 
 def nearest(run, spread: float = 0.0, tokens: tuple[int, ...] = TOKENS) -> pd.DataFrame:
@@ -86,7 +90,7 @@ def best(rows: pd.DataFrame) -> str:
     lost = rows[rows["value"] < 1]
     if lost.empty:
         return "our kernel"
-    names = ", ".join(dict.fromkeys(map(short, lost["backend"])))
+    names = ", ".join(dict.fromkeys(map(plain_name, lost["backend"])))
     return names if len(lost) == len(rows) else f"our kernel or {names}"
 
 
@@ -94,11 +98,13 @@ def _at(M: int, rows: pd.DataFrame) -> str:
     """The nearest kernel at one M, with and without overlap."""
     where, usual = "At one token" if M == 1 else f"At {M} tokens", rows.iloc[0]
     rank = "the next best" if usual["value"] >= 1 else "the best"
-    told = f"{where} {rank}, {short(usual['backend'])}, takes {_ratio(usual)} our time"
+    told = f"{where} {rank}, {plain_name(usual['backend'])}, takes {_ratio(usual)} our time"
     if len(rows) == 1:
         return f"{told}."
     serial = rows.loc["serial"]
-    other = "" if short(serial["backend"]) == short(usual["backend"]) else f" ({short(serial['backend'])})"
+    other = (
+        "" if plain_name(serial["backend"]) == plain_name(usual["backend"]) else f" ({plain_name(serial['backend'])})"
+    )
     return f"{told}, or {_ratio(serial)}{other} where calls cannot overlap."
 
 
@@ -106,15 +112,15 @@ def _ratio(row: pd.Series) -> str:
     return f"{row['value']:.2f}×{bracket(row['low'], row['high'])}"
 
 
-def short(backend: str) -> str:
-    """The name of an INT4 kernel in a sentence about INT4 kernels."""
-    return style.name(TWINS.get(backend, backend)).removeprefix("INT4, ").removesuffix(" (aten)")
+def plain_name(backend: str) -> str:
+    """The library alone: `PyTorch`, whatever it stores and whether its calls overlap."""
+    return style.name(TWINS.get(backend, backend)).split(", ")[-1].removesuffix(" (aten)")
 
 
 def _source(run) -> str:
     """Which kernels were timed, and when, where that is not the kernel of this checkout."""
     timed = run.cases.loc[run.cases["status"] == "ok", "backend"]
-    names = dict.fromkeys(short(peer) for peer in peers.PEERS if peer in set(timed))
+    names = dict.fromkeys(plain_name(peer) for peer in peers.PEERS if peer in set(timed))
     when = run.provenance["started"][:10]
     old = "" if tables.has_todays_kernels(run) else f" on {when}, with an older kernel of ours"
     return f"Timed against {', '.join(names)}{old}."

@@ -54,6 +54,12 @@ HELDOUT = {
     "value": ("ratio", ".2f"),
     "interval": ("95 % interval", ""),
 }
+SEARCHES = {
+    "aten-int4mm": "the fastest of its packings",
+    "humming": "the fastest of several settings",
+    "gemlite": "the configs that its authors ship for this GPU",
+    "marlin": "the better of its two tiles",
+}  # of a peer that ran in one setting everywhere, that is said instead
 SLOW = 1.1  # times as long as the case it is compared with: what the chapter asks to be explained
 
 
@@ -77,11 +83,16 @@ def quoted(rows: pd.DataFrame) -> Markdown | None:
 
     rows: peers.contest(run)
     """
-    names = sorted(set(rows.loc[rows["kind"] == "quoted", "backend"])) if len(rows) else []
+    names = (
+        [choice.plain_name(name) for name in sorted(set(rows.loc[rows["kind"] == "quoted", "backend"]))]
+        if len(rows)
+        else []
+    )
     if not names:
         return None
+    whose = f"{names[0]}'s times" if len(names) == 1 else f"The times of {' and '.join(names)}"
     return Markdown(
-        f"The times of {', '.join(map(style.name, names))} are quoted: an earlier measurement on the same kind of GPU "
+        f"{whose} are quoted: an earlier measurement on the same kind of GPU "
         "(`data/earlier/` in the repository), made before runs were recorded, in the same rotation but other rounds, "
         "without samples. Where M lies between two quoted values, the shorter of the two times stands for it, so the "
         "comparison errs against our kernel. A quoted time has no interval, and its mark is hollow."
@@ -188,7 +199,7 @@ def _time(row: pd.Series) -> str:
 
 def takeaway(run) -> Markdown:
     """The kernel to use on this GPU, and its lead over the next one."""
-    rows = choice.nearest(run, tokens=(1,))
+    rows = choice.nearest(run, choice.spread_of_all(run), tokens=(1,))
     if rows.empty:
         return shared.takeaway("This run timed no other INT4 kernel beside ours.")
     return shared.takeaway(f"Use {choice.best(rows)}. {choice.ratios(rows)} Newer and better tuned peers come closer.")
@@ -227,25 +238,56 @@ def one_token(rows: pd.DataFrame, M: int = 1) -> Markdown:
     return table(contest(few), columns, "tab-peers-1", "Time of one call in µs, M = 1, ours with overlap")
 
 
+def searches(run, rows: pd.DataFrame) -> Markdown:
+    """The way in which each peer that this run timed was configured, and the peers that it did not time.
+
+    rows: peers.contest(run)
+    """
+    asked = (*peers.held_against(), peers.CONTEXT)
+    settings = run.cases[run.cases["status"] == "ok"].groupby("backend")["config_source"].nunique()
+    timed = [name for name in asked if name in settings.index]
+    if not timed:
+        return lacks("another INT4 kernel")
+    told = [
+        f"{choice.plain_name(name)} {SEARCHES[name] if settings[name] > 1 and name in SEARCHES else 'one setting'}"
+        for name in timed
+    ]
+    sentences = [
+        f"The search of each peer, for each shape and M: {', '.join(told)}. Ours were searched among some hundred "
+        "configs per shape, once. All that this run timed share the rounds and the weights."
+    ]
+    if absent := [_absent(run, rows, name) for name in asked if name not in timed]:
+        sentences.append(f"Not timed here: {', '.join(absent)}.")
+    return Markdown(" ".join(sentences))
+
+
+def _absent(run, rows: pd.DataFrame, name: str) -> str:
+    """A peer that was not timed, with what the run says of it."""
+    messages = run.cases.loc[run.cases["backend"] == name, "message"].astype(str)
+    notes = ["not installed"] if messages.str.contains("not installed").any() else []
+    if name in set(rows.loc[rows["kind"] == "quoted", "backend"]):
+        notes.append("quoted below")
+    return choice.plain_name(name) + (f" ({', '.join(notes)})" if notes else "")
+
+
 def odd_ones(rows: pd.DataFrame, least: float = 2.5) -> Markdown | None:
     """The cases in which a peer is far slower than the fastest one; None, of which a notebook shows nothing.
 
     rows: peers.contest(run)
     """
-    measured = rows[(rows["kind"] == "measured") & rows["backend"].isin(peers.PEERS)]
-    if measured.empty:
+    others = rows[rows["backend"].isin(peers.PEERS)]
+    if others.empty:
         return None
-    fastest = measured.groupby("problem")["other_us"].transform("min")
-    odd = measured[measured["other_us"] > least * fastest].sort_values("other_us", ascending=False)
+    fastest = others.groupby("problem")["other_us"].transform("min")
+    odd = others[others["other_us"] > least * fastest].sort_values("other_us", ascending=False)
     if odd.empty:
         return None
-    told = [
-        f"{style.short_name(row['backend'])} {row['other_us']:.1f} µs at {case_name(row)}" for _, row in odd.iterrows()
-    ]
-    return Markdown(
-        f"A few peers take more than {least:g} times as long as the fastest one: {listed(told[:4])}. We ran them as "
-        "their authors ship them."
-    )
+    names = odd["backend"].map(choice.plain_name) + odd["kind"].map({"quoted": " (quoted)"}).fillna("")
+    times = zip(names, odd["other_us"], map(case_name, (row for _, row in odd.iterrows())), strict=True)
+    told = [f"{name} {time:.1f} µs at {case}" for name, time, case in times]
+    who = "One peer takes" if odd["backend"].nunique() == 1 else "Some peers take"
+    more = f", and in {len(told) - 4} more" if len(told) > 4 else ""
+    return Markdown(f"{who} more than {least:g} times as long as the fastest one: {listed(told[:4])}{more}.")
 
 
 def reads_figure(run, origin: pd.DataFrame) -> Figure | Markdown:

@@ -32,11 +32,18 @@ def best_map(rows: pd.DataFrame) -> tuple[Figure, str]:
     style.require(rows, ["M", "K", "N", "value", "against"], "best_map")
     heights, widths = sorted(set(rows["K"])), sorted(set(rows["N"]))
     values = _log2(rows, heights, widths)
-    where = style.conditions(rows, f"M = {rows['M'].iloc[0]}", "cold L2", "CUDA graph", "white is 1×")
+    where = style.conditions(
+        rows,
+        f"M = {rows['M'].iloc[0]}",
+        "cold L2",
+        "CUDA graph",
+        "white is 1×",
+        *["line: break-even"] * _has_both(values),
+    )
     fig, ax = style.canvas(f"INT4 over FP16 ({rows['against'].iloc[0]})", where, height=0.5 + 0.36 * len(heights))
     shown = _map(ax, values)
     for y, x in np.argwhere(np.isfinite(values)):
-        ink = "white" if abs(values[y, x]) > 1.4 else style.INK
+        ink = _ink(shown.to_rgba(values[y, x]))
         ax.text(x + 0.5, y + 0.5, f"{2 ** values[y, x]:.1f}", ha="center", va="center", size=8.5, color=ink)
     ax.set(xlabel="N, output features (1k = 1024)", ylabel="K, input features")
     _lattice_ticks(ax, heights, widths)
@@ -60,7 +67,7 @@ def crossover(rows: pd.DataFrame) -> tuple[Figure, str]:
     panels = style.shapes_present(rows, STUDY_SHAPES)
     shown = [backend for backend in regimes.CONTENDERS if backend in set(rows["backend"])]
     handles = [Line2D([], [], label=style.name(backend), **_look(backend)) for backend in shown]
-    handles.append(Line2D([], [], color=style.INK, lw=1.2, ls=(0, (3, 2)), label="fused stops paying"))
+    handles.append(Line2D([], [], color=style.INK, lw=1.2, ls=(0, (3, 2)), label="dequantising wins"))
     lines = -(-len(panels) // 2)
     where = style.conditions(rows[rows["backend"] != regimes.BASELINE])
     fig, axes = style.canvas(
@@ -98,7 +105,7 @@ def crossover(rows: pd.DataFrame) -> tuple[Figure, str]:
         f"{shape_name(shape)} " + (f"at M ≈ {at:.0f}" if np.isfinite(at) else "nowhere")
         for shape, at in crossings.reindex(panels).items()
     )
-    alt = f"Curves of latency against the tokens in flight. The fused INT4 kernel stops paying: {stops}."
+    alt = f"Curves of latency against the tokens in flight. Fused INT4 is as slow as dequantising first: {stops}."
     return fig, alt
 
 
@@ -114,19 +121,36 @@ def _map(ax: Axes, values: np.ndarray):
     shown = ax.pcolormesh(
         np.ma.masked_invalid(values), cmap=DIVERGING, vmin=-OCTAVES, vmax=OCTAVES, edgecolors="white", linewidth=0.4
     )
-    if (values > 0).any() and (values < 0).any():
+    if _has_both(values):
         centres = [np.arange(size) + 0.5 for size in values.shape]
         ax.contour(centres[1], centres[0], np.ma.masked_invalid(values), levels=[0], colors=style.INK, linewidths=2)
     return shown
 
 
+def _has_both(values: np.ndarray) -> bool:
+    """Tell whether the map has gains and losses, between which the break-even line runs."""
+    return bool((values > 0).any() and (values < 0).any())
+
+
+def _ink(ground) -> str:
+    """White or the ink of the figures, whichever has the higher contrast to an RGB colour."""
+    light, ink = _luminance(ground) + 0.05, _luminance(style.INK) + 0.05
+    return "white" if 1.05 / light > light / ink else style.INK
+
+
+def _luminance(colour) -> float:
+    """Relative luminance, 0 to 1, as the guidelines for web content define it."""
+    parts = np.array(mpl.colors.to_rgb(colour))
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
 def _lattice_ticks(ax: Axes, heights, widths) -> None:
-    """Every other N is named, so that the names fit half a figure."""
     names = [
         [f"{value / 1024:.3g}k" if value >= 1024 else str(value) for value in values] for values in (heights, widths)
     ]
     ax.set_yticks(np.arange(len(heights)) + 0.5, names[0])
-    ax.set_xticks(np.arange(len(widths))[::2] + 0.5, names[1][::2])
+    ax.set_xticks(np.arange(len(widths)) + 0.5, names[1], size=8.5)
     ax.tick_params(length=0)
 
 

@@ -9,17 +9,18 @@ from matplotlib.figure import Figure
 
 from tinygemm.report.answer import tables as one_token
 from tinygemm.report.answer.words import LATER
+from tinygemm.report.base.contrasts import primary_cases
 from tinygemm.report.base.page import folded, lacks, shown, table
-from tinygemm.report.base.tables import BASELINE
-from tinygemm.report.base.words import bracket, shape_names
+from tinygemm.report.base.tables import BASELINE, problem_of
+from tinygemm.report.base.words import bracket, shape_name, shape_names
 from tinygemm.report.regimes import figures
 from tinygemm.report.regimes import tables as regimes
 
 NONE = pd.Series(dtype=float)
 CROSSINGS = {
     "shape": ("K×N", ""),
-    "fp16": ("Fused as slow as FP16 (cuBLAS)", ""),
-    "dequant": ("Fused as slow as dequantising first", ""),
+    "fp16": ("As slow as FP16 (cuBLAS)", ""),
+    "dequant": ("As slow as dequantising first", ""),
 }
 RECLAIMED = {
     "M": ("M", ".0f"),
@@ -95,6 +96,23 @@ def best_map(rows: pd.DataFrame) -> Figure | Markdown:
     return shown(figures.best_map, grid[grid["kernel"] == "int4"], lacking="a grid of K and N")
 
 
+def least_point(run, rows: pd.DataFrame, M: int = 1) -> dict[str, str]:
+    """The point of the map with the least gain over the best FP16, in words for the prose: ratio, shape, its config.
+
+    rows: regimes.speedups(run)
+    """
+    grid = regimes.grid(rows[rows["against"] == "best FP16"], M)
+    grid = grid[grid["kernel"] == "int4"]
+    if grid.empty:
+        return {"least": "no point"}
+    least = grid.loc[grid["value"].idxmin()]
+    cases = primary_cases(run.cases)
+    cases = cases[(cases["backend"] == "int4") & (problem_of(cases) == least["problem"])]
+    searched = cases["config_source"].str.startswith("table").any()
+    source = "searched config" if searched else "config not searched"
+    return {"least": f"{shape_name(least)}, {least['value']:.2f}× ({source})"}
+
+
 def more_tokens(tokens: pd.DataFrame) -> Figure | Markdown:
     """Latency against the tokens in flight.
 
@@ -107,7 +125,7 @@ def crossing_table(tokens: pd.DataFrame) -> Markdown:
     """The tokens from which the fused kernel no longer pays, at four projections."""
     if tokens.empty:
         return lacks("the fused kernel at many tokens")
-    caption = "Tokens in flight from which the fused kernel no longer pays, interpolated"
+    caption = "Tokens in flight at which the fused kernel is as slow as another, interpolated"
     return table(crossings(tokens), CROSSINGS, "tab-crossings", caption)
 
 

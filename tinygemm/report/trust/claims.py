@@ -90,7 +90,5 @@ def agrees(claim: str, rows: pd.DataFrame, each: str) -> Verdict:
         f"cases."
     )
     if numbers["beyond"] >= LEAST_SHOWN:
-        sentence += (
-            f" Beside the scatter of its samples {each} would need a standard deviation of {numbers['beyond']:.2%}."
-        )
+        sentence += f" A further standard deviation of {numbers['beyond']:.2%} for {each} explains the rest."
     return Verdict(claim, state, sentence, numbers)
