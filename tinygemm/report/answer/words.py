@@ -315,7 +315,9 @@ def _peer(case: Case) -> str:
     )
     alike = max(abs(least - 1), abs(most - 1)) < ALIKE
     takes = "is projected to take" if case.projected else "takes"
-    told = f"Of the other INT4 kernels timed, {choice.short(case.peer_name)} is the fastest there and {takes} {ratio}"
+    told = (
+        f"Of the other INT4 kernels timed, {choice.plain_name(case.peer_name)} is the fastest there and {takes} {ratio}"
+    )
     return f"{told}: at one token any decent INT4 kernel will do. {_with_more_tokens()}" if alike else f"{told}."
 
 

@@ -71,7 +71,7 @@ def conditions(run, table: pd.DataFrame) -> pd.DataFrame:
         "Clocks": ("locked" if gpu.get("clocks_locked") else "not locked") + _clocks(timed),
         "Driver, CUDA": f"{_known(gpu.get('driver'))}, {_known(software.get('cuda'))}",
         "PyTorch, Triton, Python": ", ".join(_known(software.get(name)) for name in ("torch", "triton", "python")),
-        "Nsight Compute": _known(software.get("ncu")),
+        "Nsight Compute": "did not profile this run" if run.counters.empty else _known(software.get("ncu")),
         "Copy bandwidth, measured": f"{tables.copy_bandwidth_gb_s(table):,.0f} GB/s, read and written",
         "Empty graph node, measured": f"{tables.empty_node_us(table):.2f} µs",
         "Graphs timed": "without a dependent launch before" if run.settled else "whatever was launched before",

@@ -24,7 +24,7 @@ def takeaway(run: Run, others: list[Run], rows: pd.DataFrame) -> str:
         for each in (run, *others)
     ]
     shared = len(rows[["K", "N"]].drop_duplicates())
-    told = f"At one token and the {shared} projections that all runs timed, INT4 gains {' and '.join(gains)}."
+    told = f"At one token and the {shared} weights that all runs timed, INT4's speedup is {' and '.join(gains)}."
     for age, later in (("older", False), ("newer", True)):
         names = [
             _gpu(each)
@@ -69,7 +69,10 @@ def intervals(spread: float) -> str:
             "Intervals cover the scatter within both runs. How far two runs of one GPU lie apart is not in them: no "
             "second run that compares is recorded."
         )
-    return f"Intervals cover the scatter within both runs and {spread:.1%} between runs of one GPU, as measured."
+    return (
+        f"Intervals cover the scatter within both runs and {spread:.1%} between two runs of one GPU and one code, as "
+        "measured."
+    )
 
 
 def verdicts(found: pd.DataFrame) -> str:

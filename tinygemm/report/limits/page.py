@@ -13,7 +13,7 @@ from tinygemm.report.base.claims import Verdict
 from tinygemm.report.base.tables import primary
 from tinygemm.report.base.words import shape_name, shape_names
 from tinygemm.report.gains import figures as gains_figures
-from tinygemm.report.limits import figures
+from tinygemm.report.limits import claims, figures
 from tinygemm.report.limits import tables as limiters
 from tinygemm.report.limits.tables import (
     BOUND,
@@ -95,13 +95,14 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 def four_numbers(cases: pd.DataFrame, table: pd.DataFrame, M: int = 1, shape=STUDY_SHAPES[2]) -> pd.DataFrame:
     """Each question about DRAM at one shape, and its one number for each kernel: question, then a column per backend.
 
-    cases: limiters.readings(run)        table: tables.report_table(run)
+    cases: limiters.readings(profiled)   table: tables.report_table(run), which may be of another GPU: then it is named
     """
     timed = primary(table)
+    elsewhere = f" (on an {cases['gpu'].iloc[0]})" if len(cases) and set(cases["gpu"]) != set(table["gpu"]) else ""
     reads = timed.loc[timed["backend"] == OVERLAPPING]
     found = []
     for rows, column, question in (
-        (cases, "dram", "Profiled alone: how busy is DRAM?"),
+        (cases, "dram", f"Profiled alone{elsewhere}: how busy is DRAM?"),
         (timed, "frac_peak_bw", "In a row: how fast do the bytes move, of a copy? (this decides)"),
         (timed, "frac_floor", "In a row: how near is the floor, bytes and an empty node?"),
         (timed, "of_reads", "In a row: how near is the weight-read bound of INT4?"),
@@ -171,9 +172,24 @@ def answer(shift: Verdict) -> str:
     """The answer of the chapter in one sentence. shift: gains.claims.of_run(run)["B"]"""
     rate = shift.numbers.get("int4_rate")
     if rate is None:
-        return "One call alone waits; of calls in a row this run did not time what decides."
+        return "Of calls in a row this run did not time what decides; one call alone is another question."
     limit = "bandwidth" if limited_by_bytes(rate) else "something other than bandwidth"
-    return f"At the wide projection {limit} limits INT4 when calls follow each other, and latency when one runs alone."
+    return (
+        f"At the wide projection {limit} limits INT4 when calls follow each other. One call alone is another question."
+    )
+
+
+def alone(cases: pd.DataFrame) -> Markdown:
+    """What limits a lone INT4 call at how many of the profiled shapes."""
+    numbers = claims.latency_limits(cases).numbers
+    if not numbers:
+        return Markdown("*No lone INT4 call was profiled.*")
+    where = f"on an {cases['gpu'].iloc[0]}"
+    return Markdown(
+        f"At {numbers['n_latency']:.0f} of {numbers['n']:.0f} shapes, {where}, a lone INT4 call waits: it has too "
+        "few bytes in flight for too short a time. A decode step is no lone call. Whether the next call may fill the "
+        "gap is a matter of {term}`overlap`, and {doc}`03_gains` says what that is worth."
+    )
 
 
 def takeaway(shift: Verdict) -> Markdown:

@@ -11,7 +11,7 @@ from tinygemm.report.base import claims, style
 from tinygemm.report.base import page as shared
 from tinygemm.report.base.bounds import case_name, listed
 from tinygemm.report.base.page import dropdown, folded, lacks, table
-from tinygemm.report.base.words import interval_texts, shape_names
+from tinygemm.report.base.words import bracket, interval_texts, shape_names
 from tinygemm.report.limits import claims as limits_claims
 from tinygemm.report.limits import tables as limiters
 from tinygemm.report.peers import choice, figures
@@ -178,10 +178,14 @@ def machine_code(run) -> Markdown:
 def sixteen(run) -> pd.DataFrame:
     """The time of M = 16 beyond M = 8, as it is and with one row of activations, where both were timed.
 
-    returns: shape, right_us (M = 8), left_us (M = 16), interval (of their ratio); the last three with rows alike, too,
-             under names that begin with `alike_`
+    returns: shape, right_us (M = 8), left_us (M = 16), interval (their ratio with its own); the last three with rows
+             alike, too, under names that begin with `alike_`
     """
     rows, alike = (ratio_rows(peers.sixteen_over_eight(run, name)) for name in ("int4", "int4-one-row"))
+    rows, alike = (
+        each.assign(interval=[f"{row.value:.2f}{bracket(row.low, row.high)}" for row in each.itertuples()])
+        for each in (rows, alike)
+    )
     alike = alike[["K", "N", "right_us", "left_us", "interval"]]
     alike = alike.rename(columns={name: f"alike_{name}" for name in ("right_us", "left_us", "interval")})
     return rows.merge(alike, on=["K", "N"])
