@@ -223,10 +223,13 @@ def rule(run, within: pd.DataFrame, between: pd.DataFrame) -> Markdown:
     half = (within["new_high"] - within["new_low"]) / (within["new_high"] + within["new_low"])
     if half.empty:
         return page.lacks("cases with samples enough for a rule")
-    told = f"**Read every time as ±{half.quantile(0.95):.1%} within the run"
+    told = f"**Read every time as ±{half.quantile(0.95):.1%} within its group of backends"
     same = between[between["unchanged"]] if len(between) else between
     if same.empty:
-        return Markdown(f"{told}.** No second run of the same code says how far runs lie apart.")
+        return Markdown(
+            f"{told}.** No second run of the same code says how far runs lie apart; groups of one run differ by more "
+            "({doc}`J_repeats`)."
+        )
     apart = (same["ratio"] - 1).abs().quantile(0.95)
     ours = int((same["backend"] == "int4").sum())
     mine = "" if ours else " The tuned kernel is not among them: no two runs of one version of it are recorded."
