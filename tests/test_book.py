@@ -431,6 +431,12 @@ def head_of(page: Path) -> dict[str, str]:
     return tags | {"title": html.unescape(re.search("<title>(.*?)</title>", head, re.DOTALL)[1].strip())}
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_no_role_of_the_markup_is_left_as_text(book, page):
+    """What a cell shows as Markdown needs `markdown_format: myst`, or its roles are printed."""
+    assert re.findall(r"\{[a-z:]+\}<code.{80}", (book / page).read_text(encoding="utf-8")) == []
+
+
 def test_each_page_says_what_it_is_about_and_a_shared_link_shows_it(book, run):
     heads = {page: head_of(book / page) for page in PAGES}
     for page, head in heads.items():
