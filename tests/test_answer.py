@@ -173,7 +173,7 @@ def test_on_the_gpu_of_the_case_it_is_measured(tmp_path):
 )
 def test_any_kernel_will_do_only_where_the_projections_say_so(found, peer, alike):
     case = answer.Case(found.case.advice, found.case.kv, peer, False)
-    assert ("any decent INT4 kernel" in " ".join(answer.case_lines(case))) == alike
+    assert ("do as well" in " ".join(answer.case_lines(case))) == alike
 
 
 PLANTED_WAYS = [

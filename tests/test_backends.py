@@ -18,8 +18,8 @@ from tinygemm.harness.plan import Group, SweepPlan
 from tinygemm.harness.suites import REPORT_BACKENDS
 from tinygemm.harness.verify import BF16_TOLERANCE, FP16_TOLERANCE, GEMLITE_TOLERANCE, MismatchError
 from tinygemm.harness.weights import Weights, replicate, stored_bytes
-from tinygemm.kernel import launches, quant
-from tinygemm.kernel.configs import DEQUANTISE, Format, LaunchConfig, select, table
+from tinygemm.kernel import configs, launches, quant
+from tinygemm.kernel.configs import DEQUANTISE, PLAIN, Format, LaunchConfig, select, table
 from tinygemm.kernel.reference import load_only_reference
 from tinygemm.problem import STUDY_SHAPES, GemmProblem
 
@@ -233,11 +233,18 @@ def test_no_share_of_a_doubled_split_is_empty():
 
 @pytest.mark.parametrize(("K", "N"), STUDY_SHAPES)
 @pytest.mark.parametrize("backend", ["int4-bf16", "int4-asymmetric"])
-def test_a_format_that_was_not_tuned_takes_the_config_of_int4_without_its_limit_of_registers(backend, K, N):
+def test_a_format_that_was_not_tuned_takes_the_config_of_int4_without_its_limit_of_registers(
+    backend, K, N, monkeypatch
+):
+    """In the H200's table without its rows of other formats, and with a limit of registers in each of the rest."""
+    plain = [row for row in table("h200")[0] if row["format"] == PLAIN]
+    limited = [row | {"config": replace(row["config"], max_registers=96)} for row in plain]
+    monkeypatch.setattr(configs, "table", lambda gpu: (limited, "table"))
     problem = GemmProblem(1, N, K)
-    (half,), (other,) = (registry.BACKENDS[name].variants(problem, "a10g") for name in ("int4", backend))
+    (half,), (other,) = (registry.BACKENDS[name].variants(problem, "h200") for name in ("int4", backend))
+    assert half.config.max_registers == 96
     assert other.config == replace(half.config, max_registers=0)
-    assert (half.source, other.source) == ("predicted", "rule")
+    assert (half.source, other.source) == ("table", "rule")
 
 
 @pytest.mark.parametrize(("K", "N"), STUDY_SHAPES)

@@ -236,8 +236,15 @@ def test_a_kernel_that_overlaps_its_launch_loses_that_on_an_older_gpu(model):
     assert model.overlap_us == pytest.approx(0.8, abs=0.1)
     older = dataclasses.replace(H200, key="older", compute_capability=(8, 0))
     newer = dataclasses.replace(H200, key="newer")
-    lost = {b: projected_at(model, b, older) - projected_at(model, b, newer) for b in ("int4", "fp16-cublas")}
+    fitted = model.backends["int4"]
+    model = dataclasses.replace(
+        model, backends=model.backends | {"humming": dataclasses.replace(fitted, backend="humming")}
+    )
+    lost = {
+        b: projected_at(model, b, older) - projected_at(model, b, newer) for b in ("int4", "humming", "fp16-cublas")
+    }
     assert lost["int4"] == pytest.approx(model.overlap_us, rel=0.01)
+    assert lost["humming"] == pytest.approx(lost["int4"]), "a peer that overlaps loses that, too"
     assert lost["fp16-cublas"] == 0
 
 

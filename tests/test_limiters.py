@@ -1,6 +1,7 @@
 """The limit of a kernel: the rule case by case, the counters it reads, and the verdicts that rest on it."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pandas as pd
@@ -264,3 +265,37 @@ def test_each_question_about_one_case_has_one_number(run):
         "–",
     ]
     assert limits_page.four_numbers(pd.DataFrame(), table)["int4"].iloc[0] == "–"
+
+
+def test_a_run_without_counters_shows_those_of_the_newest_profiled_run_beside_it_and_says_whose_they_are(tmp_path, run):
+    """Planted: only the profiler's numbers are another run's; times on the page stay those of this run."""
+    bare = synthetic.load(
+        tmp_path,
+        m_list=(1,),
+        shapes=STUDY_SHAPES,
+        backends=BACKENDS,
+        modes=MODES,
+        counters=False,
+        minute="2026-11-24T0930Z",
+    )
+    assert limits_page.counted(run) is run
+    assert limits_page.whose_counters(run, run) is None
+    assert limits_page.counted(bare) is bare, "nothing beside it was profiled"
+    profiled = load(tmp_path)
+    found = limits_page.counted(bare)
+    assert (found.run_id, len(found.counters)) == (profiled.run_id, len(profiled.counters))
+    told = limits_page.whose_counters(bare, found).data
+    assert found.gpu["name"] in told
+    assert found.run_id in told
+    cases, table = limiters.readings(found).assign(gpu="NVIDIA A10G"), tables.report_table(bare)
+    asked = limits_page.four_numbers(cases, table)
+    assert ["A10G" in question for question in asked["question"]] == [True, False, False, False]
+    assert "A10G" in limits_page.alone(cases).data
+    assert "A10G" not in limits_page.four_numbers(limiters.readings(found), table)["question"].str.cat()
+
+
+def test_what_a_lone_call_waits_for_counts_shapes(tmp_path):
+    waits = limits_page.alone(limiters.readings(load(tmp_path / "a", dram=synthetic.Truth().dram | {"int4": 0.3}))).data
+    busy = limits_page.alone(limiters.readings(load(tmp_path / "b", dram=synthetic.Truth().dram | {"int4": 0.9}))).data
+    assert re.search(r"At (\d) of (\d)", waits).groups() == ("2", "2")
+    assert re.search(r"At (\d) of (\d)", busy).groups() == ("0", "2")

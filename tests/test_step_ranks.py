@@ -16,8 +16,8 @@ from test_step_suite import Clock
 
 from tinygemm.harness import registry
 from tinygemm.harness.variant import Ceiling
-from tinygemm.kernel import cut, launches
-from tinygemm.step import build, cases, measure, products, profile, ranks, suite, weights
+from tinygemm.kernel import cut, launches, quant
+from tinygemm.step import architecture, build, cases, measure, products, profile, ranks, suite, weights
 from tinygemm.step.architecture import ARCHITECTURES, Architecture
 from tinygemm.step.cases import StepCase
 
@@ -224,3 +224,8 @@ def test_a_fault_of_one_process_is_that_of_all(two_processes):
     assert second["fault"] == "MemoryError: no room"
     assert (first["agreed"], second["agreed"]) == (0, 1)
     assert first["same"] == second["same"] == {"a": 0}
+
+
+def test_a_share_is_cut_into_whole_tiles_of_the_packed_layout():
+    """The architecture needs no torch, and so has the size of a tile of its own."""
+    assert (architecture.TILE_N, architecture.TILE_K) == (quant.TILE_N, quant.TILE_K)

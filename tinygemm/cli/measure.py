@@ -133,9 +133,7 @@ def record(params, suites, resume, new, data_root, allow_dirty):
     help="Only these weights, as 1,K,N;1,K,N;...: other rows of the table stay. The report's and the projections of "
     "public models without it.",
 )
-@click.option(
-    "--model", default="", help="Only this model's projections: a name, a config.json or its folder. Takes a minute."
-)
+@click.option("--model", default="", help="Only this model's projections: a name, a config.json or its folder.")
 @click.option("--tp", type=click.IntRange(min=1), help="GPUs that share the model.")
 def tune(out, workers, shapes, model, tp):
     """Search launch configs on this machine's GPU and write the table that kernels read.

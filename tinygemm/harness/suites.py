@@ -33,8 +33,8 @@ REPORT_BACKENDS = (
 )
 # other people's packages: how they launch and cache is theirs, and tuning them takes long
 GUESTS = tuple(name for name in of_family(PEER) if name != "aten-int4mm")  # which comes with PyTorch
-# Not at 16: there a round of 15 backends at 4096x1024 crashes in the driver's graph launch (H200, driver 580.159, with
-# Humming among them). Some 4,100 nodes are queued then; whether their number is the cause was not tried.
+# Not at 16: there a round of 15 backends at 4096x1024, 237 calls each, crashed in the driver's graph launch where
+# Humming was among them (H200, driver 580.159); rounds of 14 did not. The cause is not known.
 GUEST_M = (1, 2, 4, 8)
 
 REP, GRID_REP = 25, 9  # samples per case where a ratio is the claim, and where a trend over a grid is

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from tinygemm.problem import GemmProblem
 from tinygemm.step.architecture import ARCHITECTURES, Architecture, architecture_named
-from tinygemm.step_rows import BACKENDS, INT4_BITS
+from tinygemm.step_rows import BACKENDS
 
 HOSTS = {"lean": ("fused", "equations"), "transformers": ("sdpa",)}  # and their kinds of attention, the usual first
 BASELINE = "fp16-cublas"  # what every other backend is timed against, round by round
 COMPARED = (BASELINE, "int4", "int4-lm-head")
 BACKENDS_OF = {"lean": BACKENDS, "transformers": COMPARED}
+INT4_BITS = GemmProblem(1, 128, 128).int4_bits_per_weight()  # in groups of 128, an FP16 scale each
 BITS = {"fp16-cublas": 16.0, "fp16-triton": 16.0, "aten-int4mm": 4.25}  # others: INT4_BITS
 BUDGET_S = 600  # for the steps of a recorded run
 # room for what a step allocates, for what the libraries set up, and for a weight that is dequantised on the way

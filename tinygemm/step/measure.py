@@ -18,7 +18,7 @@ from tinygemm.step.cases import BASELINE, StepCase
 from tinygemm.step.products import BACKENDS
 from tinygemm.step.ranks import Alone
 from tinygemm.step.weights import Weights, random_cache
-from tinygemm.step_rows import Step, StepKernel, StepSample
+from tinygemm.step_rows import COPY, Step, StepKernel, StepSample
 
 REP, WARMUP = 25, 3
 STEPS_PER_SAMPLE = 4  # back to back, as a model decodes
@@ -28,7 +28,6 @@ STEPS_PER_SAMPLE = 4  # back to back, as a model decodes
 # 0.14; a position off by one 0.061. A fault of a kernel is one of all layers, and costs more
 MAX_REL_ERR = {torch.float32: 0.01, torch.float16: 0.01, torch.bfloat16: 0.06}
 TOKENS_SEED = 3
-COPY = "copy"
 NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 

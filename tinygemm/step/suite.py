@@ -12,7 +12,7 @@ from tinygemm.runs import RunWriter
 from tinygemm.step import cases, measure
 from tinygemm.step.cases import StepCase
 from tinygemm.step.ranks import ranks_of_this_machine
-from tinygemm.step_rows import Step, StepKernel, StepSample
+from tinygemm.step_rows import COPY, Step, StepKernel, StepSample
 
 LAST = 6  # cases that say how long the next one may take
 
@@ -85,7 +85,7 @@ def run(
     """
     rows, done = Rows(), bench.ranks.same(writer.done_steps() if writer else set())
     began = bench.now()
-    if measure.COPY not in done:
+    if COPY not in done:
         _keep(rows, writer, seen, [measure.measure_copy(bench)])
     left = [case for case in wanted if case.case_id not in done]
     took: list[float] = []

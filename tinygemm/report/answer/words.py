@@ -315,10 +315,8 @@ def _peer(case: Case) -> str:
     )
     alike = max(abs(least - 1), abs(most - 1)) < ALIKE
     takes = "is projected to take" if case.projected else "takes"
-    told = (
-        f"Of the other INT4 kernels timed, {choice.plain_name(case.peer_name)} is the fastest there and {takes} {ratio}"
-    )
-    return f"{told}: at one token any decent INT4 kernel will do. {_with_more_tokens()}" if alike else f"{told}."
+    told = f"The fastest other INT4 kernel, {choice.plain_name(case.peer_name)}, {takes} {ratio}"
+    return f"{told}: at one token it would do as well. {_with_more_tokens()}" if alike else f"{told}."
 
 
 def _with_more_tokens() -> str:

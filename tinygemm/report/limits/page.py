@@ -137,12 +137,11 @@ def not_collected(what: str) -> Markdown:
 
 
 def counted(run):
-    """The run whose counters a page shows: this one if it was profiled, else the newest recorded one that was."""
+    """The run whose counters a page shows: this one if it was profiled, else the newest beside it that was."""
     if len(run.counters):
         return run
-    profiled = [
-        path for path in runs.recorded_runs() if (path / "counters.csv").is_file() and "-dirty" not in path.name
-    ]
+    clean = (path for path in runs.recorded_runs(root=run.path.parents[1]) if not path.name.endswith("-dirty"))
+    profiled = [path for path in clean if (path / "counters.csv").is_file()]
     return runs.load_run(profiled[-1]) if profiled else run
 
 
@@ -155,7 +154,7 @@ def whose_counters(run, profiled) -> Markdown | None:
         return None
     return Markdown(
         f"*Nsight Compute did not profile this run. The counters on this page are those of an {profiled.gpu['name']}, "
-        f"run {profiled.provenance['run_id']}.*"
+        f"run {profiled.run_id}.*"
     )
 
 
@@ -180,7 +179,7 @@ def answer(shift: Verdict) -> str:
 
 
 def alone(cases: pd.DataFrame) -> Markdown:
-    """What limits a lone INT4 call at how many of the profiled shapes."""
+    """The number of profiled shapes at which a lone INT4 call waits, and on which GPU."""
     numbers = claims.latency_limits(cases).numbers
     if not numbers:
         return Markdown("*No lone INT4 call was profiled.*")

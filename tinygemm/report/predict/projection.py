@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from tinygemm.backends import with_serial
 from tinygemm.hardware import GpuSpec
 from tinygemm.report.predict.terms import ECC_SHARE, Fitted, device_us, eager_us, usable_gb_s
 
 DEPENDENT_LAUNCH = (9, 0)  # the compute capability from which on a kernel may start before the one ahead has ended
-DEPENDENT = ("int4", "fp16-triton", "int4-load-only")  # backends that do so where they can
+DEPENDENT = tuple(with_serial())  # backends that do so where they can
 KNOBS = ("bandwidth", "ecc", "clock", "start", "serial", "work", "dependent", "host")
 
 

@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from tinygemm.problem import STUDY_SHAPES
+from tinygemm.problem import STUDY_SHAPES, GemmProblem
 from tinygemm.report.base import style
 from tinygemm.report.base.tables import BASELINE, SHAPE, copy_bandwidth_gb_s, empty_node_us, primary
 from tinygemm.report.base.words import shape_name, spans
-from tinygemm.step_rows import BACKENDS, INT4_BITS
+from tinygemm.step_rows import BACKENDS
 
 SHOWN = (BASELINE, "fp16-triton", "int4-static", "int4")
 TICKS_US = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -159,4 +159,4 @@ def _limit(rows: pd.DataFrame) -> float | None:
     if BASELINE not in rows.index or pd.isna(rows.loc[BASELINE, "product"]):
         return None
     ms, product = rows.loc[BASELINE, ["ms", "product"]].astype(float)
-    return ms * (1 - product) + ms * product * INT4_BITS / 16
+    return ms * (1 - product) + ms * product * GemmProblem(1, 128, 128).int4_bits_per_weight() / 16

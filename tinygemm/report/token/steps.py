@@ -7,8 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from tinygemm import runs
-
-COPY = "copy"
+from tinygemm.step_rows import COPY
 
 
 def latest(
