@@ -36,7 +36,7 @@ def card(verdict: Verdict, refuted: str) -> Markdown:
     """
     heading = {HOLDS: verdict.claim, FAILS: refuted, UNDECIDED: f"Open: {verdict.claim}"}[verdict.state]
     # the badge stands beside what it judges: the heading of a refuted claim says the opposite of it
-    judged = f"Claim: *{verdict.claim}*: {badge(verdict)}." if verdict.state == FAILS else badge(verdict)
+    judged = f"Claim: *{verdict.claim}*: {badge(verdict)}" if verdict.state == FAILS else badge(verdict)
     return Markdown(f":::{{admonition}} {heading}\n:class: finding\n\n{judged} {verdict.sentence}\n:::")
 
 
